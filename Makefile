@@ -1,0 +1,36 @@
+# Everything on a machine that has Python (3.11 or newer) and make:
+#   make demo   install into .venv, then prune a small network and print a table
+#   make test   install with the test extra, then lint, import contracts, types, tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check install install-test clean
+
+demo: install
+	$(BIN)/lossprune demo
+
+test: install-test check
+	$(BIN)/pytest -n 2 --dist worksteal -q
+
+check: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+install: .venv/installed
+install-test: .venv/installed-test
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	@touch $@
+
+.venv/installed-test: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	@touch $@ .venv/installed
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

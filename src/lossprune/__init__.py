@@ -1,0 +1,50 @@
+"""lossprune: prune any PyTorch network by modelling the loss.
+
+>>> import lossprune
+>>> lossprune.sparsities("linear", 0.5, 2)
+(0.25, 0.5)
+
+The names below are imported on first use, so that ``lossprune --help`` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lossprune.pruning import CRITERIA as CRITERIA
+    from lossprune.pruning import Criterion as Criterion
+    from lossprune.pruning import Mask as Mask
+    from lossprune.pruning import PruningResult as PruningResult
+    from lossprune.pruning import StageRecord as StageRecord
+    from lossprune.pruning import Statistics as Statistics
+    from lossprune.pruning import measure as measure
+    from lossprune.pruning import prune as prune
+    from lossprune.pruning import sparsities as sparsities
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Mask",
+    "PruningResult",
+    "StageRecord",
+    "Statistics",
+    "data",
+    "measure",
+    "networks",
+    "prune",
+    "sparsities",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("data", "networks"):
+        return import_module(f"lossprune.{name}")
+    if name in __all__:
+        return getattr(import_module("lossprune.pruning"), name)
+    raise AttributeError(f"module 'lossprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
