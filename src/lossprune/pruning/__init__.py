@@ -1,0 +1,49 @@
+"""The library: prune any ``torch.nn.Module`` by a model of its loss.
+
+Tensors in, tensors out: no configuration, no printing, no files but a mask's own.  The names below
+are imported on first use, so that the tables of criteria and schedules can be read without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lossprune.pruning.criteria import CRITERIA as CRITERIA
+    from lossprune.pruning.criteria import Criterion as Criterion
+    from lossprune.pruning.curvature.losses import LOSSES as LOSSES
+    from lossprune.pruning.curvature.losses import Loss as Loss
+    from lossprune.pruning.curvature.measure import Statistics as Statistics
+    from lossprune.pruning.curvature.measure import measure as measure
+    from lossprune.pruning.errors import PruningError as PruningError
+    from lossprune.pruning.mask import Mask as Mask
+    from lossprune.pruning.schedules import SCHEDULES as SCHEDULES
+    from lossprune.pruning.schedules import sparsities as sparsities
+    from lossprune.pruning.stages import PruningResult as PruningResult
+    from lossprune.pruning.stages import StageRecord as StageRecord
+    from lossprune.pruning.stages import prune as prune
+    from lossprune.pruning.stages import prune_by_stage as prune_by_stage
+
+_HOMES = {
+    "CRITERIA": "criteria",
+    "Criterion": "criteria",
+    "LOSSES": "curvature.losses",
+    "Loss": "curvature.losses",
+    "Mask": "mask",
+    "PruningError": "errors",
+    "PruningResult": "stages",
+    "SCHEDULES": "schedules",
+    "StageRecord": "stages",
+    "Statistics": "curvature.measure",
+    "measure": "curvature.measure",
+    "prune": "stages",
+    "prune_by_stage": "stages",
+    "sparsities": "schedules",
+}
+
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"lossprune.pruning.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'lossprune.pruning' has no attribute {name!r}")

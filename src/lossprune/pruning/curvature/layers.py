@@ -1,0 +1,167 @@
+"""Where a network uses its prunable weights: seen from outside, without hooks, in one forward pass.
+
+Index letters, here and in ``squares.py``: k column of the Hessian factor, n example, g group,
+o output channel within its group, i input of one output (channel within its group × kernel
+position), p output position (pixel or token).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from lossprune.pruning.errors import PruningError
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x Wᵀ over the last dimension; every dimension between it and the first is a position."""
+
+    def patches(self, inputs: Tensor) -> Tensor:
+        """Inputs of every output position: (n, 1, i, p)."""
+        return self.outputs(inputs)
+
+    def outputs(self, tensor: Tensor) -> Tensor:
+        """A tensor of the output's shape as (n, 1, o, p)."""
+        return tensor.reshape(tensor.shape[0], 1, -1, tensor.shape[-1]).transpose(2, 3)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A 1-, 2- or 3-dimensional convolution (cross-correlation)."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]  # before and after, per dimension
+    dilation: tuple[int, ...]
+    groups: int
+
+    def patches(self, inputs: Tensor) -> Tensor:
+        """Inputs of every output position: (n, g, i, p)."""
+        n = inputs.shape[0]
+        dimensions = len(self.kernel)
+        if any(pad != (0, 0) for pad in self.padding):
+            inputs = F.pad(inputs, [side for pad in reversed(self.padding) for side in pad])
+        windows = inputs
+        for axis, (size, stride, dilation) in enumerate(
+            zip(self.kernel, self.stride, self.dilation, strict=True), start=2
+        ):
+            windows = windows.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        # (n, channel, *positions, *kernel) → (n, channel, *kernel, *positions)
+        kernel_axes = range(2 + dimensions, 2 + 2 * dimensions)
+        windows = windows.permute(0, 1, *kernel_axes, *range(2, 2 + dimensions))
+        positions = windows.shape[2 + dimensions :].numel()
+        return windows.reshape(n, self.groups, -1, positions)
+
+    def outputs(self, tensor: Tensor) -> Tensor:
+        """A tensor of the output's shape as (n, g, o, p)."""
+        return tensor.reshape(
+            tensor.shape[0], self.groups, tensor.shape[1] // self.groups, -1
+        )
+
+
+Geometry = Linear | Convolution
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One use of one prunable weight in a forward pass."""
+
+    name: str
+    inputs: Tensor
+    output: GradientEdge  # of the layer itself, whatever is done in place to its result later
+    output_shape: torch.Size
+    geometry: Geometry
+
+
+def _linear_call(
+    input: Tensor,  # noqa: A002 - torch's argument names, which callers may use as keywords
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Geometry]:
+    return input, weight, Linear()
+
+
+def _convolution_call(
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> tuple[Tensor, Tensor, Geometry]:
+    kernel = tuple(weight.shape[2:])
+    dilation = _per_dimension(dilation, len(kernel))
+    if padding == "same":
+        extra = [rate * (size - 1) for rate, size in zip(dilation, kernel, strict=True)]
+        sides = tuple((total // 2, total - total // 2) for total in extra)
+    elif padding == "valid":
+        sides = ((0, 0),) * len(kernel)
+    else:
+        sides = tuple((pad, pad) for pad in _per_dimension(padding, len(kernel)))
+    stride = _per_dimension(stride, len(kernel))
+    return input, weight, Convolution(kernel, stride, sides, dilation, groups)
+
+
+def _per_dimension(value: Any, dimensions: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * dimensions
+    return tuple(value) * (dimensions if len(value) == 1 else 1)
+
+
+_CALLS: dict[Callable[..., Any], Callable[..., tuple[Tensor, Tensor, Geometry]]] = {
+    F.linear: _linear_call,
+    torch.conv1d: _convolution_call,
+    torch.conv2d: _convolution_call,
+    torch.conv3d: _convolution_call,
+}
+
+
+class LayerCalls(TorchFunctionMode):
+    """While entered, records every call of a linear or convolution function on a given weight.
+
+    It looks at the functions that layers call, not at the layers: weights that layers share,
+    layers that run twice and functional uses are all seen, and the network is not touched.
+
+    With ``detached``, recorded calls compute with a detached weight, so that what the loss still
+    depends on the weight through is exactly the uses that were *not* recorded.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], *, detached: bool = False) -> None:
+        super().__init__()
+        self.calls: list[LayerCall] = []
+        self._names = {id(weight): name for name, weight in weights.items()}
+        self._detached = detached
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _CALLS:
+            return func(*args, **kwargs)
+        inputs, weight, geometry = _CALLS[func](*args, **kwargs)
+        name = self._names.get(id(weight))
+        if name is None:
+            return func(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            raise PruningError(
+                f"{name!r} is used where gradients are switched off (torch.no_grad or activation "
+                "checkpointing), so its curvature cannot be measured"
+            )
+        swap = {id(weight): weight.detach()} if self._detached else {}
+        if not inputs.requires_grad:
+            # Only so that the output has a place in the graph; no gradient is ever taken here.
+            swap[id(inputs)] = inputs.detach().requires_grad_()
+        args = [swap.get(id(arg), arg) for arg in args]
+        kwargs = {key: swap.get(id(arg), arg) for key, arg in kwargs.items()}
+        output = func(*args, **kwargs)
+        self.calls.append(
+            LayerCall(name, inputs.detach(), get_gradient_edge(output), output.shape, geometry)
+        )
+        return output

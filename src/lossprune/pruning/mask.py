@@ -1,0 +1,196 @@
+"""Masks: which weights are kept, and how a network is held to them."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lossprune.pruning.errors import PruningError
+from lossprune.pruning.prunable import prunable_weights
+
+_FORMAT = "lossprune mask 1"
+
+
+class Mask(Mapping[str, Tensor]):
+    """Which weights are kept: a bool tensor of the weight's shape per parameter name.
+
+    >>> mask = Mask({"weight": torch.tensor([[True, False], [True, True]])}, criterion="MP")
+    >>> mask.sparsity
+    0.25
+    >>> layer = nn.Linear(2, 2)
+    >>> _ = mask.apply_(layer)
+    >>> layer.weight[0, 1].item()
+    0.0
+    """
+
+    def __init__(self, kept: Mapping[str, Tensor], *, criterion: str | None = None) -> None:
+        for name, tensor in kept.items():
+            if tensor.dtype != torch.bool:
+                raise ValueError(f"mask of {name!r} must be a bool tensor, got {tensor.dtype}")
+        self._kept = dict(kept)
+        self.criterion = criterion
+        self.total = sum(tensor.numel() for tensor in self._kept.values())
+        self.removed = self.total - sum(int(tensor.sum()) for tensor in self._kept.values())
+
+    @classmethod
+    def dense(cls, model: nn.Module) -> "Mask":
+        """Return the mask that keeps every prunable weight of ``model``."""
+        return cls(
+            {
+                name: torch.ones_like(weight, dtype=torch.bool)
+                for name, weight in prunable_weights(model).items()
+            }
+        )
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of the weights that is removed: ``removed / total``."""
+        return self.removed / self.total if self.total else 0.0
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return self._kept.keys() == other._kept.keys() and all(
+            torch.equal(tensor.cpu(), other[name].cpu()) for name, tensor in self._kept.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Mask({self.removed:,} of {self.total:,} weights removed, {len(self)} parameters)"
+
+    def to(self, device: torch.device | str) -> "Mask":
+        """Return the same mask on another device."""
+        return Mask(
+            {name: tensor.to(device) for name, tensor in self._kept.items()},
+            criterion=self.criterion,
+        )
+
+    def apply_(self, model: nn.Module) -> nn.Module:
+        """Set the removed weights of ``model`` to exactly 0, in place, and return ``model``.
+
+        Raises:
+            PruningError: the mask names a parameter that the model lacks or has in another shape.
+        """
+        _zero_(self._removed_of(model))
+        return model
+
+    def enforce(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> "Enforcement":
+        """Hold the removed weights of ``model`` at exactly 0 through ``optimizer``'s steps.
+
+        They are set to 0 now and after every ``optimizer.step()``, whatever the loop, gradients,
+        momentum or weight decay did to them; nothing else of the step changes.  Call ``remove()``
+        on what is returned, or use it as a context manager, to let them go.
+
+        Raises:
+            PruningError: as :meth:`apply_`.
+        """
+        return Enforcement(self._removed_of(model), optimizer)
+
+    def save(self, path: str | Path) -> None:
+        """Write the mask as safetensors: one bit a weight; shapes and criterion in the metadata."""
+        from safetensors.numpy import save_file
+
+        packed = {name: np.packbits(kept.cpu().numpy()) for name, kept in self._kept.items()}
+        metadata = {
+            "format": _FORMAT,
+            "shapes": json.dumps({name: list(kept.shape) for name, kept in self._kept.items()}),
+            "sparsity": repr(self.sparsity),
+            "criterion": self.criterion or "",
+        }
+        save_file(packed, path, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Mask":
+        """Read a mask that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            PruningError: the file is not a mask, is damaged, or its contents contradict each other.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no mask at {path}")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise PruningError(f"{path} is not a readable safetensors file: {error}") from None
+        if metadata.get("format") != _FORMAT:
+            raise PruningError(f"{path} is a safetensors file, but not a mask of lossprune")
+        shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
+        kept = {name: _unpack(packed.get(name), shape, path, name) for name, shape in shapes.items()}
+        mask = cls(kept, criterion=metadata["criterion"] or None)
+        if repr(mask.sparsity) != metadata["sparsity"]:
+            raise PruningError(
+                f"{path} is damaged: it says sparsity {metadata['sparsity']}, "
+                f"its bits say {mask.sparsity!r}"
+            )
+        return mask
+
+    def _removed_of(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of a parameter of ``model`` and where it is removed, on the parameter's device."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        pairs = []
+        for name, kept in self._kept.items():
+            if name not in parameters:
+                raise PruningError(f"the mask names {name!r}, which {type(model).__name__} lacks")
+            parameter = parameters[name]
+            if parameter.shape != kept.shape:
+                raise PruningError(
+                    f"the mask of {name!r} has shape {tuple(kept.shape)}, "
+                    f"the parameter {tuple(parameter.shape)}"
+                )
+            pairs.append((parameter, ~kept.to(parameter.device)))
+        return pairs
+
+
+class Enforcement:
+    """A running :meth:`Mask.enforce`; ``remove()`` ends it, and so does leaving a ``with`` block."""
+
+    def __init__(
+        self, removed: list[tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._removed = removed
+        _zero_(removed)
+        self._hook = optimizer.register_step_post_hook(lambda *_: _zero_(removed))
+
+    def remove(self) -> None:
+        """Let the removed weights train again."""
+        self._hook.remove()
+
+    def __enter__(self) -> "Enforcement":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.remove()
+
+
+@torch.no_grad()
+def _zero_(removed: list[tuple[Tensor, Tensor]]) -> None:
+    for parameter, where in removed:
+        parameter.masked_fill_(where, 0.0)  # not a product: 0 · NaN is NaN
+
+
+def _unpack(
+    packed: "np.ndarray[Any, Any] | None", shape: list[int], path: str | Path, name: str
+) -> Tensor:
+    size = int(np.prod(shape))
+    if packed is None or packed.dtype != np.uint8 or packed.shape != ((size + 7) // 8,):
+        raise PruningError(f"{path} is damaged: the bits of {name!r} do not fit shape {shape}")
+    return torch.from_numpy(np.unpackbits(packed, count=size).astype(bool).reshape(shape))

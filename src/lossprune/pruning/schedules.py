@@ -1,0 +1,77 @@
+"""How the sparsity grows from stage to stage."""
+
+import math
+from collections.abc import Callable, Sequence
+
+
+def _linear(sparsity: float, stages: int) -> list[float]:
+    """Every stage removes the same number of weights."""
+    return [sparsity * stage / stages for stage in range(1, stages + 1)]
+
+
+def _exponential(sparsity: float, stages: int) -> list[float]:
+    """Every stage removes the same fraction of the weights that remain."""
+    return [1.0 - (1.0 - sparsity) ** (stage / stages) for stage in range(1, stages + 1)]
+
+
+SCHEDULES: dict[str, Callable[[float, int], list[float]]] = {
+    "exponential": _exponential,
+    "linear": _linear,
+}
+
+
+def sparsities(
+    schedule: str | Sequence[float], sparsity: float, stages: int | None = None
+) -> tuple[float, ...]:
+    r"""Cumulative sparsity after each stage, for a final sparsity κ in π stages.
+
+    - ``"linear"``: κ·i/π;
+    - ``"exponential"``: 1 − (1 − κ)^(i/π), so that each stage removes the same fraction
+      1 − (1 − κ)^(1/π) of what remains;
+    - a sequence of sparsities is itself the schedule: it must not fall, and end at κ.
+
+    ``stages`` is 1 if not given, or the length of the sequence.
+
+    Source: Laurent et al., "Revisiting Loss Modelling for Unstructured Pruning", 2020, section 3.
+
+    >>> sparsities("linear", 0.9, 3)
+    (0.3, 0.6, 0.9)
+    >>> [round(kappa, 4) for kappa in sparsities("exponential", 0.875, 3)]
+    [0.5, 0.75, 0.875]
+    """
+    check_sparsity(sparsity)
+    if stages is None:
+        stages = 1 if isinstance(schedule, str) else len(schedule)
+    if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
+        raise ValueError(f"stages must be a whole number of at least 1, got {stages!r}")
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            known = ", ".join(SCHEDULES)
+            raise ValueError(
+                f"unknown schedule {schedule!r}; choose one of: {known}, "
+                "or give a sequence of rising sparsities"
+            )
+        # The last stage is κ itself, not κ to rounding: the final count must be exact.
+        return (*SCHEDULES[schedule](sparsity, stages)[:-1], sparsity)
+    return _checked_sequence(schedule, sparsity, stages)
+
+
+def _checked_sequence(
+    schedule: Sequence[float], sparsity: float, stages: int
+) -> tuple[float, ...]:
+    steps = tuple(float(step) for step in schedule)
+    for step in steps:
+        check_sparsity(step, "every sparsity of a schedule")
+    if not steps or any(later < earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+        raise ValueError(f"a schedule must be a rising sequence of sparsities, got {steps}")
+    if len(steps) != stages:
+        raise ValueError(f"the schedule has {len(steps)} entries, but stages is {stages}")
+    if steps[-1] != sparsity:
+        raise ValueError(f"the schedule ends at {steps[-1]}, but sparsity is {sparsity}")
+    return steps
+
+
+def check_sparsity(sparsity: float, what: str = "sparsity") -> None:
+    """Raise a ``ValueError`` unless 0 ≤ sparsity < 1."""
+    if not (isinstance(sparsity, (int, float)) and math.isfinite(sparsity) and 0 <= sparsity < 1):
+        raise ValueError(f"{what} must be a number in [0, 1), got {sparsity!r}")

@@ -1,0 +1,281 @@
+"""The stage loop: measure → score → select."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossprune.pruning.criteria import Criterion, find_criterion
+from lossprune.pruning.curvature.examples import Batch, check_examples, device_of, take
+from lossprune.pruning.curvature.losses import Loss, find_loss
+from lossprune.pruning.curvature.measure import Statistics, mean_loss, measure
+from lossprune.pruning.errors import PruningError
+from lossprune.pruning.mask import Mask
+from lossprune.pruning.prunable import prunable_weights
+from lossprune.pruning.randomness import PrivateRandomness
+from lossprune.pruning.schedules import sparsities
+from lossprune.pruning.selection import select_smallest
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage did.  Losses are means over the examples that this stage was measured on.
+
+    Attributes:
+        stage: 1 for the first.
+        sparsity: after the stage, exactly removed / prunable.
+        removed: weights removed so far.
+        loss_before: at the mask of the stage before; None without data.
+        loss_after: at the mask of this stage, on the same examples; None without data.
+        predicted_change: the model's ΔL for the weights this stage removed, without the penalty;
+            None where the criterion does not model the loss.
+        realised_change: ``loss_after − loss_before``; None without data.
+        seconds: wall time of the stage.
+    """
+
+    stage: int
+    sparsity: float
+    removed: int
+    loss_before: float | None
+    loss_after: float | None
+    predicted_change: float | None
+    realised_change: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PruningResult:
+    """A mask, and how it came about stage by stage."""
+
+    mask: Mask
+    stages: tuple[StageRecord, ...]
+
+
+def prune(
+    model: nn.Module,
+    criterion: str | Criterion,
+    *,
+    sparsity: float,
+    data: Iterable[Any] | None = None,
+    examples: int | None = None,
+    stages: int | None = None,
+    schedule: str | Sequence[float] = "exponential",
+    reg: float = 0.0,
+    loss: str | Loss = "cross_entropy",
+) -> PruningResult:
+    """Find which weights of ``model`` to remove so that a model of its loss rises least.
+
+    In each stage i the statistics that the criterion needs are measured at θ ⊙ m of the stage
+    before, on fresh examples; every weight that is left gets its saliency + ½ λ θ²; and the
+    smallest over all layers together are removed until round(κᵢ · N) are gone.  θ itself never
+    changes, and a weight once removed stays removed.  Source: Laurent et al., "Revisiting Loss
+    Modelling for Unstructured Pruning", 2020.
+
+    Args:
+        model: left unchanged; apply the mask with ``result.mask.apply_(model)``.  The weights of
+            its linear and convolution layers are pruned.
+        criterion: a name in ``lossprune.CRITERIA`` or a :class:`Criterion`.
+        sparsity: κ, the fraction of the prunable weights removed at the end, in [0, 1).
+        data: iterable of (inputs, targets), iterated anew at each stage, so an iterator will not
+            do for several.  A criterion that needs no statistics (MP) does without; given data,
+            its stages record their losses.
+        examples: how many to read a stage, exactly; None reads all.  A stage holds its examples
+            until it ends, where the iterable puts them.
+        stages: π; 1 if not given.
+        schedule: ``"exponential"``, ``"linear"``, or a rising sequence of sparsities.
+        reg: λ ≥ 0, the step-size penalty.
+        loss: a name in ``LOSSES`` or a :class:`Loss`.
+
+    Raises:
+        ValueError: an argument out of range.
+        PruningError: no weight would be left; the data does not do (see :func:`measure`); a loss,
+            gradient, curvature or saliency is not finite.  The stage is named.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    >>> batches = [(torch.randn(32, 8), torch.arange(32) % 4)]
+    >>> result = prune(model, "QM", sparsity=0.75, data=batches, stages=3)
+    >>> result.mask
+    Mask(144 of 192 weights removed, 2 parameters)
+    >>> [stage.removed for stage in result.stages]
+    [71, 116, 144]
+    """
+    mask: Mask | None = None
+    records = []
+    for mask, record in prune_by_stage(
+        model,
+        criterion,
+        sparsity=sparsity,
+        data=data,
+        examples=examples,
+        stages=stages,
+        schedule=schedule,
+        reg=reg,
+        loss=loss,
+    ):
+        records.append(record)
+    assert mask is not None  # there is at least one stage
+    return PruningResult(mask, tuple(records))
+
+
+def prune_by_stage(
+    model: nn.Module,
+    criterion: str | Criterion,
+    *,
+    sparsity: float,
+    data: Iterable[Any] | None = None,
+    examples: int | None = None,
+    stages: int | None = None,
+    schedule: str | Sequence[float] = "exponential",
+    reg: float = 0.0,
+    loss: str | Loss = "cross_entropy",
+    start: Mask | None = None,
+    completed: int = 0,
+) -> Iterator[tuple[Mask, StageRecord]]:
+    """Prune as :func:`prune`, giving mask and record after every stage.
+
+    ``start`` is the mask after ``completed`` stages, to go on from there: the masks are those of
+    a pruning that was never stopped, if the data gives the same examples at the same stage.
+    """
+    steps = sparsities(schedule, sparsity, stages)
+    if not 0 <= completed < len(steps):
+        raise ValueError(f"completed must be between 0 and {len(steps) - 1}, got {completed!r}")
+    pruning = _Pruning(model, find_criterion(criterion), data, examples, reg, find_loss(loss))
+    pruning.check(steps)
+    mask = (start or Mask.dense(model)).to(device_of(pruning.weights.values()))
+    return pruning.run(mask, steps, completed)
+
+
+class _Pruning:
+    """One pruning under way: its settings, and the random state that its data draws from."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        data: Iterable[Any] | None,
+        examples: int | None,
+        reg: float,
+        loss: Loss,
+    ) -> None:
+        self.model = model
+        self.weights = prunable_weights(model)
+        self.criterion = criterion
+        self.data = data
+        self.examples = examples
+        self.reg = reg
+        self.loss = loss
+        self.randomness = PrivateRandomness()
+
+    def check(self, steps: tuple[float, ...]) -> None:
+        if not (isinstance(self.reg, (int, float)) and 0 <= self.reg < float("inf")):
+            raise ValueError(f"reg must be a number of at least 0, got {self.reg!r}")
+        check_examples(self.examples)
+        if self.data is None:
+            if self.criterion.gradient or self.criterion.curvature:
+                raise ValueError(
+                    f"criterion {self.criterion.name!r} needs data: an iterable of "
+                    "(inputs, targets)"
+                )
+            if self.examples is not None:
+                raise ValueError(
+                    f"examples={self.examples!r} asks for examples, but no data is given"
+                )
+        if len(steps) > 1 and isinstance(self.data, Iterator):
+            raise ValueError(
+                f"data is iterated anew at each of {len(steps)} stages, but an iterator can be "
+                "used only once: give a list or a DataLoader"
+            )
+        total = sum(weight.numel() for weight in self.weights.values())
+        if round(steps[-1] * total) >= total:
+            raise PruningError(
+                f"sparsity {steps[-1]} leaves none of the {total} prunable weights"
+            )
+
+    def run(
+        self, mask: Mask, steps: tuple[float, ...], completed: int
+    ) -> Iterator[tuple[Mask, StageRecord]]:
+        for stage, sparsity in enumerate(steps[completed:], start=completed + 1):
+            try:
+                with self.randomness:
+                    mask, record = self._stage(mask, stage, sparsity)
+            except PruningError as error:
+                raise PruningError(f"stage {stage} of {len(steps)}: {error}") from error
+            yield mask, record
+
+    def _stage(self, mask: Mask, stage: int, sparsity: float) -> tuple[Mask, StageRecord]:
+        began = time.perf_counter()
+        batches: list[Batch] = []
+        statistics = before = after = None
+        if self.data is not None:
+            batches = list(take(self.data, self.examples))
+            statistics = self._measure(batches, mask)
+            before = statistics.loss
+        with torch.no_grad():
+            marked = select_smallest(
+                self._saliencies(statistics),
+                mask,
+                round(sparsity * mask.total) - mask.removed,
+            )
+            predicted = self._predicted_change(statistics, marked)
+        mask = Mask(
+            {name: kept & ~marked[name] for name, kept in mask.items()},
+            criterion=self.criterion.name,
+        )
+        if statistics is not None:
+            after = mean_loss(self.model, batches, mask=mask, loss=self.loss)
+        return mask, StageRecord(
+            stage=stage,
+            sparsity=mask.sparsity,
+            removed=mask.removed,
+            loss_before=before,
+            loss_after=after,
+            predicted_change=predicted,
+            realised_change=None if before is None or after is None else after - before,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _measure(self, batches: list[Batch], mask: Mask) -> Statistics:
+        return measure(
+            self.model,
+            batches,
+            mask=mask,
+            loss=self.loss,
+            gradient=self.criterion.gradient,
+            ggn_diagonal=self.criterion.curvature,
+        )
+
+    def _saliencies(self, statistics: Statistics | None) -> dict[str, Tensor]:
+        saliencies = {}
+        for name, weight in self.weights.items():
+            theta, g, h = _terms(name, weight, statistics)
+            saliency = self.criterion.saliency(theta, g, h) + 0.5 * self.reg * theta**2
+            bad = saliency.numel() - int(saliency.isfinite().sum())
+            if bad:
+                raise PruningError(
+                    f"the saliency of {name!r} is not finite in {bad} of {saliency.numel()} entries"
+                )
+            saliencies[name] = saliency
+        return saliencies
+
+    def _predicted_change(
+        self, statistics: Statistics | None, marked: Mapping[str, Tensor]
+    ) -> float | None:
+        if self.criterion.change is None:
+            return None
+        total = 0.0
+        for name, weight in self.weights.items():
+            change = self.criterion.change(*_terms(name, weight, statistics))
+            total += float(change[marked[name]].sum(dtype=torch.float64))
+        return total
+
+
+def _terms(name: str, weight: Tensor, statistics: Statistics | None) -> tuple[Any, Any, Any]:
+    """θ, g and h of one parameter; None for what was not measured."""
+    theta = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    if statistics is None:
+        return theta, None, None
+    return theta, statistics.gradient.get(name), statistics.ggn_diagonal.get(name)
