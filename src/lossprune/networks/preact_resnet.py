@@ -120,5 +120,5 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Conv2d | None:
-    """A projection where the block changes the size or the number of maps; None: the identity."""
+    """Return a projection where the block changes size or width; None: the identity."""
     return None if stride == 1 and inputs == outputs else _conv(inputs, outputs, 1, stride)

@@ -1,0 +1,141 @@
+"""Data sets as tensors, with a split for training, validation and test.
+
+``DATASETS`` lists what there is, and ``load`` reads one:
+
+>>> digits = load("digits", seed=1111)
+>>> len(digits.train), len(digits.valid), len(digits.test), digits.shape
+(1297, 250, 250, (1, 8, 8))
+
+To add a data set, write a function like the ones below in a module of this package and give it a
+line in ``DATASETS``. torch is imported only when a data set is loaded, so that the table can be
+read for flags and help at no cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from lossprune.data.dataset import Dataset as Dataset
+    from lossprune.data.dataset import Split as Split
+
+__all__ = ["DATASETS", "Dataset", "DatasetEntry", "Source", "Split", "load"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set is read from, and how its random split is drawn.
+
+    Attributes:
+        path: the folder (or, for an image folder, the archive) that the user gave.
+        seed: draws the split of a data set that has no fixed one.
+        mirror: base URL to download missing files from; None: the data set's own addresses.
+        progress: show progress bars on standard error; None: only where it is a terminal.
+    """
+
+    path: Path | None
+    seed: int
+    mirror: str | None = None
+    progress: bool | None = None
+
+    def folder(self) -> Path:
+        """Return ``path``; raise ValueError if none was given."""
+        if self.path is None:
+            raise ValueError("path (--data_path) is missing: it names the folder of the data set")
+        return self.path
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One line of ``DATASETS``: what the data set is, and the function that reads it."""
+
+    summary: str
+    read: Callable[[Source], Dataset]
+    needs_path: bool = True
+
+
+def _mnist(source: Source) -> Dataset:
+    from lossprune.data.mnist import read_mnist
+
+    return read_mnist(source)
+
+
+def _cifar10(source: Source) -> Dataset:
+    from lossprune.data.cifar10 import read_cifar10
+
+    return read_cifar10(source)
+
+
+def _folder(source: Source) -> Dataset:
+    from lossprune.data.folder import read_folder
+
+    return read_folder(source)
+
+
+def _digits(source: Source) -> Dataset:
+    from lossprune.data.digits import read_digits
+
+    return read_digits(source)
+
+
+DATASETS: dict[str, DatasetEntry] = {
+    "mnist": DatasetEntry("MNIST, in <path>/MNIST/raw; downloaded if missing", _mnist),
+    "cifar10": DatasetEntry(
+        "CIFAR-10, in <path>/cifar-10-batches-py or its tar.gz; downloaded if missing", _cifar10
+    ),
+    "folder": DatasetEntry(
+        "images in <path>/<split>/<class>/, where <path> may be a tar or tar.gz", _folder
+    ),
+    "digits": DatasetEntry("1,797 digits of 8×8 pixels, bundled", _digits, needs_path=False),
+}
+
+
+def load(
+    name: str,
+    path: Path | str | None = None,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    mirror: str | None = None,
+    progress: bool | None = None,
+) -> Dataset:
+    """Read the data set called ``name`` from ``path`` and hold it on ``device``.
+
+    Args:
+        name: a key of ``DATASETS``.
+        path: the folder of the data; None is enough for the bundled digits.
+        seed: draws the split where the data set has no fixed one.
+        device: where the images and labels are held.
+        mirror: base URL under which the missing files of MNIST and CIFAR-10 lie by name; None:
+            the environment variable ``LOSSPRUNE_MIRROR`` if set, else the public addresses.
+        progress: show progress bars on standard error; None: only where it is a terminal.
+
+    Raises:
+        ValueError: ``name`` is not a data set, ``path`` is missing, or a file is corrupt or not
+            what its data set needs (the message names it).
+        FileNotFoundError: ``path`` or something that must be in it is not there.
+        OSError: a file cannot be read or written, or no download succeeded.
+
+    >>> load("cats", seed=0)
+    Traceback (most recent call last):
+    ValueError: data set (--dataset) must be one of mnist, cifar10, folder, digits, got 'cats'
+    """
+    if name not in DATASETS:
+        raise ValueError(f"data set (--dataset) must be one of {', '.join(DATASETS)}, got {name!r}")
+    entry = DATASETS[name]
+    if entry.needs_path and path is None:
+        raise ValueError(f"data set {name!r} needs a path (--data_path): {entry.summary}")
+    source = Source(None if path is None else Path(path), seed, mirror, progress)
+    return entry.read(source).to(device)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Dataset", "Split"):
+        return getattr(import_module("lossprune.data.dataset"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,213 @@
+"""A data set: raw images and labels of three splits, and the batches drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lossprune.data.batches import Affine, Moves, iterate
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images as they are stored, with their labels, on one device.
+
+    Attributes:
+        images: uint8, (examples, channels, height, width).
+        labels: int64, (examples,).
+
+    Raises:
+        ValueError: the tensors are not of these types and shapes, or hold no examples.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self):
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                "images must be uint8 of shape (examples, channels, height, width), "
+                f"got {self.images.dtype} of shape {tuple(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must be int64 of shape ({len(self.images)},), one for each image, "
+                f"got {self.labels.dtype} of shape {tuple(self.labels.shape)}"
+            )
+        if self.images.numel() == 0:
+            raise ValueError(f"images must not be empty, got shape {tuple(self.images.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return this split with its tensors on ``device``."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def take(self, indices: Tensor) -> Split:
+        """Return the examples at ``indices`` (int64), in that order."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits and how their images become the inputs of a network.
+
+    An input is (image / ``scale`` − ``mean``) / ``std``, for each channel.
+
+    Attributes:
+        name: the data set's name, for records and messages.
+        train: the examples trained on.
+        valid: the examples that choose the best network.
+        test: the examples of the error that is reported.
+        classes: the classes' names; label i is the i-th.
+        mean: mean of image / scale over the training images, one value a channel or one for all.
+        std: standard deviation of the same, likewise.
+        scale: the largest pixel value.
+        augmented: whether training crops and flips at random (see ``batches``).
+
+    Raises:
+        ValueError: a label outside the classes, splits of different image shapes, a class that is
+            missing from training, or a mean or std that cannot be used.
+    """
+
+    name: str
+    train: Split
+    valid: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: float = 255.0
+    augmented: bool = False
+
+    def __post_init__(self):
+        check(self)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The three splits by name."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """Return this data set with its tensors on ``device``."""
+        return replace(self, **{name: split.to(device) for name, split in self.splits.items()})
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return uint8 ``images`` (n, channels, height, width) as normalised float32."""
+        return self._affine(images.device)(images)
+
+    def batches(
+        self,
+        split: Split,
+        size: int,
+        *,
+        order: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over (inputs, labels) of ``split``, ``size`` examples at a time.
+
+        The last batch holds what is left. Each batch is gathered, augmented and normalised as a
+        whole on the split's device, and equal on every device: all draws are made here, before the
+        first batch, from the CPU ``generator``.
+
+        Args:
+            split: the examples, usually one of this data set's splits.
+            size: examples in a batch.
+            order: int64 positions to visit, in order, on any device; None: all, as stored.
+            generator: draws the augmentation; None: torch's global CPU generator.
+            augment: pad each image by 4 zero pixels on all sides, cut out a window of its own size
+                at random, and flip it left to right with probability ½.
+
+        Raises:
+            ValueError: ``size`` is below 1, or ``order`` is not a row of positions in the split.
+        """
+        moves = None
+        if augment:
+            visited = len(split if order is None else order)
+            moves = Moves.draw(visited, generator).to(split.images.device)
+        affine = self._affine(split.images.device)
+        return iterate(
+            split.images, split.labels, size=size, affine=affine, order=order, moves=moves
+        )
+
+    def _affine(self, device: torch.device) -> Affine:
+        return Affine.standardising(self.mean, self.std, self.scale, device)
+
+
+def check(dataset: Dataset) -> None:
+    """Raise ValueError, naming what and where, unless ``dataset`` can be trained on."""
+    count = len(dataset.classes)
+    for name, split in dataset.splits.items():
+        if split.images.shape[1:] != dataset.train.images.shape[1:]:
+            raise ValueError(
+                f"data set {dataset.name!r}: {name} images have shape "
+                f"{tuple(split.images.shape[1:])}, train images {dataset.shape}"
+            )
+        wrong = ((split.labels < 0) | (split.labels >= count)).nonzero()
+        if len(wrong):
+            position = int(wrong[0])
+            raise ValueError(
+                f"data set {dataset.name!r}: {name} label {int(split.labels[position])} of example "
+                f"{position} is outside the {count} classes (0 to {count - 1})"
+            )
+    present = torch.bincount(dataset.train.labels, minlength=count)
+    for label, examples in enumerate(present.tolist()):
+        if examples == 0:
+            raise ValueError(
+                f"data set {dataset.name!r}: class {dataset.classes[label]!r} (label {label}) has "
+                "no training example"
+            )
+    _check_normalisation(dataset)
+
+
+def _check_normalisation(dataset: Dataset) -> None:
+    channels = dataset.shape[0]
+    if len(dataset.mean) != len(dataset.std) or len(dataset.std) not in (1, channels):
+        raise ValueError(
+            f"data set {dataset.name!r}: mean and std must hold 1 or {channels} values each, "
+            f"got {len(dataset.mean)} and {len(dataset.std)}"
+        )
+    if not all(0 < std < float("inf") for std in (*dataset.std, dataset.scale)):
+        raise ValueError(
+            f"data set {dataset.name!r}: std and scale must be above 0, got std {dataset.std} and "
+            f"scale {dataset.scale} (std is 0 where all training images are of one colour)"
+        )
+
+
+def moments(
+    images: Tensor, scale: float = 255.0, *, per_channel: bool = True
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return (mean, std) of uint8 ``images`` / ``scale``: tuples of a value a channel, or of one.
+
+    The sums are exact integers, so the result does not depend on the device or on any order.
+    std is the population's: √(E[x²] − E[x]²).
+
+    >>> moments(torch.tensor([0, 4], dtype=torch.uint8).reshape(2, 1, 1, 1), scale=4.0)
+    ((0.5,), (0.5,))
+    """
+    channels = images.shape[1]
+    sums = torch.zeros(2, channels, dtype=torch.int64)
+    for chunk in images.split(4096):
+        values = chunk.to(torch.int64)
+        sums[0] += values.sum((0, 2, 3)).cpu()
+        sums[1] += values.square().sum((0, 2, 3)).cpu()
+    count = images.numel() // channels
+    if not per_channel:
+        sums, count = sums.sum(1, keepdim=True), images.numel()
+    means, stds = [], []
+    for total, squares in sums.T.tolist():
+        means.append(total / count / scale)
+        # In whole numbers, for E[x²] − E[x]² cancels.
+        stds.append((count * squares - total * total) ** 0.5 / count / scale)
+    return tuple(means), tuple(stds)

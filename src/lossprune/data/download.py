@@ -1,0 +1,252 @@
+"""Downloads that resume, are verified before they are kept, and try one address after another.
+
+pooch places the file: under a temporary name first, moved once it is good. What it lacks is the
+downloader here, which goes on from the bytes that an interrupted download left in a ``.part`` file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pooch
+import requests
+import urllib3
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+MIRROR_VARIABLE = "LOSSPRUNE_MIRROR"
+CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file that can be had from several places.
+
+    Attributes:
+        name: its name there and here.
+        mirrors: base URLs that it lies under, tried in order.
+        verify: raises ValueError, saying what is wrong, unless the file at a path is good.
+    """
+
+    name: str
+    mirrors: tuple[str, ...]
+    verify: Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to try each address.
+
+    Attributes:
+        timeout: seconds without a byte after which an answer counts as failed.
+        attempts: requests to one address, each going on where the one before stopped.
+        pause: seconds before the second attempt, doubled before each further one.
+    """
+
+    timeout: float = 30.0
+    attempts: int = 3
+    pause: float = 1.0
+
+
+def fetch(
+    file: RemoteFile,
+    folder: Path,
+    *,
+    mirror: str | None = None,
+    progress: bool | None = None,
+    patience: Patience = Patience(),
+) -> Path:
+    """Download ``file`` into ``folder`` unless it is there; return its path.
+
+    Several processes may do this at once: one downloads, the others wait for it.
+
+    Args:
+        file: what to download.
+        folder: made if missing.
+        mirror: base URL to use instead of the file's own; None: that in ``LOSSPRUNE_MIRROR``, if
+            any.
+        progress: show a bar on standard error; None: only where it is a terminal.
+        patience: how long to try each address.
+
+    Raises:
+        ValueError: ``mirror`` is not an http or https URL.
+        OSError: the folder cannot be written, or no address gave a good file.
+    """
+    mirrors = _mirrors(file, mirror)
+    with _naming(file, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f".{file.name}.lock"):
+            if not (folder / file.name).exists():
+                _fetch_from_any(file, folder, mirrors, progress, patience)
+    return folder / file.name
+
+
+def _mirrors(file: RemoteFile, mirror: str | None) -> tuple[str, ...]:
+    chosen = mirror or os.environ.get(MIRROR_VARIABLE)
+    if not chosen:
+        return file.mirrors
+    if urlsplit(chosen).scheme not in ("http", "https") or not urlsplit(chosen).netloc:
+        raise ValueError(
+            f"mirror (--mirror, {MIRROR_VARIABLE}) must be an http or https URL, got {chosen!r}"
+        )
+    return (chosen,)
+
+
+@contextmanager
+def _naming(file: RemoteFile, folder: Path) -> Iterator[None]:
+    """Say what could not be done when the file system refuses."""
+    try:
+        yield
+    except DownloadError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"cannot download {file.name} into {folder}: {reason}") from error
+
+
+class DownloadError(OSError):
+    """No address gave the file, or gave it whole and right."""
+
+
+def _fetch_from_any(
+    file: RemoteFile,
+    folder: Path,
+    mirrors: tuple[str, ...],
+    progress: bool | None,
+    patience: Patience,
+) -> None:
+    failures = []
+    for base in mirrors:
+        source = pooch.create(
+            path=folder, base_url=f"{base.rstrip('/')}/", registry={file.name: None}
+        )
+        try:
+            with _quiet(pooch.get_logger()):
+                source.fetch(file.name, downloader=_Resuming(file, folder, progress, patience))
+        except _FAILURES as error:
+            failures.append(f"{source.get_url(file.name)} ({_reason(error)})")
+        else:
+            return
+    raise DownloadError(
+        f"cannot download {file.name}, tried {', '.join(failures)}: put it into {folder}, or name "
+        f"another base URL with --mirror or {MIRROR_VARIABLE}"
+    )
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class _BrokenOffError(Exception):
+    """The answer ended before its announced length."""
+
+
+class _WrongContentError(Exception):
+    """The file arrived whole, but is not the one wanted."""
+
+
+_TRANSIENT = (requests.RequestException, urllib3.exceptions.HTTPError, _BrokenOffError)
+_FAILURES = (*_TRANSIENT, _WrongContentError)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, requests.HTTPError):
+        return f"status {error.response.status_code}"
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+        return "no answer in time"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    return str(error)
+
+
+@dataclass(frozen=True)
+class _Resuming:
+    """A downloader for pooch: writes ``file``, verified, to the path it is given."""
+
+    file: RemoteFile
+    folder: Path
+    progress: bool | None
+    patience: Patience
+
+    def __call__(self, url: str, output_file: str, _: object) -> None:
+        # One part file an address: two servers may hold the same contents compressed differently.
+        tag = hashlib.sha256(url.encode()).hexdigest()[:8]
+        part = self.folder / f".{self.file.name}.{tag}.part"
+        for attempt in range(1, self.patience.attempts + 1):
+            resumed = part.exists()
+            try:
+                self._receive(url, part)
+                self._verify(part)
+            except _FAILURES as error:
+                last = attempt == self.patience.attempts
+                if last or not _worth_another(error, resumed):
+                    raise
+                time.sleep(self.patience.pause * 2 ** (attempt - 1))
+            else:
+                os.replace(part, output_file)
+                return
+
+    def _verify(self, part: Path) -> None:
+        try:
+            self.file.verify(part)
+        except ValueError as error:
+            part.unlink()
+            raise _WrongContentError(str(error)) from None
+
+    def _receive(self, url: str, part: Path) -> None:
+        """Add to ``part`` what it lacks."""
+        have = part.stat().st_size if part.exists() else 0
+        # identity: the .gz itself is wanted, and byte ranges count its bytes.
+        headers = {"Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        timeout = self.patience.timeout
+        with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
+            if have and response.status_code == requests.codes.requested_range_not_satisfiable:
+                return  # There is nothing more: the part is whole, or wrong, as verifying tells.
+            response.raise_for_status()
+            if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                have = 0  # The server sends all of it again.
+            length = response.headers.get("Content-Length")
+            total = have + int(length) if length else None
+            with part.open("ab" if have else "wb") as sink, self._bar(have, total) as advance:
+                for chunk in response.raw.stream(CHUNK, decode_content=False):
+                    sink.write(chunk)
+                    advance(len(chunk))
+        if total is not None and part.stat().st_size < total:
+            raise _BrokenOffError(f"ended after {part.stat().st_size} of {total} bytes")
+
+    @contextmanager
+    def _bar(self, have: int, total: int | None) -> Iterator[Callable[[int], None]]:
+        show = sys.stderr.isatty() if self.progress is None else self.progress
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        with Progress(
+            *columns, TransferSpeedColumn(), console=Console(stderr=True), disable=not show
+        ) as bar:
+            task = bar.add_task(self.file.name, total=total, completed=have)
+            yield lambda count: bar.advance(task, count)
+
+
+def _worth_another(error: Exception, resumed: bool) -> bool:
+    """Whether to ask the same address again."""
+    if isinstance(error, _WrongContentError):
+        return resumed  # The file may have changed between the two halves.
+    if isinstance(error, requests.HTTPError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return True
