@@ -134,7 +134,9 @@ class Mask(Mapping[str, Tensor]):
         if metadata.get("format") != _FORMAT:
             raise PruningError(f"{path} is a safetensors file, but not a mask of lossprune")
         shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
-        kept = {name: _unpack(packed.get(name), shape, path, name) for name, shape in shapes.items()}
+        kept = {
+            name: _unpack(packed.get(name), shape, path, name) for name, shape in shapes.items()
+        }
         mask = cls(kept, criterion=metadata["criterion"] or None)
         if repr(mask.sparsity) != metadata["sparsity"]:
             raise PruningError(
@@ -144,7 +146,7 @@ class Mask(Mapping[str, Tensor]):
         return mask
 
     def _removed_of(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """Pairs of a parameter of ``model`` and where it is removed, on the parameter's device."""
+        """Pairs of a parameter and where it is removed, on the parameter's device."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         pairs = []
         for name, kept in self._kept.items():
@@ -192,5 +194,5 @@ def _unpack(
 ) -> Tensor:
     size = int(np.prod(shape))
     if packed is None or packed.dtype != np.uint8 or packed.shape != ((size + 7) // 8,):
-        raise PruningError(f"{path} is damaged: the bits of {name!r} do not fit shape {shape}")
+        raise PruningError(f"{path} is damaged: {name!r} does not hold the bits of shape {shape}")
     return torch.from_numpy(np.unpackbits(packed, count=size).astype(bool).reshape(shape))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 
 def _linear(sparsity: float, stages: int) -> list[float]:
@@ -56,13 +57,11 @@ def sparsities(
     return _checked_sequence(schedule, sparsity, stages)
 
 
-def _checked_sequence(
-    schedule: Sequence[float], sparsity: float, stages: int
-) -> tuple[float, ...]:
+def _checked_sequence(schedule: Sequence[float], sparsity: float, stages: int) -> tuple[float, ...]:
     steps = tuple(float(step) for step in schedule)
     for step in steps:
         check_sparsity(step, "every sparsity of a schedule")
-    if not steps or any(later < earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+    if not steps or any(later < earlier for earlier, later in pairwise(steps)):
         raise ValueError(f"a schedule must be a rising sequence of sparsities, got {steps}")
     if len(steps) != stages:
         raise ValueError(f"the schedule has {len(steps)} entries, but stages is {stages}")

@@ -69,14 +69,14 @@ def _ordered_integers(values: Tensor, dtype: torch.dtype) -> Tensor:
 def _find_threshold(
     saliencies: Mapping[str, Tensor], kept: Mapping[str, Tensor], count: int, dtype: torch.dtype
 ) -> tuple[int, int]:
-    """Return the key of the ``count``-th smallest, and how many of that very key are to be taken."""
+    """Return the key of the ``count``-th smallest, and how many of that very key to take."""
     bits = _INTEGER[dtype][1]
     prefix, rank = 0, count
     for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
         leading = shift == bits - _DIGIT_BITS
         candidates = _candidates(saliencies, kept, dtype, None if leading else prefix, shift)
         # The leading digit carries the sign; the others are plain bits.
-        histogram = _histogram((_digit(keys, shift, signed=leading) for keys in candidates))
+        histogram = _histogram(_digit(keys, shift, signed=leading) for keys in candidates)
         below = histogram.cumsum(0)
         digit = int(torch.searchsorted(below, rank))
         rank -= int(below[digit - 1]) if digit > 0 else 0

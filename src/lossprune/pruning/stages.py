@@ -103,9 +103,8 @@ def prune(
     >>> [stage.removed for stage in result.stages]
     [71, 116, 144]
     """
-    mask: Mask | None = None
-    records = []
-    for mask, record in prune_by_stage(
+    mask, records = Mask.dense(model), []
+    for after, record in prune_by_stage(
         model,
         criterion,
         sparsity=sparsity,
@@ -116,8 +115,8 @@ def prune(
         reg=reg,
         loss=loss,
     ):
+        mask = after
         records.append(record)
-    assert mask is not None  # there is at least one stage
     return PruningResult(mask, tuple(records))
 
 
@@ -170,7 +169,7 @@ class _Pruning:
         self.loss = loss
         self.randomness = PrivateRandomness()
 
-    def check(self, steps: tuple[float, ...]) -> None:
+    def check(self, steps: Sequence[float]) -> None:
         if not (isinstance(self.reg, (int, float)) and 0 <= self.reg < float("inf")):
             raise ValueError(f"reg must be a number of at least 0, got {self.reg!r}")
         check_examples(self.examples)
@@ -191,9 +190,7 @@ class _Pruning:
             )
         total = sum(weight.numel() for weight in self.weights.values())
         if round(steps[-1] * total) >= total:
-            raise PruningError(
-                f"sparsity {steps[-1]} leaves none of the {total} prunable weights"
-            )
+            raise PruningError(f"sparsity {steps[-1]} leaves none of the {total} prunable weights")
 
     def run(
         self, mask: Mask, steps: tuple[float, ...], completed: int

@@ -43,7 +43,9 @@ def check_examples(examples: int | None) -> None:
     """Raise a ``ValueError`` unless ``examples`` is None or a whole number of at least 1."""
     whole = isinstance(examples, int) and not isinstance(examples, bool)
     if examples is not None and not (whole and examples >= 1):
-        raise ValueError(f"examples must be a whole number of at least 1, or None, got {examples!r}")
+        raise ValueError(
+            f"examples must be a whole number of at least 1, or None, got {examples!r}"
+        )
 
 
 def _check_pair(batch: Any) -> Batch:
@@ -73,6 +75,7 @@ def device_of(weights: Iterable[Tensor]) -> torch.device:
     devices = {weight.device for weight in weights}
     if len(devices) > 1:
         raise PruningError(
-            f"the prunable weights must be on one device, got {', '.join(sorted(map(str, devices)))}"
+            "the prunable weights must be on one device, got "
+            + ", ".join(sorted(map(str, devices)))
         )
     return devices.pop()

@@ -60,9 +60,7 @@ class Convolution:
 
     def outputs(self, tensor: Tensor) -> Tensor:
         """A tensor of the output's shape as (n, g, o, p)."""
-        return tensor.reshape(
-            tensor.shape[0], self.groups, tensor.shape[1] // self.groups, -1
-        )
+        return tensor.reshape(tensor.shape[0], self.groups, tensor.shape[1] // self.groups, -1)
 
 
 Geometry = Linear | Convolution
@@ -139,9 +137,7 @@ class LayerCalls(TorchFunctionMode):
         self._names = {id(weight): name for name, weight in weights.items()}
         self._detached = detached
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _CALLS:
             return func(*args, **kwargs)

@@ -15,7 +15,6 @@ from lossprune.pruning.curvature.layers import LayerCall, LayerCalls
 from lossprune.pruning.curvature.losses import Loss, find_loss
 from lossprune.pruning.curvature.squares import sum_of_squares
 from lossprune.pruning.errors import PruningError
-from lossprune.pruning.mask import Mask
 from lossprune.pruning.prunable import prunable_weights
 from lossprune.pruning.randomness import PrivateRandomness
 
@@ -140,6 +139,7 @@ class Network:
         self._constants |= {name: b.clone() for name, b in model.named_buffers()}
 
     def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs of the network at θ ⊙ m: (n, c)."""
         state = self._constants | self.weights
         outputs = functional_call(self.model, state, (inputs.to(self.device),))
         if not isinstance(outputs, Tensor):
@@ -208,9 +208,7 @@ def check_uses(network: Network, inputs: Tensor, targets: Tensor, loss: Loss) ->
             )
 
 
-def _add_batch(
-    sums: _Sums, network: Network, inputs: Tensor, targets: Tensor, loss: Loss
-) -> None:
+def _add_batch(sums: _Sums, network: Network, inputs: Tensor, targets: Tensor, loss: Loss) -> None:
     sums.examples += len(targets)
     with (
         torch.set_grad_enabled(bool(sums.gradient or sums.ggn_diagonal)),
