@@ -134,8 +134,11 @@ class Moves:
         """Pad ``images`` (n, channels, height, width) with zeros, crop to their size and flip."""
         height, width = images.shape[2:]
         padded = F.pad(images, (PADDING,) * 4)
-        # (n, channels, 9, 9, height, width): every window of every image, as a view.
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        either = torch.stack((padded, padded.flip(3)))
+        # (2, n, channels, 9, 9, height, width): every window of every image, as a view.
+        windows = either.unfold(3, height, 1).unfold(4, width, 1)
+        # A window is a mirror image where it is cut from the mirrored picture, as far from its
+        # other side. Selecting costs half of what flipping the chosen windows would.
+        right = torch.where(self.flip, 2 * PADDING - self.right, self.right)
         each = torch.arange(len(images), device=images.device)
-        cropped = windows[each, :, self.down, self.right]
-        return torch.where(self.flip[:, None, None, None], cropped.flip(3), cropped)
+        return windows[self.flip.long(), each, :, self.down, right]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pooch
@@ -132,7 +133,9 @@ def _fetch_from_any(
         )
         try:
             with _quiet(pooch.get_logger()):
-                source.fetch(file.name, downloader=_Resuming(file, folder, progress, patience))
+                # The cast: pooch annotates a downloader's parameters with a processor's names.
+                downloader = cast(Any, _Resuming(file, folder, progress, patience))
+                source.fetch(file.name, downloader=downloader)
         except _FAILURES as error:
             failures.append(f"{source.get_url(file.name)} ({_reason(error)})")
         else:
@@ -157,17 +160,23 @@ class _BrokenOffError(Exception):
     """The answer ended before its announced length."""
 
 
+class _StatusError(Exception):
+    """The server answered with a status that says no."""
+
+    def __init__(self, status: int):
+        super().__init__(f"status {status}")
+        self.status = status
+
+
 class _WrongContentError(Exception):
     """The file arrived whole, but is not the one wanted."""
 
 
 _TRANSIENT = (requests.RequestException, urllib3.exceptions.HTTPError, _BrokenOffError)
-_FAILURES = (*_TRANSIENT, _WrongContentError)
+_FAILURES = (*_TRANSIENT, _StatusError, _WrongContentError)
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, requests.HTTPError):
-        return f"status {error.response.status_code}"
     if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
         return "no answer in time"
     if isinstance(error, requests.ConnectionError):
@@ -220,7 +229,8 @@ class _Resuming:
         with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
             if have and response.status_code == requests.codes.requested_range_not_satisfiable:
                 return  # There is nothing more: the part is whole, or wrong, as verifying tells.
-            response.raise_for_status()
+            if not response.ok:
+                raise _StatusError(response.status_code)
             if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 have = 0  # The server sends all of it again.
             length = response.headers.get("Content-Length")
@@ -247,6 +257,6 @@ def _worth_another(error: Exception, resumed: bool) -> bool:
     """Whether to ask the same address again."""
     if isinstance(error, _WrongContentError):
         return resumed  # The file may have changed between the two halves.
-    if isinstance(error, requests.HTTPError):
-        return error.response.status_code >= 500 or error.response.status_code == 429
+    if isinstance(error, _StatusError):
+        return error.status >= 500 or error.status == requests.codes.too_many_requests
     return True

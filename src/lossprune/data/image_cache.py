@@ -1,0 +1,132 @@
+"""Decoded images, kept so that each run after the first reads one file instead of thousands.
+
+The cache lies in the folder named by the environment variable ``LOSSPRUNE_CACHE``, else in the
+user's cache folder. It holds one safetensors file for each source of images; a source that has
+changed has another key, and its new file takes the place of the old one. All of it may be deleted
+at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pooch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+CACHE_VARIABLE = "LOSSPRUNE_CACHE"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images and labels by the name of their split, and the classes' names.
+
+    Attributes:
+        classes: label i is the i-th.
+        images: uint8 (n, channels, height, width).
+        labels: int64 (n,).
+    """
+
+    classes: tuple[str, ...]
+    images: Mapping[str, Tensor]
+    labels: Mapping[str, Tensor]
+
+
+def cached(key: str, source: Path, decode: Callable[[], Decoded]) -> Decoded:
+    """Return what ``decode()`` gives, from the cache if it is there under ``key``.
+
+    Several processes may ask at once: one decodes, the others wait and read. A cache file that is
+    damaged is made anew. Where the cache cannot be written, a warning says so.
+
+    Args:
+        key: a digest that changes with the contents of ``source``.
+        source: the path that the images come from.
+        decode: reads the images.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    folder = Path(chosen) if chosen else Path(pooch.os_cache("lossprune"))
+    origin = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
+    file = folder / f"{source.name}-{origin}-{key[:16]}.safetensors"
+    lock = FileLock(folder / f".{origin}.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        _warn(folder, error)
+        return decode()
+    try:
+        found = _read(file)
+        if found is None:
+            found = decode()
+            _keep(file, origin, found)
+    finally:
+        lock.release()
+    return found
+
+
+def _keep(file: Path, origin: str, decoded: Decoded) -> None:
+    """Write the cache file, and delete those of earlier states of the same source."""
+    try:
+        _write(file, decoded)
+    except (OSError, SafetensorError) as error:
+        _warn(file.parent, error)
+        return
+    for old in file.parent.glob(f"*-{origin}-*.safetensors"):
+        if old != file:
+            old.unlink(missing_ok=True)
+
+
+def _write(file: Path, decoded: Decoded) -> None:
+    tensors = {f"images.{name}": images for name, images in decoded.images.items()}
+    tensors |= {f"labels.{name}": labels for name, labels in decoded.labels.items()}
+    metadata = {"classes": json.dumps(decoded.classes), "sha256": _digest(tensors)}
+    # Under the lock of this source, so that no other process writes the same temporary file.
+    temporary = file.with_suffix(".tmp")
+    try:
+        save_file(tensors, temporary, metadata)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> Decoded | None:
+    """Return the contents of a cache file; None if it is not there or not as it was written."""
+    try:
+        with safe_open(file, "pt") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
+    except (OSError, SafetensorError):
+        return None
+    if metadata.get("sha256") != _digest(tensors):
+        return None
+    parts = {"images": {}, "labels": {}}
+    for name, tensor in tensors.items():
+        part, split = name.split(".")
+        parts[part][split] = tensor
+    return Decoded(tuple(json.loads(metadata["classes"])), **parts)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.contiguous().numpy()))
+    return digest.hexdigest()
+
+
+def _warn(folder: Path, error: Exception) -> None:
+    warnings.warn(
+        f"decoded images cannot be cached in {folder} ({error}), so each run decodes them anew; "
+        f"{CACHE_VARIABLE} can name another folder",
+        stacklevel=2,
+    )
