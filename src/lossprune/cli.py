@@ -1,0 +1,267 @@
+"""The command line: ``lossprune run | data | demo``.
+
+A command is a frozen dataclass whose fields are its flags, and a function that takes it.  tyro
+parses and writes the help; what it cannot parse is answered here, in one sentence.
+"""
+
+import hashlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+from lossprune.data import DATASETS
+from lossprune.experiment.config import RunConfig, did_you_mean, flag
+from lossprune.experiment.folder import RunFolder
+from lossprune.experiment.record import DIVERGED, RunRecord, summarise
+
+EXIT_OK, EXIT_ERROR, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Fetch, verify and describe a data set, or list those there are."""
+
+    data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")  # noqa: RUF009
+    mirror: str | None = flag(None, "mirror", "base URL to download missing files from")
+    seed: int = flag(1111, "seed", "seed of the split")
+    debug: bool = flag(False, "debug", "show the traceback of an error")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Train a small network on the bundled digits, prune it by every criterion, fine-tune it."""
+
+    threads: int | None = flag(None, "threads", "CPU threads; if not given, torch's own choice")
+    debug: bool = flag(False, "debug", "show the traceback of an error")
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "lossprune") -> int:
+    """Run the command that ``argv`` names and return the exit status.
+
+    0: done; 2: an error, told in one sentence on standard error; 3: training diverged;
+    130: interrupted.  ``prog`` is what help texts call the program.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments, prog)
+    except KeyboardInterrupt:
+        resumes = arguments[0] == "run"
+        hint = ": the same command goes on from there" if resumes else ""
+        print(f"interrupted{hint}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def run_main() -> int:
+    """Be the published ``experiments.py``: the command ``run``, under its own name."""
+    return main(["run", *sys.argv[1:]], prog="experiments.py")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its flags, and what it does with them.
+
+    Attributes:
+        config: the dataclass of its flags; its docstring is the help text.
+        do: does it and returns the exit status.
+        argument: the name of a leading argument without a flag, if it takes one.
+    """
+
+    config: type
+    do: Callable[..., int]
+    argument: str | None = None
+
+
+def _dispatch(arguments: list[str], prog: str) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview(prog))
+        return EXIT_OK
+    if arguments[0] == "--version":
+        import lossprune
+
+        print(f"lossprune {lossprune.__version__}")
+        return EXIT_OK
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise ValueError(
+            f"unknown command {name!r}: it must be one of {', '.join(COMMANDS)}"
+            + did_you_mean(name, COMMANDS)
+        )
+    command = COMMANDS[name]
+    leading = []
+    if command.argument and rest and not rest[0].startswith("-"):
+        leading, rest = rest[:1], rest[1:]
+    title = prog if prog != "lossprune" else f"lossprune {name}"
+    config = _parse(command, rest, title)
+    return EXIT_OK if config is None else command.do(config, *leading)
+
+
+def _overview(prog: str) -> str:
+    lines = [
+        "Prune neural networks by modelling the loss.",
+        "",
+        f"usage: {prog} COMMAND [FLAGS]",
+        "",
+    ]
+    for name, command in COMMANDS.items():
+        usage = f"{name} [{command.argument}]" if command.argument else name
+        lines.append(f"  {usage:<16} {_help_of(command.config)}")
+    return "\n".join([*lines, "", f"{prog} COMMAND --help lists a command's flags."])
+
+
+def _help_of(config: type) -> str:
+    return (config.__doc__ or "").split("\n", 1)[0]
+
+
+def _parse(command: Command, arguments: list[str], title: str) -> Any:
+    """Return the command's configuration, or None where its help was asked for and given."""
+    import tyro
+
+    asked = "-h" in arguments or "--help" in arguments
+    # Only spelling and types are parsed here: the configuration checks its values itself.
+    hints = get_type_hints(command.config)
+    plain = make_dataclass(
+        command.config.__name__,
+        [
+            (
+                item.name,
+                Annotated[
+                    hints[item.name],
+                    tyro.conf.arg(name=item.metadata["flag"], help=item.metadata["help"]),
+                ],
+                field(default=item.default),
+            )
+            for item in fields(command.config)
+        ],
+    )
+    try:
+        values = tyro.cli(
+            plain,
+            args=["--help"] if asked else arguments,
+            prog=f"{title} [{command.argument}]" if command.argument else title,
+            description=_help_of(command.config),
+            use_underscores=True,
+            config=(tyro.conf.FlagCreatePairsOff,),
+            console_outputs=asked,
+        )
+    except SystemExit:
+        if asked:
+            return None
+        raise ValueError(_explain(arguments, command.config, hints)) from None
+    return command.config(**vars(values))
+
+
+def _explain(arguments: list[str], config: type, hints: dict[str, Any]) -> str:
+    """Say in one sentence what is wrong with the flags."""
+    kinds = {item.metadata["flag"]: hints[item.name] for item in fields(config)}
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("--"):
+            return f"unexpected argument {word!r}: flags begin with --"
+        spelled, has_value, value = word[2:].partition("=")
+        name = spelled.replace("-", "_")
+        if name not in kinds:
+            return f"unknown flag --{spelled}{did_you_mean(name, kinds, '--') or '; see --help'}"
+        if kinds[name] is bool:
+            if has_value:
+                return f"--{name} takes no value, got {value!r}"
+            continue
+        if not has_value:
+            value = next(words, None)
+        if value is None or (value.startswith("--") and not has_value):
+            return f"--{name} needs a value"
+        problem = _misfit(kinds[name], value)
+        if problem:
+            return f"--{name} must be {problem}, got {value!r}"
+    return "the flags could not be read; see --help"
+
+
+def _misfit(kind: Any, value: str) -> str | None:
+    """Return what a value should have been, or None where it is that."""
+    kinds = get_args(kind) or (kind,)
+    for parse, accepted in ((int, "a whole number"), (float, "a number")):
+        if parse in kinds:
+            try:
+                parse(value)
+            except ValueError:
+                return accepted
+    return None
+
+
+def _sentence(error: Exception) -> str:
+    """Return what an error says, in one line; of a surprising one also its kind."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, (ValueError, OSError)) and text:
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _run(config: RunConfig) -> int:
+    record = RunFolder(config.folder).settled()
+    if record is not None:
+        print("Experiment already exists!")
+        _warn_of_another_start(config, record)
+    else:
+        from lossprune.experiment import run
+        from lossprune.experiment.progress import shown_progress
+
+        with shown_progress() as progress:
+            progress.note(f"folder: {config.folder}")
+            record = run(config, progress)
+            progress.note(summarise(record))
+    if record.status == DIVERGED:
+        print(f"diverged: {record.message}", file=sys.stderr)
+        return EXIT_DIVERGED
+    return EXIT_OK
+
+
+def _warn_of_another_start(config: RunConfig, record: RunRecord) -> None:
+    """The folder's name tells only that there was a start network, not which."""
+    if config.start is None or not config.start.is_file():
+        return
+    if hashlib.sha256(config.start.read_bytes()).hexdigest() != record.start.sha256:
+        print(f"note: it began from another network than {config.start}", file=sys.stderr)
+
+
+def _data(config: DataConfig, name: str | None = None) -> int:
+    if name is None:
+        for known, entry in DATASETS.items():
+            print(f"{known:<10} {entry.summary}")
+        return EXIT_OK
+    from lossprune.data import load
+
+    dataset = load(name, config.data_path, seed=config.seed, mirror=config.mirror)
+    print(f"name       {dataset.name}")
+    print(f"images     {' × '.join(map(str, dataset.shape))} (channels × height × width)")
+    for split, examples in dataset.splits.items():
+        print(f"{split:<10} {len(examples):,} examples")
+    print(f"classes    {len(dataset.classes)}: {', '.join(dataset.classes)}")
+    print(f"mean       {', '.join(format(value, '.4f') for value in dataset.mean)}")
+    print(f"std        {', '.join(format(value, '.4f') for value in dataset.std)}")
+    print(f"training   {'random crop and flip' if dataset.augmented else 'no augmentation'}")
+    return EXIT_OK
+
+
+def _demo(config: DemoConfig) -> int:
+    from lossprune.demo import demo
+
+    return demo(threads=config.threads)
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command(RunConfig, _run),
+    "data": Command(DataConfig, _data, argument="NAME"),
+    "demo": Command(DemoConfig, _demo),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The state of an unfinished run, in one small file."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossprune.experiment.record import RunRecord
+
+_FORMAT = "lossprune checkpoint 1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on as if it had never stopped.
+
+    The best network is not in it: where it is the current one it is in ``network``, and where it
+    is older it has been in ``best_model.pt`` since before this checkpoint was written.  Nor are
+    random states: every epoch and every stage draws from a generator seeded for it alone.
+
+    Attributes:
+        record: as of the last whole epoch or stage.
+        network: parameters and buffers; while pruning, the network that is pruned.
+        optimizer: state of the optimizer.
+        schedule: state of the learning rate's schedule.
+        mask: while pruning, the mask after the last whole stage; after it, the mask is in its file.
+    """
+
+    record: RunRecord
+    network: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    schedule: Mapping[str, Any]
+    mask: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Return the contents of ``checkpoint.pt``."""
+        buffer = io.BytesIO()
+        contents = {
+            "format": _FORMAT,
+            "record": self.record.to_dict(),
+            "network": dict(self.network),
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "mask": dict(self.mask),
+        }
+        torch.save(contents, buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_file(cls, path: Path, device: torch.device) -> "Checkpoint":
+        """Read ``checkpoint.pt``.
+
+        Raises:
+            ValueError: it is damaged, which no interruption of a run causes.
+        """
+        try:
+            contents = torch.load(path, map_location=device, weights_only=True)
+            if contents.pop("format") != _FORMAT:
+                raise ValueError("of another format")
+            contents["record"] = RunRecord.from_dict(contents["record"])
+            return cls(**contents)
+        except Exception as error:  # torch raises half a dozen kinds
+            raise ValueError(
+                f"{path} cannot be read ({type(error).__name__}); "
+                f"remove {path.parent} to start anew"
+            ) from error

@@ -1,0 +1,190 @@
+"""The settings of one run: the single source of its flags, their defaults, help and checks.
+
+Flags keep their published spelling (``--pr``); the code uses the field's names
+(``config.sparsity``).  No torch here: a wrong flag is answered at once.
+"""
+
+# ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from lossprune.data import DATASETS
+from lossprune.networks import NETWORKS
+from lossprune.pruning.criteria import CRITERIA
+
+T = TypeVar("T")
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def flag(default: T, name: str, help: str, named: str = "never") -> T:  # noqa: A002
+    """Return a dataclass field that is also a command-line flag.
+
+    Args:
+        default: its value where the flag is not given.
+        name: the flag's spelling, without the dashes.
+        help: one line for ``--help``.
+        named: whether the flag is part of the run folder's name: ``"always"``, ``"changed"``
+            (only where it differs from its default) or ``"never"``.
+    """
+    metadata = {"flag": name, "help": help, "named": named}
+    return cast(T, field(default=default, metadata=metadata))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Train, prune and fine-tune one network.
+
+    Raises:
+        ValueError: a value that its flag does not accept; the message is one sentence that names
+            the flag, the value and what is accepted.
+
+    >>> RunConfig(arch="MLP", sparsity=0.98847, stages=14, exponential=True).name
+    'arch=MLP,dec=1.0,dec_every=1,exp=True,l2=0.0005,lr=0.01,model_0=None,nepochs=200,nex=1000,pe=0,pi=14,pm=MP,pr=0.98847,reg=0.0,seed=1111'
+    """
+
+    arch: str = flag("VGG11", "arch", f"network: {', '.join(NETWORKS)}", "always")
+    dataset: str | None = flag(
+        None,
+        "dataset",
+        f"data set: {', '.join(DATASETS)}; if not given, mnist for MLP and cifar10 for the others",
+        "changed",
+    )
+    sparsity: float = flag(0.956, "pr", "fraction of the weights to remove, in [0, 1)", "always")
+    criterion: str = flag("MP", "pm", f"pruning criterion: {', '.join(CRITERIA)}", "always")
+    stages: int = flag(1, "pi", "number of pruning stages π", "always")
+    exponential: bool = flag(
+        False, "exp", "remove the same fraction of what remains at each stage", "always"
+    )
+    prune_epoch: int = flag(
+        0, "pe", "prune after this many epochs: 0 at the start, -1 never", "always"
+    )
+    reg: float = flag(0.0, "reg", "step-size penalty λ on every saliency", "always")
+    examples: int = flag(1000, "nex", "training examples to measure at each stage", "always")
+    start: Path | None = flag(
+        None, "model_0", "network to start from, such as a best_model.pt; none: a new one", "always"
+    )
+    epochs: int = flag(200, "nepochs", "epochs in all", "always")
+    lr: float = flag(0.01, "lr", "learning rate", "always")
+    decay: float = flag(1.0, "dec", "factor on the learning rate every dec_every epochs", "always")
+    decay_every: int = flag(1, "dec_every", "epochs between two decays", "always")
+    l2: float = flag(0.0005, "l2", "weight decay on every parameter", "always")
+    seed: int = flag(1111, "seed", "seed of split, network, batches and examples", "always")
+    path: Path = flag(Path("results"), "path", "folder of all results")
+    data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")
+    mirror: str | None = flag(None, "mirror", "base URL to download a missing data set from")
+    device: str = flag("auto", "device", "auto, cpu or cuda; auto takes CUDA where there is one")
+    threads: int | None = flag(None, "threads", "CPU threads; if not given, torch's own choice")
+    num_workers: int = flag(
+        4, "num_workers", "accepted for the published commands; data are held as tensors"
+    )
+    debug: bool = flag(False, "debug", "show the traceback of an error")
+
+    def __post_init__(self) -> None:
+        _one_of("arch", self.arch, NETWORKS)
+        if self.dataset is not None:
+            _one_of("dataset", self.dataset, DATASETS)
+        _one_of("pm", self.criterion, CRITERIA)
+        _one_of("device", self.device, DEVICES)
+        _check("pr", self.sparsity, 0 <= self.sparsity < 1, "a number in [0, 1)")
+        _at_least("pi", self.stages, 1)
+        _at_least("pe", self.prune_epoch, -1)
+        _not_negative("reg", self.reg)
+        _at_least("nex", self.examples, 1)
+        _at_least("nepochs", self.epochs, 0)
+        _positive("lr", self.lr)
+        _positive("dec", self.decay)
+        _at_least("dec_every", self.decay_every, 1)
+        _not_negative("l2", self.l2)
+        _check("seed", self.seed, 0 <= self.seed < 2**62, "a whole number from 0 to 2**62")
+        _at_least("num_workers", self.num_workers, 0)
+        if self.threads is not None:
+            _at_least("threads", self.threads, 1)
+        if self.prune_epoch > 0 and self.epochs <= self.prune_epoch:
+            raise ValueError(
+                f"--pe {self.prune_epoch} with --nepochs {self.epochs}: pruning would never "
+                "happen; --nepochs must be greater than --pe"
+            )
+
+    @property
+    def dataset_name(self) -> str:
+        """The data set: the one asked for, or else the one that the network implies."""
+        return self.dataset or self._implied_dataset
+
+    @property
+    def _implied_dataset(self) -> str:
+        return "mnist" if self.arch == "MLP" else "cifar10"
+
+    @property
+    def schedule(self) -> str:
+        """The name of the pruning schedule, a key of :data:`lossprune.pruning.SCHEDULES`."""
+        return "exponential" if self.exponential else "linear"
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the run prunes at all."""
+        return self.prune_epoch >= 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines the result, by flag: the protocol's flags and the data set."""
+        values = {item.metadata["flag"]: getattr(self, item.name) for item in fields(self)}
+        values["model_0"] = None if self.start is None else True
+        values["dataset"] = self.dataset_name
+        named = (item for item in fields(self) if item.metadata["named"] != "never")
+        return {name: values[name] for name in sorted(item.metadata["flag"] for item in named)}
+
+    @property
+    def name(self) -> str:
+        """The run folder's name: the protocol's flags, sorted, and others where they differ."""
+        parts = self.settings
+        if self.dataset_name == self._implied_dataset:
+            del parts["dataset"]
+        return ",".join(f"{name}={value}" for name, value in parts.items())
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.path / self.name
+
+
+def _check(name: str, value: object, good: bool, accepted: str) -> None:
+    if not good:
+        raise ValueError(f"--{name} must be {accepted}, got {value}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    _check(name, value, value >= least, f"a whole number of at least {least}")
+
+
+def _positive(name: str, value: float) -> None:
+    _check(name, value, math.isfinite(value) and value > 0, "a number greater than 0")
+
+
+def _not_negative(name: str, value: float) -> None:
+    _check(name, value, math.isfinite(value) and value >= 0, "a number of at least 0")
+
+
+def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(
+            f"--{name} must be one of {', '.join(choices)}, got {value!r}"
+            + did_you_mean(value, choices)
+        )
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return ``"; did you mean …?"`` for the nearest known word, or nothing.
+
+    >>> did_you_mean("VGG12", ["MLP", "VGG11"])
+    '; did you mean VGG11?'
+    """
+    by_lower = {choice.lower(): choice for choice in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f"; did you mean {prefix}{by_lower[near[0]]}?" if near else ""

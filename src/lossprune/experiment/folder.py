@@ -1,0 +1,168 @@
+"""A run's folder: one process at a time, every file whole at any moment."""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lossprune.experiment.record import RUNNING, RunRecord
+
+RECORD, LOG, MASK = "record.json", "log.txt", "mask.safetensors"
+BEST, LAST, CHECKPOINT = "best_model.pt", "last_model.pt", "checkpoint.pt"
+_LOCK, _HOLDER = ".lock", ".holder.json"
+
+
+class FolderBusyError(ValueError):
+    """Another process works on the folder; the message says which."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Every write goes to a temporary file beside its target, is flushed to the disk and then
+    renamed: whenever the process or the machine stops, each file is the old one or the new one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def settled(self) -> RunRecord | None:
+        """Return the record of a run that has come to its end, or None; nothing is written.
+
+        The checkpoint is the last thing that a run removes: while there is one, it is not settled.
+        """
+        record = self.record()
+        if record is None or record.status == RUNNING or (self.path / CHECKPOINT).exists():
+            return None
+        return record
+
+    def record(self) -> RunRecord | None:
+        """Return the record as it stands, or None where there is none yet."""
+        try:
+            return RunRecord.from_json((self.path / RECORD).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            raise ValueError(f"cannot use {self.path}: a part of it is not a folder") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{self.path / RECORD} is not a record of a run: {error}") from None
+        except OSError as error:
+            raise ValueError(f"cannot read {self.path / RECORD}: {error.strerror}") from None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make the folder and hold it; a lock that a dead process left does not count.
+
+        Raises:
+            FolderBusyError: another process holds it.
+            ValueError: the folder cannot be made or written.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / _LOCK)
+        with _explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise FolderBusyError(f"{self.path} is in use by {self._holder()}") from None
+        try:
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+            self.write(_HOLDER, json.dumps(holder).encode())
+            self._sweep()
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (self.path / _HOLDER).unlink(missing_ok=True)
+                if self.settled() is not None:
+                    (self.path / _LOCK).unlink(missing_ok=True)
+            lock.release()
+
+    def read(self, name: str) -> bytes:
+        """Return the contents of a file."""
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, contents: bytes) -> None:
+        """Replace a file as a whole.
+
+        Raises:
+            ValueError: it cannot be written, as there is no space left; the old one is untouched.
+        """
+        with _explained(self.path / name), _replacing(self.path / name) as part:
+            part.write_bytes(contents)
+
+    def save(self, name: str, save: Callable[[Path], None]) -> None:
+        """Replace a file as a whole by what ``save(path)`` writes.
+
+        Raises:
+            ValueError: as :meth:`write`.
+        """
+        with _explained(self.path / name), _replacing(self.path / name) as part:
+            save(part)
+
+    def remove(self, name: str) -> None:
+        """Remove a file where there is one."""
+        with _explained(self.path / name):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _holder(self) -> str:
+        try:
+            holder = json.loads(self.read(_HOLDER))
+            return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+        except (OSError, ValueError, KeyError):
+            return "another process"  # it took the lock a moment ago and has not signed yet
+
+    def _sweep(self) -> None:
+        """Remove what a killed process was writing."""
+        for leftover in self.path.glob(".*.part"):
+            leftover.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file in the same folder; flush it to the disk and rename it to ``path``."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename itself survive a power cut, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn an error of the system into one sentence."""
+    try:
+        yield
+    except FolderBusyError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ValueError(
+                f"no space left to write {path}: what was there is untouched; "
+                "free some and run the same command to go on"
+            ) from error
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z")

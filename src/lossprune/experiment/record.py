@@ -1,0 +1,216 @@
+"""What is known of a run: its record (``record.json``) and its log (``log.txt``).
+
+No torch here, so that thousands of records can be read in a moment.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+LOG_HEADER = "n\ttrain_l\ttrain_m\tvalid_l\tvalid_m\ttest_l\ttest_m\ttime"
+
+RUNNING, FINISHED, DIVERGED = "running", "finished", "diverged"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Mean cross-entropy and error rate on the three splits, the training one un-augmented."""
+
+    train_loss: float
+    train_error: float
+    valid_loss: float
+    valid_error: float
+    test_loss: float
+    test_error: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether all of them are numbers."""
+        return all(math.isfinite(value) for value in asdict(self).values())
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Scores after one epoch, and the seconds it took; epoch 0 is a network before training."""
+
+    epoch: int
+    scores: Scores
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """The network that a run began from: a file, or one newly built from the seed.
+
+    Attributes:
+        path: the file, or None.
+        sha256: of the file's bytes, or None.
+        weights_sha256: of the names, types, shapes and bytes of all tensors.
+    """
+
+    path: str | None
+    sha256: str | None
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, from its settings to its results.
+
+    Attributes:
+        config: what determines the result, by flag.
+        environment: versions, device, threads, machine.
+        start: the network it began from.
+        status: ``"running"``, ``"finished"`` or ``"diverged"``.
+        message: why it diverged, or None.
+        before_pruning: the network about to be pruned, at the epoch it comes from.
+        after_pruning: the same network with the mask applied, at the epoch of pruning.
+        best: the network in ``best_model.pt``: lowest validation error, of the pruned ones if any.
+        last: the network in ``last_model.pt``.
+        stages: one dictionary per pruning stage, as :class:`lossprune.StageRecord` names them.
+        removed: weights removed.
+        prunable: prunable weights in all.
+        epochs: one record per epoch trained.
+        seconds: of computing, over all attempts that ended in a whole epoch or stage.
+    """
+
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    start: Start
+    status: str = RUNNING
+    message: str | None = None
+    before_pruning: EpochRecord | None = None
+    after_pruning: EpochRecord | None = None
+    best: EpochRecord | None = None
+    last: EpochRecord | None = None
+    stages: tuple[Mapping[str, Any], ...] = ()
+    removed: int = 0
+    prunable: int = 0
+    epochs: tuple[EpochRecord, ...] = ()
+    seconds: float = 0.0
+    format: str = field(default="lossprune record 1")
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of the prunable weights that is removed."""
+        return self.removed / self.prunable if self.prunable else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return dictionaries, lists, numbers and strings; what is not finite becomes None."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**_plain(values), "sparsity": self.sparsity}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunRecord":
+        """Return the record that :meth:`to_dict` described."""
+        known = {name: value for name, value in values.items() if name != "sparsity"}
+        for name in ("before_pruning", "after_pruning", "best", "last"):
+            known[name] = _epoch(known.get(name))
+        known["epochs"] = tuple(_epoch(row) for row in known.get("epochs", ()))
+        known["stages"] = tuple(known.get("stages", ()))
+        known["start"] = Start(**known["start"])
+        return cls(**known)
+
+    def to_json(self) -> str:
+        """Return the text of ``record.json``."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunRecord":
+        """Return the record whose ``record.json`` this is."""
+        return cls.from_dict(json.loads(text))
+
+    def to_log(self) -> str:
+        """Return the text of ``log.txt``: the published table, and comment lines around it."""
+        pruned_at = None if self.after_pruning is None else self.after_pruning.epoch
+        lines = [f"# {name}={value}" for name, value in self.config.items()]
+        lines += [f"# start weights sha256 {self.start.weights_sha256}"]
+        pruning = [f"# {line}" for line in self._pruning_lines()]
+        lines += pruning if not self.epochs or pruned_at == 0 else []
+        lines += [LOG_HEADER]
+        for row in self.epochs:
+            lines.append(_log_line(row))
+            lines += pruning if self._log_pruning_after(row.epoch, pruned_at) else []
+        if self.status != RUNNING:
+            lines.append(f"# {self.status}" + (f": {self.message}" if self.message else ""))
+            if self.best is not None:
+                lines.append(f"# best epoch {self.best.epoch}: {describe(self.best.scores)}")
+        return "\n".join(lines) + "\n"
+
+    def _log_pruning_after(self, epoch: int, pruned_at: int | None) -> bool:
+        at = self.epochs[-1].epoch if pruned_at is None else pruned_at
+        return at > 0 and epoch == at
+
+    def _pruning_lines(self) -> list[str]:
+        lines = []
+        if self.before_pruning is not None:
+            lines.append(f"before pruning: {describe(self.before_pruning.scores)}")
+        lines += [describe_stage(stage, self.config["pi"]) for stage in self.stages]
+        if self.after_pruning is not None:
+            lines.append(f"after pruning: {describe(self.after_pruning.scores)}")
+            lines.append(f"removed {self.removed} of {self.prunable}: sparsity {self.sparsity:.7f}")
+        return lines
+
+
+def describe(scores: Scores) -> str:
+    """Return the six scores in one line, named as the columns of the log."""
+    names = LOG_HEADER.split("\t")[1:-1]
+    values = asdict(scores).values()
+    return " ".join(f"{name} {value:.5f}" for name, value in zip(names, values, strict=True))
+
+
+def describe_stage(stage: Mapping[str, Any], stages: int) -> str:
+    """Return what happened in one pruning stage, in one line and without its time."""
+    predicted = stage["predicted_change"]
+    return (
+        f"stage {stage['stage']}/{stages}: sparsity {stage['sparsity']:.5f} "
+        f"loss {stage['loss_before']:.5f} -> {stage['loss_after']:.5f} "
+        f"predicted change {'none' if predicted is None else format(predicted, '.5f')}"
+    )
+
+
+def summarise(record: RunRecord) -> str:
+    """Return what came of a run, in a few lines."""
+    lines = [f"{record.status} in {record.seconds:.1f} s"]
+    if record.before_pruning is not None and record.after_pruning is not None:
+        before, after = record.before_pruning.scores, record.after_pruning.scores
+        lines.append(
+            f"pruned {record.removed:,} of {record.prunable:,} weights "
+            f"(sparsity {record.sparsity:.5f}): training loss {before.train_loss:.4f} -> "
+            f"{after.train_loss:.4f}, test error {before.test_error:.2%} -> {after.test_error:.2%}"
+        )
+    if record.best is not None:
+        best = record.best.scores
+        lines.append(
+            f"best epoch {record.best.epoch}: training loss {best.train_loss:.4f}, "
+            f"validation error {best.valid_error:.2%}, test error {best.test_error:.2%}"
+        )
+    return "\n".join(lines)
+
+
+def _log_line(row: EpochRecord) -> str:
+    scores = (f"{value:.5f}" for value in asdict(row.scores).values())
+    return "\t".join([str(row.epoch), *scores, f"{row.seconds:.2f}"])
+
+
+def _epoch(values: Mapping[str, Any] | None) -> Any:
+    if values is None:
+        return None
+    scores = {
+        name: math.nan if value is None else value for name, value in values["scores"].items()
+    }
+    return EpochRecord(values["epoch"], Scores(**scores), values["seconds"])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (Scores, EpochRecord, Start)):
+        return _plain(asdict(value))
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,24 @@
+"""Training and evaluating a network, masked or not.
+
+A mask is held by :meth:`lossprune.Mask.enforce` on the optimizer: the loop below knows nothing of
+it.
+
+>>> import torch
+>>> from lossprune.data import load
+>>> from lossprune.networks import NETWORKS
+>>> digits = load("digits", seed=1111)
+>>> network = NETWORKS["MLP"](shape=digits.shape, generator=torch.Generator().manual_seed(1111))
+>>> optimizer = make_optimizer(network, lr=0.01, l2=5e-4)
+>>> generator = torch.Generator().manual_seed(1112)
+>>> losses = [train_epoch(network, digits, optimizer, generator=generator) for _ in range(2)]
+>>> evaluate(network, digits, digits.valid).error < 0.3
+True
+"""
+
+from lossprune.training.evaluation import Evaluation as Evaluation
+from lossprune.training.evaluation import evaluate as evaluate
+from lossprune.training.loop import DivergedError as DivergedError
+from lossprune.training.loop import make_optimizer as make_optimizer
+from lossprune.training.loop import train_epoch as train_epoch
+
+__all__ = ["DivergedError", "Evaluation", "evaluate", "make_optimizer", "train_epoch"]

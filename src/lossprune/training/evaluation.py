@@ -1,0 +1,54 @@
+"""Loss and error rate of a network on one split."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lossprune.data import Dataset, Split
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy, and the fraction of examples whose largest logit is not their label."""
+
+    loss: float
+    error: float
+
+
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module, dataset: Dataset, split: Split, *, batch_size: int = 1000
+) -> Evaluation:
+    """Evaluate ``network`` on all examples of ``split``, in evaluation mode, without augmentation.
+
+    Args:
+        network: maps inputs (n, channels, height, width) to logits (n, classes); its mode is left
+            as it was.
+        dataset: normalises the images.
+        split: usually one of the data set's own, on the network's device.
+        batch_size: examples at a time; it changes the result by rounding only.
+    """
+    losses, wrong = [], []
+    with _evaluating(network):
+        for inputs, labels in dataset.batches(split, batch_size):
+            logits = network(inputs)
+            losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+            wrong.append((logits.argmax(1) != labels).sum())
+    # One transfer at the end, and a sum in double precision.
+    loss = sum(torch.stack(losses).tolist()) / len(split)
+    return Evaluation(loss, sum(torch.stack(wrong).tolist()) / len(split))
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

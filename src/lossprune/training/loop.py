@@ -1,0 +1,69 @@
+"""One epoch of stochastic gradient descent."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from lossprune.data import Dataset
+
+_CHECK_EVERY = 100  # steps between two looks at the loss: each makes the CPU wait for the device
+
+
+class DivergedError(ArithmeticError):
+    """The training loss is not a number any more; the message says where."""
+
+
+def make_optimizer(network: nn.Module, *, lr: float, l2: float, momentum: float = 0.9) -> SGD:
+    """Return SGD with momentum and weight decay on every parameter, all updated in one call."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return SGD(parameters, lr=lr, momentum=momentum, weight_decay=l2, fused=True)
+
+
+def train_epoch(
+    network: nn.Module,
+    dataset: Dataset,
+    optimizer: Optimizer,
+    *,
+    batch_size: int = 100,
+    generator: torch.Generator,
+) -> float:
+    """Visit every training example once, in random order, and return the mean loss on the way.
+
+    The loss is mean cross-entropy.  Where the data set asks for it, images are augmented.
+
+    Args:
+        network: maps inputs to logits; trained in place, left in training mode.
+        dataset: on the network's device.
+        optimizer: steps once a batch; a mask may be enforced on it.
+        batch_size: examples a step; the last batch holds what is left.
+        generator: a CPU generator that draws the order and the augmentation.
+
+    Raises:
+        DivergedError: the loss becomes infinite or NaN.
+    """
+    network.train()
+    examples = len(dataset.train)
+    order = torch.randperm(examples, generator=generator)
+    batches = dataset.batches(
+        dataset.train, batch_size, order=order, generator=generator, augment=dataset.augmented
+    )
+    total = torch.zeros((), device=dataset.train.labels.device)
+    step = 0
+    for step, (inputs, labels) in enumerate(batches, start=1):
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach() * len(labels)
+        if step % _CHECK_EVERY == 0:
+            _check(total, step)
+    _check(total, step)
+    return total.item() / examples
+
+
+def _check(total: torch.Tensor, step: int) -> None:
+    if not math.isfinite(total.item()):
+        raise DivergedError(f"the training loss is not finite within {step} steps")
