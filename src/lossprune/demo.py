@@ -1,0 +1,146 @@
+"""``lossprune demo``: the published experiment in miniature, offline and in seconds."""
+
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lossprune.experiment import RunConfig, RunRecord
+from lossprune.experiment.folder import BEST
+from lossprune.experiment.progress import Progress, shown_progress
+from lossprune.pruning.criteria import CRITERIA
+
+TRAINING_EPOCHS, FINE_TUNING_EPOCHS = 60, 20
+SPARSITY, STAGES = 0.95, (1, 14)
+_COMMON = {"arch": "MLP", "dataset": "digits", "device": "cpu"}
+
+_COLUMNS = (
+    ("criterion", "π"),
+    ("loss before", "pruned", "fine-tuned"),
+    ("error before", "pruned", "fine-tuned"),
+    ("sparsity",),
+)
+
+
+def demo(*, threads: int | None = None) -> int:
+    """Train, prune by all criteria at both numbers of stages, fine-tune, and print a table."""
+    with tempfile.TemporaryDirectory(prefix="lossprune-demo-") as folder:
+        with shown_progress() as progress:
+            records = _compute(Path(folder), threads, progress)
+    if sys.stdout.isatty():
+        _print_rich(records)
+    else:
+        _print_plain(records)
+    print(_what_next())
+    return 0
+
+
+def _compute(folder: Path, threads: int | None, progress: Progress) -> list[RunRecord]:
+    from lossprune.experiment import run
+
+    common: dict[str, Any] = {**_COMMON, "threads": threads, "path": folder}
+    progress.note(f"training an MLP on 1,297 digits for {TRAINING_EPOCHS} epochs")
+    dense = RunConfig(prune_epoch=-1, epochs=TRAINING_EPOCHS, **common)
+    run(dense)
+    plan = [(criterion, stages) for criterion in CRITERIA for stages in STAGES]
+    progress.note(f"pruning it in {len(plan)} ways, fine-tuning {FINE_TUNING_EPOCHS} epochs each")
+    records = []
+    for done, (criterion, stages) in enumerate(plan, start=1):
+        config = RunConfig(
+            criterion=criterion,
+            stages=stages,
+            exponential=True,
+            sparsity=SPARSITY,
+            epochs=FINE_TUNING_EPOCHS,
+            start=dense.folder / BEST,
+            **common,
+        )
+        records.append(run(config))
+        text = f"{criterion} π {stages}: training loss {_losses(records[-1])[1]:.3f} after pruning"
+        progress.advance("way", done, len(plan), text)
+    return records
+
+
+def _losses(record: RunRecord) -> list[float]:
+    return [scores.train_loss for scores in _moments(record)]
+
+
+def _moments(record: RunRecord) -> list[Any]:
+    """Scores before pruning, after it, and of the best network after fine-tuning."""
+    moments = (record.before_pruning, record.after_pruning, record.best)
+    return [moment.scores for moment in moments if moment is not None]
+
+
+def _rows(records: Sequence[RunRecord]) -> list[list[str]]:
+    return [
+        [
+            record.config["pm"],
+            str(record.config["pi"]),
+            *(f"{loss:.3f}" for loss in _losses(record)),
+            *(f"{scores.test_error:.1%}" for scores in _moments(record)),
+            f"{record.sparsity:.4f}",
+        ]
+        for record in records
+    ]
+
+
+_TITLE = "MLP on digits: training loss and test error before pruning, after it, and fine-tuned"
+
+
+def _print_plain(records: Sequence[RunRecord]) -> None:
+    names = [name for group in _COLUMNS for name in group]
+    table = [names, *_rows(records)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(names))]
+    print(_TITLE)
+    for row in table:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def _print_rich(records: Sequence[RunRecord]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=_TITLE)
+    for group in _COLUMNS:
+        for name in group:
+            table.add_column(name, justify="right")
+    for row in _rows(records):
+        table.add_row(*row, end_section=row[1] == str(STAGES[-1]))
+    Console().print(table)
+
+
+def next_commands() -> list[list[str]]:
+    """Return the arguments of three commands worth trying next; the first needs no network."""
+    prune = ["run", "--arch", "MLP", "--pm", "QM", "--pi", "140", "--exp", "--reg", "1e-3"]
+    return [
+        [*prune, "--dataset", "digits", "--pe", "40", "--nepochs", "60"],
+        ["data", "mnist"],
+        [*prune, "--pr", "0.98847", "--pe", "20", "--nepochs", "30"],
+    ]
+
+
+def _what_next() -> str:
+    comments = (
+        "the same in 140 stages with a step-size penalty, kept in results/",
+        "MNIST, downloaded into data/ if it is not there",
+        "the published network on MNIST: train, prune to 1.2 % of the weights, fine-tune",
+    )
+    lines = ["", "More stages make the loss model local: compare π 1 and 14. Next, try", ""]
+    for comment, command in zip(comments, next_commands(), strict=True):
+        lines += [f"  # {comment}", f"  {_program()} {shlex.join(command)}"]
+    return "\n".join(lines)
+
+
+def _program() -> str:
+    """How this program can be called again: by name, or by its path where it is not on PATH."""
+    called = Path(sys.argv[0])
+    if called.name != "lossprune" or shutil.which("lossprune") == str(called):
+        return "lossprune"
+    try:
+        called = called.absolute().relative_to(Path.cwd())
+    except ValueError:
+        pass
+    return shlex.quote(str(called))
