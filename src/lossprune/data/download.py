@@ -83,13 +83,16 @@ def fetch(
         ValueError: ``mirror`` is not an http or https URL.
         OSError: the folder cannot be written, or no address gave a good file.
     """
+    target = folder / file.name
     mirrors = _mirrors(file, mirror)
+    if target.exists():  # Nothing is written then, for the folder may be read-only.
+        return target
     with _naming(file, folder):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{file.name}.lock"):
-            if not (folder / file.name).exists():
+            if not target.exists():
                 _fetch_from_any(file, folder, mirrors, progress, patience)
-    return folder / file.name
+    return target
 
 
 def _mirrors(file: RemoteFile, mirror: str | None) -> tuple[str, ...]:
@@ -235,12 +238,16 @@ class _Resuming:
                 have = 0  # The server sends all of it again.
             length = response.headers.get("Content-Length")
             total = have + int(length) if length else None
-            with part.open("ab" if have else "wb") as sink, self._bar(have, total) as advance:
-                for chunk in response.raw.stream(CHUNK, decode_content=False):
-                    sink.write(chunk)
-                    advance(len(chunk))
-        if total is not None and part.stat().st_size < total:
-            raise _BrokenOffError(f"ended after {part.stat().st_size} of {total} bytes")
+            try:
+                with part.open("ab" if have else "wb") as sink, self._bar(have, total) as advance:
+                    for chunk in response.raw.stream(CHUNK, decode_content=False):
+                        sink.write(chunk)
+                        advance(len(chunk))
+                whole = total is None or part.stat().st_size == total
+            except urllib3.exceptions.ProtocolError:
+                whole = False
+        if not whole:
+            raise _BrokenOffError(f"broke off after {part.stat().st_size} of {total} bytes")
 
     @contextmanager
     def _bar(self, have: int, total: int | None) -> Iterator[Callable[[int], None]]:
