@@ -4,6 +4,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import time
 
 import pytest
 
@@ -189,6 +190,29 @@ def test_of_many_processes_one_downloads(server, tmp_path):
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]
     assert server.requests == [("/file.gz", None)]
     assert (tmp_path / "file.gz").read_bytes() == GOOD
+
+
+def _fetch_patiently(url, folder):
+    fetch(remote(url), folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is for POSIX systems")
+def test_a_killed_download_goes_on_where_it_was(server, tmp_path):
+    server.files["/file.gz"] = GOOD
+    server.stall.add("/file.gz")
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_fetch_patiently, args=(server.url, tmp_path))
+    process.start()
+    deadline = time.monotonic() + 30
+    while sum(path.stat().st_size for path in tmp_path.glob(".*.part")) < len(GOOD) // 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    assert not (tmp_path / "file.gz").exists()
+    server.stall.clear()
+    assert get(remote(server.url), tmp_path).read_bytes() == GOOD
+    assert server.requests[-1] == ("/file.gz", f"bytes={len(GOOD) // 2}-")
 
 
 def test_nothing_is_printed_where_nobody_looks_and_a_bar_where_asked(server, tmp_path, capfd):

@@ -87,7 +87,8 @@ def _keep(file: Path, origin: str, decoded: Decoded) -> None:
 def _write(file: Path, decoded: Decoded) -> None:
     tensors = {f"images.{name}": images for name, images in decoded.images.items()}
     tensors |= {f"labels.{name}": labels for name, labels in decoded.labels.items()}
-    metadata = {"classes": json.dumps(decoded.classes), "sha256": _digest(tensors)}
+    classes = json.dumps(decoded.classes)
+    metadata = {"classes": classes, "sha256": _digest(classes, tensors)}
     # Under the lock of this source, so that no other process writes the same temporary file.
     temporary = file.with_suffix(".tmp")
     try:
@@ -107,17 +108,18 @@ def _read(file: Path) -> Decoded | None:
             tensors = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
     except (OSError, SafetensorError):
         return None
-    if metadata.get("sha256") != _digest(tensors):
+    classes = metadata.get("classes", "")
+    if metadata.get("sha256") != _digest(classes, tensors):
         return None
     parts = {"images": {}, "labels": {}}
     for name, tensor in tensors.items():
         part, split = name.split(".")
         parts[part][split] = tensor
-    return Decoded(tuple(json.loads(metadata["classes"])), **parts)
+    return Decoded(tuple(json.loads(classes)), **parts)
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(classes: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(classes.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().data)
