@@ -2,8 +2,8 @@
 
 import hashlib
 import logging
-import multiprocessing
-import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -170,45 +170,68 @@ def test_a_folder_that_cannot_be_made_is_named(server, tmp_path):
         get(remote(server.url), folder)
 
 
-def _fetch_in_process(url, folder, barrier):
-    barrier.wait()
-    get(remote(url), folder)
+FETCH = """
+import hashlib, sys
+from pathlib import Path
+from lossprune.data.download import RemoteFile, fetch
+
+def verify(path):
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sys.argv[3]:
+        raise ValueError("its contents are wrong")
+
+print("ready", flush=True)
+sys.stdin.readline()
+fetch(RemoteFile("file.gz", (sys.argv[1],), verify), Path(sys.argv[2]))
+"""
 
 
-def test_of_many_processes_one_downloads(server, tmp_path):
+@pytest.fixture
+def start(server, tmp_path):
+    """Start a process that fetches the file once it is sent a line."""
+    started = []
+
+    def start():
+        digest = hashlib.sha256(GOOD).hexdigest()
+        process = subprocess.Popen(
+            [sys.executable, "-c", FETCH, server.url, tmp_path, digest],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_of_many_processes_one_downloads(server, tmp_path, start):
     server.files["/file.gz"] = GOOD
-    context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
-    barrier = context.Barrier(4)
-    processes = [
-        context.Process(target=_fetch_in_process, args=(server.url, tmp_path, barrier))
-        for _ in range(4)
-    ]
+    processes = [start() for _ in range(4)]
     for process in processes:
-        process.start()
+        assert process.stdout.readline() == "ready\n"
     for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0, 0]
     assert server.requests == [("/file.gz", None)]
     assert (tmp_path / "file.gz").read_bytes() == GOOD
 
 
-def _fetch_patiently(url, folder):
-    fetch(remote(url), folder)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="kill -9 is for POSIX systems")
-def test_a_killed_download_goes_on_where_it_was(server, tmp_path):
+def test_a_killed_download_goes_on_where_it_was(server, tmp_path, start):
     server.files["/file.gz"] = GOOD
     server.stall.add("/file.gz")
-    context = multiprocessing.get_context("fork")
-    process = context.Process(target=_fetch_patiently, args=(server.url, tmp_path))
-    process.start()
+    process = start()
+    process.stdin.write("go\n")
+    process.stdin.flush()
     deadline = time.monotonic() + 30
     while sum(path.stat().st_size for path in tmp_path.glob(".*.part")) < len(GOOD) // 2:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
-    process.join()
+    process.wait()
     assert not (tmp_path / "file.gz").exists()
     server.stall.clear()
     assert get(remote(server.url), tmp_path).read_bytes() == GOOD
