@@ -1,6 +1,7 @@
 """Masks: which weights are kept, and how a network is held to them."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,15 @@ class Mask(Mapping[str, Tensor]):
         return Enforcement(self._removed_of(model), optimizer)
 
     def save(self, path: str | Path) -> None:
-        """Write the mask as safetensors: one bit a weight; shapes and criterion in the metadata."""
+        """Write the mask as safetensors: one bit a weight; shapes and criterion in the metadata.
+
+        Raises:
+            FileNotFoundError: the folder to write into does not exist.
+        """
         from safetensors.numpy import save_file
 
+        if not Path(path).parent.is_dir():
+            raise FileNotFoundError(f"cannot write {path}: its folder does not exist")
         packed = {name: np.packbits(kept.cpu().numpy()) for name, kept in self._kept.items()}
         metadata = {
             "format": _FORMAT,
@@ -133,14 +140,16 @@ class Mask(Mapping[str, Tensor]):
             raise PruningError(f"{path} is not a readable safetensors file: {error}") from None
         if metadata.get("format") != _FORMAT:
             raise PruningError(f"{path} is a safetensors file, but not a mask of lossprune")
-        shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
-        kept = {
-            name: _unpack(packed.get(name), shape, path, name) for name, shape in shapes.items()
-        }
-        mask = cls(kept, criterion=metadata["criterion"] or None)
-        if repr(mask.sparsity) != metadata["sparsity"]:
+        try:
+            shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
+            sparsity, criterion = metadata["sparsity"], metadata["criterion"]
+            kept = {name: _unpack(packed.get(name), shape) for name, shape in shapes.items()}
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise PruningError(f"{path} is a mask, but damaged: {error}") from None
+        mask = cls(kept, criterion=criterion or None)
+        if repr(mask.sparsity) != sparsity:
             raise PruningError(
-                f"{path} is damaged: it says sparsity {metadata['sparsity']}, "
+                f"{path} is a mask, but damaged: it says sparsity {sparsity}, "
                 f"its bits say {mask.sparsity!r}"
             )
         return mask
@@ -163,7 +172,7 @@ class Mask(Mapping[str, Tensor]):
 
 
 class Enforcement:
-    """A running :meth:`Mask.enforce`; ``remove()`` ends it, and so does leaving a ``with`` block."""
+    """A running :meth:`Mask.enforce`; ``remove()`` or leaving a ``with`` block ends it."""
 
     def __init__(
         self, removed: list[tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer
@@ -189,10 +198,8 @@ def _zero_(removed: list[tuple[Tensor, Tensor]]) -> None:
         parameter.masked_fill_(where, 0.0)  # not a product: 0 · NaN is NaN
 
 
-def _unpack(
-    packed: "np.ndarray[Any, Any] | None", shape: list[int], path: str | Path, name: str
-) -> Tensor:
-    size = int(np.prod(shape))
+def _unpack(packed: "np.ndarray[Any, Any] | None", shape: list[int]) -> Tensor:
+    size = math.prod(shape)
     if packed is None or packed.dtype != np.uint8 or packed.shape != ((size + 7) // 8,):
-        raise PruningError(f"{path} is damaged: {name!r} does not hold the bits of shape {shape}")
+        raise ValueError(f"its bits do not fit shape {shape}")
     return torch.from_numpy(np.unpackbits(packed, count=size).astype(bool).reshape(shape))

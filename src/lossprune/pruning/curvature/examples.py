@@ -1,6 +1,7 @@
 """Reading an exact number of examples from whatever batches there are."""
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -37,6 +38,48 @@ def take(batches: Iterable[Any], examples: int | None) -> Iterator[Batch]:
         raise PruningError("the data has no examples: it gave no batch, or only empty ones")
     if examples is not None:
         raise PruningError(f"{examples} examples were asked for, but the data has only {read}")
+
+
+def peek(batches: Iterable[Batch]) -> tuple[Batch | None, Iterator[Batch]]:
+    """Return a batch of the first examples, at least two if possible, and all the batches."""
+    batches = iter(batches)
+    first = list(islice(batches, 1))
+    while first and len(first) < 2 and len(first[0][1]) < 2:
+        more = list(islice(batches, 1))
+        if not more or more[0][0].shape[1:] != first[0][0].shape[1:]:
+            return first[0], chain(first, more, batches)
+        first += more
+    return (_join(first) if first else None), chain(first, batches)
+
+
+def regroup(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Yield the same examples, ``size`` at a time (fewer where shapes change, and at the end).
+
+    >>> batches = [(torch.zeros(3, 2), torch.zeros(3)), (torch.ones(3, 2), torch.ones(3))]
+    >>> [len(targets) for _, targets in regroup(batches, 4)]
+    [4, 2]
+    """
+    waiting: list[Batch] = []
+    for inputs, targets in batches:
+        if waiting and inputs.shape[1:] != waiting[0][0].shape[1:]:
+            yield _join(waiting)
+            waiting = []
+        count = sum(len(part) for _, part in waiting)
+        while count + len(targets) >= size:
+            cut = size - count
+            yield _join([*waiting, (inputs[:cut], targets[:cut])])
+            inputs, targets, waiting, count = inputs[cut:], targets[cut:], [], 0
+        if len(targets):
+            waiting.append((inputs, targets))
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(batches: list[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    inputs, targets = zip(*batches, strict=True)
+    return torch.cat(inputs), torch.cat(targets)
 
 
 def check_examples(examples: int | None) -> None:

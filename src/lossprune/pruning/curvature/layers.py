@@ -1,6 +1,6 @@
 """Where a network uses its prunable weights: seen from outside, without hooks, in one forward pass.
 
-Index letters, here and in ``squares.py``: k column of the Hessian factor, n example, g group,
+Index letters, here and in ``squares.py``: n example, k column of the Hessian factor, g group,
 o output channel within its group, i input of one output (channel within its group × kernel
 position), p output position (pixel or token).
 """
@@ -24,11 +24,16 @@ class Linear:
 
     def patches(self, inputs: Tensor) -> Tensor:
         """Inputs of every output position: (n, 1, i, p)."""
-        return self.outputs(inputs)
+        return inputs.reshape(inputs.shape[0], 1, -1, inputs.shape[-1]).transpose(2, 3)
 
-    def outputs(self, tensor: Tensor) -> Tensor:
-        """A tensor of the output's shape as (n, 1, o, p)."""
-        return tensor.reshape(tensor.shape[0], 1, -1, tensor.shape[-1]).transpose(2, 3)
+    def columns(self, gradients: Tensor) -> Tensor:
+        """Gradients (n, k, *output) by output and position: (n, k, 1, o, p)."""
+        n, k, *_, o = gradients.shape
+        return gradients.reshape(n, k, 1, -1, o).transpose(3, 4)
+
+    def grouped(self, weight: Tensor) -> tuple[int, int, int]:
+        """Shape of the weight as (g, o, i)."""
+        return 1, weight.shape[0], weight.shape[1]
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,14 @@ class Convolution:
         positions = windows.shape[2 + dimensions :].numel()
         return windows.reshape(n, self.groups, -1, positions)
 
-    def outputs(self, tensor: Tensor) -> Tensor:
-        """A tensor of the output's shape as (n, g, o, p)."""
-        return tensor.reshape(tensor.shape[0], self.groups, tensor.shape[1] // self.groups, -1)
+    def columns(self, gradients: Tensor) -> Tensor:
+        """Gradients (n, k, *output) by output and position: (n, k, g, o, p)."""
+        n, k, channels = gradients.shape[:3]
+        return gradients.reshape(n, k, self.groups, channels // self.groups, -1)
+
+    def grouped(self, weight: Tensor) -> tuple[int, int, int]:
+        """Shape of the weight as (g, o, i)."""
+        return self.groups, weight.shape[0] // self.groups, weight[0].numel()
 
 
 Geometry = Linear | Convolution
@@ -72,9 +82,18 @@ class LayerCall:
 
     name: str
     inputs: Tensor
+    inputs_version: int
     output: GradientEdge  # of the layer itself, whatever is done in place to its result later
     output_shape: torch.Size
     geometry: Geometry
+
+    def check(self) -> None:
+        """Raise if the layer's input is no longer what the layer saw."""
+        if self.inputs._version != self.inputs_version:
+            raise PruningError(
+                f"the input of the layer of {self.name!r} was changed in place after the layer "
+                "had seen it, so its curvature cannot be measured"
+            )
 
 
 def _linear_call(
@@ -126,16 +145,12 @@ class LayerCalls(TorchFunctionMode):
 
     It looks at the functions that layers call, not at the layers: weights that layers share,
     layers that run twice and functional uses are all seen, and the network is not touched.
-
-    With ``detached``, recorded calls compute with a detached weight, so that what the loss still
-    depends on the weight through is exactly the uses that were *not* recorded.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], *, detached: bool = False) -> None:
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.calls: list[LayerCall] = []
         self._names = {id(weight): name for name, weight in weights.items()}
-        self._detached = detached
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -150,14 +165,46 @@ class LayerCalls(TorchFunctionMode):
                 f"{name!r} is used where gradients are switched off (torch.no_grad or activation "
                 "checkpointing), so its curvature cannot be measured"
             )
-        swap = {id(weight): weight.detach()} if self._detached else {}
-        if not inputs.requires_grad:
-            # Only so that the output has a place in the graph; no gradient is ever taken here.
-            swap[id(inputs)] = inputs.detach().requires_grad_()
+        swap = self._replacements(inputs, weight)
         args = [swap.get(id(arg), arg) for arg in args]
         kwargs = {key: swap.get(id(arg), arg) for key, arg in kwargs.items()}
         output = func(*args, **kwargs)
-        self.calls.append(
-            LayerCall(name, inputs.detach(), get_gradient_edge(output), output.shape, geometry)
-        )
+        if output._is_view():
+            # Something done in place to a view would cut it off from the graph recorded here.
+            output = output.clone()
+        seen = inputs.detach()
+        edge = get_gradient_edge(output)
+        self.calls.append(LayerCall(name, seen, seen._version, edge, output.shape, geometry))
         return output
+
+    def _replacements(self, inputs: Tensor, weight: Tensor) -> dict[int, Tensor]:
+        """What to call the function on instead, by the identity of the original."""
+        if inputs.requires_grad:
+            return {}
+        # Only so that the output has a place in the graph; no gradient is ever taken here.
+        return {id(inputs): inputs.detach().requires_grad_()}
+
+
+class Probe(LayerCalls):
+    """Also shows what a recording alone cannot see.
+
+    Recorded calls compute with a detached weight, so that what the outputs still depend on the
+    weight through is exactly the uses that were *not* recorded.  And no function may use a
+    module's own parameter where a weight has been put in its place.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+        super().__init__(weights)
+        self._parameters = {id(parameters[name]): name for name in weights}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for argument in (*args, *(kwargs or {}).values()):
+            if id(argument) in self._parameters:
+                raise PruningError(
+                    f"the network keeps {self._parameters[id(argument)]!r} elsewhere than in its "
+                    "layer and uses it from there, so that masks do not reach it"
+                )
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _replacements(self, inputs: Tensor, weight: Tensor) -> dict[int, Tensor]:
+        return {**super()._replacements(inputs, weight), id(weight): weight.detach()}

@@ -31,6 +31,13 @@ class Loss(Protocol):
         """Return S of each example: (k, n, c), with Σ_k S[k, n, c] S[k, n, d] = ∂²ℓ_n/∂z_c∂z_d."""
         ...
 
+    def sample(self, outputs: Tensor, uniform: Tensor) -> Tensor:
+        """Return targets drawn from what the outputs predict, by numbers uniform in [0, 1): (n, m).
+
+        The gradient at a drawn target must have mean 0 and covariance ∂²ℓ/∂z².
+        """
+        ...
+
 
 class CrossEntropy:
     r"""Softmax cross-entropy with class indices: ℓ(z, t) = −log softmax(z)_t.
@@ -86,12 +93,18 @@ class CrossEntropy:
         p = outputs.double().softmax(1)
         tail = p.flip(1).cumsum(1).flip(1)  # r_k
         after = tail[:, 1:]  # r_{k+1}
-        diagonal = (p[:, :-1] * (after / tail[:, :-1])).sqrt()
-        # p_j / r_{k+1} for j > k, and 0 where everything after class k has vanished.
+        # Where a class and all after it have vanished (0 / 0), so has their part of the Hessian.
+        diagonal = (p[:, :-1] * (after / tail[:, :-1]).nan_to_num(nan=0.0)).sqrt()
         ratio = (p[:, None, :] / after[:, :, None]).nan_to_num(nan=0.0, posinf=0.0)
         factor = -diagonal[:, :, None] * ratio.triu(1)
         factor.diagonal(dim1=1, dim2=2).copy_(diagonal)
         return factor.transpose(0, 1).to(outputs.dtype)
+
+    def sample(self, outputs: Tensor, uniform: Tensor) -> Tensor:
+        """Return classes drawn with probabilities softmax(z): (n, m)."""
+        distribution = outputs.double().softmax(1).cumsum(1)
+        drawn = torch.searchsorted(distribution, uniform * distribution[:, -1:], right=True)
+        return drawn.clamp(max=outputs.shape[1] - 1)
 
 
 LOSSES: dict[str, Loss] = {"cross_entropy": CrossEntropy()}

@@ -1,22 +1,28 @@
 """Measuring a network on data: mean loss, its gradient and the diagonal of its GGN matrix."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from lossprune.pruning.curvature.examples import device_of, take
-from lossprune.pruning.curvature.layers import LayerCall, LayerCalls
+from lossprune.pruning.curvature import distributed
+from lossprune.pruning.curvature.budget import Budget
+from lossprune.pruning.curvature.estimators import Estimator, find_estimator
+from lossprune.pruning.curvature.examples import Batch, peek, regroup, take
+from lossprune.pruning.curvature.layers import LayerCalls
 from lossprune.pruning.curvature.losses import Loss, find_loss
-from lossprune.pruning.curvature.squares import sum_of_squares
+from lossprune.pruning.curvature.network import Network
+from lossprune.pruning.curvature.passes import add_squared_gradients_
 from lossprune.pruning.errors import PruningError
-from lossprune.pruning.prunable import prunable_weights
 from lossprune.pruning.randomness import PrivateRandomness
+
+# The default of `memory`: beyond these a measurement does not get faster.
+MEMORY = {"cpu": 256 << 20, "cuda": 4 << 30}
+# Examples whose columns an estimator that packs chooses, and sorts, together.
+_WINDOW = 8192
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,17 @@ class Statistics:
     Attributes:
         loss: mean loss.
         gradient: ∂L/∂θ by parameter name; empty if not asked for.
-        ggn_diagonal: diag(G) by parameter name; empty if not asked for.
+        ggn_diagonal: diag(G) by parameter name; empty if not asked for.  Where a mask removes a
+            weight it need not be measured, and is 0 or the diagonal.
         examples: how many examples the means are over.
+        skipped: share of the output Hessian's trace that the estimator left out.
     """
 
     loss: float
     gradient: Mapping[str, Tensor]
     ggn_diagonal: Mapping[str, Tensor]
     examples: int
+    skipped: float = 0.0
 
 
 def measure(
@@ -45,8 +54,11 @@ def measure(
     loss: str | Loss = "cross_entropy",
     gradient: bool = True,
     ggn_diagonal: bool = True,
+    estimator: str | Estimator = "exact",
+    memory: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Statistics:
-    r"""Measure loss, gradient and GGN diagonal of a network's prunable weights, exactly.
+    r"""Measure loss, gradient and GGN diagonal of a network's prunable weights.
 
     With the loss ℓ of one example, the Jacobian J of its outputs and the Hessian H of ℓ in the
     outputs, the generalised Gauss-Newton matrix is G = mean over examples of Jᵀ H J.  H = S Sᵀ for
@@ -56,7 +68,10 @@ def measure(
 
     one backward pass a column, with gradients at the layers' outputs only.  Source: Schraudolph,
     "Fast curvature matrix-vector products", 2002; the column form as in Dangel et al., "BackPACK",
-    2020.
+    2020; the computation is described in docs/curvature.md.
+
+    Under an initialised ``torch.distributed`` group every process must call this with the same
+    batches; each takes its part of every batch, and all return the same sums.
 
     Args:
         model: left as it is, its gradients, hooks, mode and buffers included; measured in
@@ -67,6 +82,11 @@ def measure(
         loss: a name in ``LOSSES`` or a :class:`Loss`.
         gradient: whether to measure the gradient.
         ggn_diagonal: whether to measure the GGN diagonal.
+        estimator: of the GGN diagonal: a name in ``ESTIMATORS`` or an :class:`Estimator`.
+        memory: bytes that activations, gradients and products may take at once, beside the
+            network, its statistics and the batches; 256 MiB on a CPU and 4 GiB on a GPU if not
+            given.  At least one example and one column are always taken.
+        generator: CPU generator of what the estimator draws; torch's global one if not given.
 
     Raises:
         PruningError: too few examples; outputs or targets that the loss cannot take; a prunable
@@ -79,20 +99,25 @@ def measure(
     >>> stats.examples, stats.ggn_diagonal["weight"].shape
     (8, torch.Size([3, 4]))
     """
-    loss = find_loss(loss)
     network = Network(model, mask)
-    sums = _Sums(network, gradient, ggn_diagonal)
-    with PrivateRandomness(), network.evaluating():
-        for inputs, targets in take(batches, examples):
-            if ggn_diagonal and sums.examples == 0:
-                check_uses(network, inputs, targets, loss)
-            _add_batch(sums, network, inputs, targets, loss)
-    statistics = Statistics(
-        sums.loss / sums.examples,
-        {name: total / sums.examples for name, total in sums.gradient.items()},
-        {name: total / sums.examples for name, total in sums.ggn_diagonal.items()},
-        sums.examples,
+    if memory is None:
+        memory = MEMORY.get(network.device.type, MEMORY["cuda"])
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+        raise ValueError(f"memory must be a whole number of bytes, at least 1, got {memory!r}")
+    measurement = _Measurement(
+        network,
+        find_loss(loss),
+        find_estimator(estimator) if ggn_diagonal else None,
+        gradient,
+        memory,
+        generator or torch.default_generator,
     )
+    with PrivateRandomness(), network.evaluating():
+        if distributed.processes() > 1:
+            measurement.add_share(take(batches, examples))
+        else:
+            measurement.add(take(batches, examples))
+    statistics = measurement.means()
     _check_finite(statistics)
     return statistics
 
@@ -104,157 +129,19 @@ def mean_loss(
     *,
     mask: Mapping[str, Tensor] | None = None,
     loss: str | Loss = "cross_entropy",
+    memory: int | None = None,
 ) -> float:
     """Return the mean loss alone; arguments as :func:`measure`."""
     return measure(
-        model, batches, examples, mask=mask, loss=loss, gradient=False, ggn_diagonal=False
+        model,
+        batches,
+        examples,
+        mask=mask,
+        loss=loss,
+        gradient=False,
+        ggn_diagonal=False,
+        memory=memory,
     ).loss
-
-
-class _Sums:
-    """Running sums over the examples read so far."""
-
-    def __init__(self, network: "Network", gradient: bool, ggn_diagonal: bool) -> None:
-        self.examples = 0
-        self.loss = 0.0
-        self.gradient = network.zeros() if gradient else {}
-        self.ggn_diagonal = network.zeros() if ggn_diagonal else {}
-
-
-class Network:
-    """A network at θ ⊙ m, evaluated without touching the module it was made from."""
-
-    def __init__(self, model: nn.Module, mask: Mapping[str, Tensor] | None) -> None:
-        self.model = model
-        weights = prunable_weights(model)
-        self.device = device_of(weights.values())
-        self.weights: dict[str, Tensor] = {}
-        for name, weight in weights.items():
-            weight = weight.detach()
-            if mask is not None:
-                weight = weight * mask[name].to(weight.device)
-            self.weights[name] = weight.requires_grad_()
-        # Everything else enters as a constant; buffers as copies, in case the network writes them.
-        self._constants = {name: p.detach() for name, p in model.named_parameters()}
-        self._constants |= {name: b.clone() for name, b in model.named_buffers()}
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Outputs of the network at θ ⊙ m: (n, c)."""
-        state = self._constants | self.weights
-        outputs = functional_call(self.model, state, (inputs.to(self.device),))
-        if not isinstance(outputs, Tensor):
-            raise PruningError(
-                f"the network must return a tensor of outputs, got {type(outputs).__name__}"
-            )
-        return outputs
-
-    def zeros(self) -> dict[str, Tensor]:
-        """One zero for every prunable weight, to sum in: float32, or wider as the weight is."""
-        return {
-            name: torch.zeros_like(
-                weight, dtype=torch.promote_types(weight.dtype, torch.float32), requires_grad=False
-            )
-            for name, weight in self.weights.items()
-        }
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Evaluation mode with gradients on, everything put back afterwards, also on an error."""
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
-            with torch.enable_grad():
-                yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-
-
-def check_uses(network: Network, inputs: Tensor, targets: Tensor, loss: Loss) -> None:
-    """Raise where the estimate would be wrong: weights used elsewhere, examples that interact.
-
-    A few examples suffice, as both are properties of the graph.
-    """
-    few = inputs[:4]
-    with LayerCalls(network.weights, detached=True) as recorder:
-        outputs = network(few)
-    loss.check(outputs.detach(), targets[:4])
-    if outputs.requires_grad:
-        elsewhere = torch.autograd.grad(
-            outputs.sum(), list(network.weights.values()), retain_graph=True, allow_unused=True
-        )
-        for name, gradient in zip(network.weights, elsewhere, strict=True):
-            if gradient is not None:
-                raise PruningError(
-                    f"{name!r} is also used outside a linear or convolution function, where its "
-                    "curvature cannot be measured; prune with MP or LM, or exclude it"
-                )
-    for call in recorder.calls:
-        if call.output_shape[0] != len(few):
-            raise PruningError(
-                f"the layer of {call.name!r} gets inputs of first dimension "
-                f"{call.inputs.shape[0]} for {len(few)} examples: it must be the examples"
-            )
-    if len(few) == 1 or not recorder.calls:
-        return
-    first = torch.autograd.grad(
-        outputs[0].sum(), [call.output for call in recorder.calls], allow_unused=True
-    )
-    for call, gradient in zip(recorder.calls, first, strict=True):
-        if gradient is not None and gradient[1:].count_nonzero():
-            raise PruningError(
-                f"the output of one example depends on others through {call.name!r}: the first "
-                "dimension of its input is not the examples, or the network mixes them"
-            )
-
-
-def _add_batch(sums: _Sums, network: Network, inputs: Tensor, targets: Tensor, loss: Loss) -> None:
-    sums.examples += len(targets)
-    with (
-        torch.set_grad_enabled(bool(sums.gradient or sums.ggn_diagonal)),
-        LayerCalls(network.weights if sums.ggn_diagonal else {}) as recorder,
-    ):
-        outputs = network(inputs)
-    targets = targets.to(outputs.device)
-    logits = outputs.detach()
-    loss.check(logits, targets)
-    sums.loss += float(loss.value(logits.double(), targets).sum())
-    if sums.gradient and outputs.requires_grad:
-        found = torch.autograd.grad(
-            outputs,
-            list(network.weights.values()),
-            loss.gradient(logits, targets),
-            retain_graph=True,
-            allow_unused=True,
-        )
-        for total, part in zip(sums.gradient.values(), found, strict=True):
-            if part is not None:
-                total += part
-    if sums.ggn_diagonal and recorder.calls:
-        factor = loss.hessian_factor(logits)
-        for name, squares in _squared_gradients(outputs, recorder.calls, factor):
-            sums.ggn_diagonal[name] += squares.view_as(sums.ggn_diagonal[name])
-
-
-def _squared_gradients(
-    outputs: Tensor, calls: list[LayerCall], factor: Tensor
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield, by parameter name, Σ_n Σ_k (∂(z_n · S_nk)/∂θ)² as (g, o, i)."""
-    edges = [call.output for call in calls]
-    columns = [
-        torch.autograd.grad(outputs, edges, column, retain_graph=True, allow_unused=True)
-        for column in factor
-    ]
-    uses: dict[str, list[tuple[Tensor, Tensor]]] = {}
-    for call, gradients in zip(calls, zip(*columns, strict=True), strict=True):
-        if gradients[0] is not None:  # the outputs do depend on this use
-            at_output = torch.stack([call.geometry.outputs(part) for part in gradients])
-            uses.setdefault(call.name, []).append((call.geometry.patches(call.inputs), at_output))
-    for name, parts in uses.items():
-        # Several uses of one weight are further positions of it: their gradients add up first.
-        patches = torch.cat([patches for patches, _ in parts], dim=-1)
-        gradients = torch.cat([gradients for _, gradients in parts], dim=-1)
-        yield name, sum_of_squares(patches, gradients)
 
 
 def _check_finite(statistics: Statistics) -> None:
@@ -268,3 +155,128 @@ def _check_finite(statistics: Statistics) -> None:
                     f"the {what.replace('ggn_diagonal', 'curvature')} of {name!r} is not finite "
                     f"in {bad} of {tensor.numel()} entries"
                 )
+
+
+class _Measurement:
+    """Running sums over the examples read so far."""
+
+    def __init__(
+        self,
+        network: Network,
+        loss: Loss,
+        estimator: Estimator | None,
+        gradient: bool,
+        memory: int,
+        generator: torch.Generator,
+    ) -> None:
+        self.network = network
+        self.loss = loss
+        self.estimator = estimator
+        self.memory = memory
+        self.generator = generator
+        # loss, examples, trace of the output Hessian, share of it that was skipped
+        self.scalars = torch.zeros(4, dtype=torch.float64, device=network.device)
+        self.gradient = network.zeros() if gradient else {}
+        self.ggn_diagonal = network.zeros() if estimator else {}
+
+    def add(self, batches: Iterable[Batch]) -> None:
+        """Add examples, in chunks that keep to the budget."""
+        device = self.network.device
+        placed = ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
+        first, batches = peek(placed)
+        if first is None:  # this process has no share
+            return
+        budget, columns = self._plan(*first)
+        if self.estimator is not None and self.estimator.packs:
+            for inputs, targets in regroup(batches, _WINDOW):
+                self._add_packed(inputs, targets, budget)
+        else:
+            for inputs, targets in regroup(batches, budget.examples(columns)):
+                self._add_chunk(inputs, targets, budget)
+
+    def add_share(self, batches: Iterable[Batch]) -> None:
+        """Add this process's share of the examples, and everybody else's sums."""
+        error = None
+        try:
+            self.add(distributed.share(batches))
+        except PruningError as raised:
+            error = raised
+        distributed.raise_together(error, self.network.device)
+        distributed.sum_over_processes_(
+            [self.scalars, *self.gradient.values(), *self.ggn_diagonal.values()]
+        )
+
+    def means(self) -> Statistics:
+        """Return the sums, each divided by the number of examples."""
+        loss, examples, trace, skipped = self.scalars.tolist()
+        for total in (*self.gradient.values(), *self.ggn_diagonal.values()):
+            total /= examples
+        return Statistics(
+            loss / examples,
+            self.gradient,
+            self.ggn_diagonal,
+            int(examples),
+            skipped / trace if trace else 0.0,
+        )
+
+    def _plan(self, inputs: Tensor, targets: Tensor) -> tuple[Budget, int]:
+        """Check the network on the first examples; return its costs and columns per example."""
+        costs = self.network.probe(inputs, targets, self.loss, curvature=self.estimator is not None)
+        budget = Budget(self.memory, costs.graph_bytes, costs.column_bytes)
+        if self.estimator is None:
+            return budget, 0
+        few = targets[: len(costs.outputs)]
+        columns = self.estimator.columns(costs.outputs, few, self.loss, torch.Generator())
+        return budget, columns.vectors.shape[1]
+
+    def _add_chunk(
+        self, inputs: Tensor, targets: Tensor, budget: Budget, columns: Tensor | None = None
+    ) -> None:
+        """Add a chunk's examples; their columns are chosen here unless given, (n, k, c)."""
+        differentiates = bool(self.gradient) or self.estimator is not None
+        with (
+            torch.set_grad_enabled(differentiates),
+            LayerCalls(self.network.weights if self.estimator else {}) as recorder,
+        ):
+            outputs = self.network(inputs)
+        for call in recorder.calls:
+            call.check()
+        logits = outputs.detach()
+        self.loss.check(logits, targets)
+        self.scalars[0] += self.loss.value(logits.double(), targets).sum()
+        self.scalars[1] += len(targets)
+        if not outputs.requires_grad:  # nothing was asked for, or no layer reaches the outputs
+            return
+        if self.gradient:
+            self._add_gradient(outputs, targets)
+        if self.estimator is not None:
+            if columns is None:
+                columns = self.estimator.columns(logits, targets, self.loss, self.generator).vectors
+            add_squared_gradients_(self.ggn_diagonal, outputs, recorder.calls, columns, budget)
+
+    def _add_gradient(self, outputs: Tensor, targets: Tensor) -> None:
+        found = torch.autograd.grad(
+            outputs,
+            list(self.network.weights.values()),
+            self.loss.gradient(outputs.detach(), targets),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for total, part in zip(self.gradient.values(), found, strict=True):
+            if part is not None:
+                total += part
+
+    def _add_packed(self, inputs: Tensor, targets: Tensor, budget: Budget) -> None:
+        """Choose the columns of many examples first, then take those with as many together."""
+        assert self.estimator is not None
+        size = budget.examples(1)
+        with torch.no_grad():
+            outputs = torch.cat([self.network(part) for part in inputs.split(size)])
+        self.loss.check(outputs, targets)
+        columns = self.estimator.columns(outputs, targets, self.loss, self.generator)
+        self.scalars[2] += columns.trace
+        self.scalars[3] += columns.skipped
+        for chosen, count in columns.packed(budget.examples):
+            self._add_chunk(
+                inputs[chosen], targets[chosen], budget, columns.vectors[chosen, :count]
+            )

@@ -1,21 +1,146 @@
 """Sums of squared per-example weight gradients: what the GGN diagonal is made of.
 
-With the patches x[n, g, i, p] that a layer saw and the gradients y[k, n, g, o, p] at its output,
-example n's weight gradient for column k is Σ_p y[k,n,g,o,p] x[n,g,i,p], and
+With the patches x[n, g, i, p] that a layer saw and the gradients y[n, k, g, o, p] at its output,
+example n's weight gradient for column k is Σ_p y[n,k,g,o,p] x[n,g,i,p], and
 
-    h[g, o, i] = Σ_n Σ_k (Σ_p y[k,n,g,o,p] x[n,g,i,p])².
+    h[g, o, i] = Σ_n Σ_k (Σ_p y[n,k,g,o,p] x[n,g,i,p])².
+
+Three ways to compute it, chosen by counted cost:
+
+- one position (linear layers): the squares factor, h = Σ_n (Σ_k y²) x²: one matrix product;
+- few positions, *pairs*: with the pairs p ≤ q of positions,
+  h = Σ_n Σ_{p≤q} c_pq (Σ_k y_kp y_kq) (x_p x_q),  c_pq = 1 if p = q else 2:
+  one matrix product of inner length (examples × P(P+1)/2) in which columns no longer count;
+- many positions, *direct*: one product over positions for every example and column, squared and
+  summed while it is still in the cache.
+
+docs/curvature.md has their costs and measurements.
 """
+
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from lossprune.pruning.curvature.products import has_fast_product, product
 
-def sum_of_squares(patches: Tensor, gradients: Tensor) -> Tensor:
-    """Return h[g, o, i] of patches (n, g, i, p) and gradients (k, n, g, o, p)."""
-    if patches.shape[-1] == 1:
-        squares = gradients.square().sum(0).squeeze(-1)
-        return torch.einsum("ngo,ngi->goi", squares, patches.squeeze(-1).square())
-    total = patches.new_zeros(patches.shape[1], gradients.shape[3], patches.shape[2])
-    for column in gradients:
-        total += torch.einsum("ngop,ngip->ngoi", column, patches).square().sum(0)
-    return total
+# Numbers of elements: a product that is squared next should still be in the cache; pairs, which
+# are read once by one product, may be longer; batched products on a GPU need enough work.
+_CACHED = 3 << 19
+_PAIRS = 1 << 22
+_BATCHED = 1 << 25
+# One more pass over an element costs about as much as this many multiply-adds in a product.
+_PASS = 16
+
+Block = Callable[[slice], Tensor]
+
+
+def add_squares_(total: Tensor, patches: Block, gradients: Block, examples: int) -> None:
+    """Add h[g, o, i] of ``examples`` examples to ``total``.
+
+    Args:
+        total: (g, o, i), added to in place.
+        patches: gives x of a slice of the examples, (n, g, i, p).
+        gradients: gives y of a slice of the examples, (n, k, g, o, p).
+        examples: how many there are.
+    """
+    first = gradients(slice(0, 1))
+    columns, positions = first.shape[1], first.shape[4]
+    if positions == 1:
+        _add_factored_(total, patches, gradients, examples)
+    elif _pairs_cost(total, columns, positions) < _direct_cost(total, columns, positions):
+        _add_pairs_(total, patches, gradients, examples, positions)
+    elif has_fast_product(first) and total.shape[0] == 1:
+        _add_direct_(total, patches, gradients, examples)
+    else:
+        _add_batched_(total, patches, gradients, examples, columns)
+
+
+def _direct_cost(total: Tensor, columns: int, positions: int) -> int:
+    """Multiply-adds, and passes in their worth, for one example done directly."""
+    return columns * total.numel() * (positions + _PASS)
+
+
+def _pairs_cost(total: Tensor, columns: int, positions: int) -> int:
+    """The same for one example done by pairs of positions."""
+    groups, outputs, inputs = total.shape
+    pairs = positions * (positions + 1) // 2
+    forming = groups * (outputs * (columns * positions**2 + _PASS * pairs) + _PASS * inputs * pairs)
+    return total.numel() * pairs + forming
+
+
+def _blocks(examples: int, elements: int, most: int) -> Iterator[slice]:
+    """Cut the examples into slices of at most ``most`` elements, ``elements`` an example."""
+    size = max(1, min(examples, most // max(1, elements)))
+    for start in range(0, examples, size):
+        yield slice(start, min(start + size, examples))
+
+
+def _add_factored_(total: Tensor, patches: Block, gradients: Block, examples: int) -> None:
+    everything = slice(0, examples)
+    y = gradients(everything).square().sum(1).squeeze(-1)  # (n, g, o)
+    x = patches(everything).squeeze(-1).square()  # (n, g, i)
+    for group, part in enumerate(total):
+        part += product(y[:, group].T, x[:, group].T)
+
+
+def _add_pairs_(
+    total: Tensor, patches: Block, gradients: Block, examples: int, positions: int
+) -> None:
+    groups, outputs, inputs = total.shape
+    pairs = positions * (positions + 1) // 2
+    for block in _blocks(examples, groups * (outputs + inputs) * pairs, _PAIRS):
+        y, x = gradients(block), patches(block)
+        gram = torch.einsum("nkgop,nkgoq->gonpq", y, y)
+        y_pairs = _lags(lambda lag, gram=gram: gram.diagonal(lag, 3, 4) * (1 + (lag > 0)), gram)
+        x = x.permute(1, 2, 0, 3)  # (g, i, n, p)
+        x_pairs = _lags(lambda lag, x=x: x[..., : positions - lag] * x[..., lag:], x)
+        for part, y_group, x_group in zip(total, y_pairs, x_pairs, strict=True):
+            part += product(y_group.flatten(1), x_group.flatten(1))
+    total.clamp_(min=0)  # a sum of squares; rounding may have taken it below
+
+
+def _lags(pairs_of_lag: Callable[[int], Tensor], like: Tensor) -> Tensor:
+    """Lay out all pairs of positions, those of lag 0 first, then lag 1, …: (g, rows, n, pairs)."""
+    positions = like.shape[-1]
+    pairs = positions * (positions + 1) // 2
+    out = like.new_empty(*like.shape[:3], pairs)
+    start = 0
+    for lag in range(positions):
+        width = positions - lag
+        out[..., start : start + width] = pairs_of_lag(lag)
+        start += width
+    return out
+
+
+def _add_direct_(total: Tensor, patches: Block, gradients: Block, examples: int) -> None:
+    """Per example, as many columns or output channels at once as stay in the cache."""
+    _, outputs, inputs = total.shape
+    flat = total[0]
+    rows = max(1, min(outputs, _CACHED // inputs))
+    for example in range(examples):
+        one = slice(example, example + 1)
+        x, y = patches(one)[0, 0], gradients(one)[0, :, 0]  # (i, p), (k, o, p)
+        if rows < outputs:
+            for column in y:
+                for start in range(0, outputs, rows):
+                    part = product(column[start : start + rows], x)
+                    flat[start : start + rows].addcmul_(part, part)
+            continue
+        for some in y.split(max(1, _CACHED // (outputs * inputs))):
+            part = product(some.flatten(0, 1), x)
+            if len(some) == 1:
+                flat.addcmul_(part, part)
+            else:
+                flat += part.view(len(some), outputs, inputs).square_().sum(0)
+
+
+def _add_batched_(
+    total: Tensor, patches: Block, gradients: Block, examples: int, columns: int
+) -> None:
+    groups, outputs, inputs = total.shape
+    most = _BATCHED if total.is_cuda else _CACHED
+    for block in _blocks(examples, columns * total.numel(), most):
+        y, x = gradients(block).transpose(1, 2).flatten(2, 3), patches(block)
+        part = (y @ x.transpose(2, 3)).square_()  # (n, g, k·o, i)
+        total += part.view(-1, groups, columns, outputs, inputs).sum((0, 2))

@@ -1,0 +1,35 @@
+"""How many examples and columns go through the network at once, within a budget of memory."""
+
+from dataclasses import dataclass
+
+# What a column needs beside its kept gradients: those under way through the network.
+_UNDER_WAY = 2
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that may be in use at once, and what they go to.
+
+    Attributes:
+        memory: the budget.
+        graph: what the forward pass of one example keeps.
+        column: the gradients at all the layers' outputs, of one example and column.
+
+    >>> Budget(memory=1000, graph=20, column=10).examples(columns=8)
+    8
+    >>> Budget(memory=1000, graph=20, column=10).columns(examples=10)
+    6
+    """
+
+    memory: int
+    graph: int
+    column: int
+
+    def examples(self, columns: int) -> int:
+        """Return how many examples fit with that many columns each; at least one."""
+        return max(1, self.memory // max(1, self.graph + (columns + _UNDER_WAY) * self.column))
+
+    def columns(self, examples: int) -> int:
+        """Return how many columns at once fit with that many examples; at least one."""
+        free = self.memory // examples - self.graph
+        return max(1, free // max(1, self.column) - _UNDER_WAY)

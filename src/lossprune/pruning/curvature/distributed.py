@@ -1,0 +1,41 @@
+"""Measuring with several processes: who takes which examples, and how the sums come together."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lossprune.pruning.curvature.examples import Batch
+from lossprune.pruning.errors import PruningError
+
+
+def processes() -> int:
+    """Return how many processes measure together: 1 without an initialised group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def share(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield this process's part of every batch: contiguous, the parts of near-equal size."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    for inputs, targets in batches:
+        part = slice(len(targets) * rank // world, len(targets) * (rank + 1) // world)
+        if len(targets[part]):
+            yield inputs[part], targets[part]
+
+
+def sum_over_processes_(tensors: Iterable[Tensor]) -> None:
+    """Replace every tensor by its sum over the processes, the same to the last bit on each."""
+    for tensor in tensors:
+        dist.reduce(tensor, dst=0)
+        dist.broadcast(tensor, src=0)
+
+
+def raise_together(error: PruningError | None, device: torch.device) -> None:
+    """Raise on every process if any has an error, so that none waits for one that stopped."""
+    failed = torch.tensor([float(error is not None)], device=device)
+    dist.all_reduce(failed)
+    if error is not None:
+        raise error
+    if failed.item():
+        raise PruningError("another process of the group could not measure its examples")

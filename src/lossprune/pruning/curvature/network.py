@@ -1,0 +1,189 @@
+"""A network at θ ⊙ m, evaluated without touching the module it was made from."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
+
+from lossprune.pruning.curvature.examples import device_of
+from lossprune.pruning.curvature.layers import LayerCall, Probe
+from lossprune.pruning.curvature.losses import Loss
+from lossprune.pruning.errors import PruningError
+from lossprune.pruning.prunable import prunable_weights
+
+_FEW = 4  # examples that a probe looks at
+
+
+class Network:
+    """The function inputs → outputs of a module whose removed weights are 0.
+
+    Attributes:
+        weights: θ ⊙ m by parameter name: leaves of a graph, apart from the module's own.
+    """
+
+    def __init__(self, model: nn.Module, mask: Mapping[str, Tensor] | None) -> None:
+        self.model = model
+        weights = prunable_weights(model)
+        self.device = device_of(weights.values())
+        self.weights = {
+            name: _masked(name, weight.detach(), mask).requires_grad_()
+            for name, weight in weights.items()
+        }
+        # Everything else enters as a constant; buffers as copies, in case the network writes them.
+        self._constants = {name: p.detach() for name, p in model.named_parameters()}
+        self._constants |= {name: b.clone() for name, b in model.named_buffers()}
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs of the network at θ ⊙ m: (n, c)."""
+        outputs = functional_call(self.model, self._constants | self.weights, (inputs.clone(),))
+        if not isinstance(outputs, Tensor):
+            raise PruningError(
+                f"the network must return a tensor of outputs, got {type(outputs).__name__}"
+            )
+        return outputs
+
+    def zeros(self) -> dict[str, Tensor]:
+        """One zero for every prunable weight, to sum in: float32, or wider as the weight is."""
+        return {
+            name: torch.zeros(
+                weight.shape,
+                dtype=torch.promote_types(weight.dtype, torch.float32),
+                device=weight.device,
+            )
+            for name, weight in self.weights.items()
+        }
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode with gradients on, everything put back afterwards, also on an error."""
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            if self.device.type == "cuda":
+                # TF32 would cost three digits of the curvature, and masks that agree with the CPU.
+                stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
+            try:
+                yield
+            finally:
+                for module, mode in modes.items():
+                    module.training = mode
+
+    def probe(self, inputs: Tensor, targets: Tensor, loss: Loss, *, curvature: bool) -> "Costs":
+        """Run a few examples: what they cost in memory, and whether curvature can be measured.
+
+        Raises:
+            PruningError: the outputs do not suit the loss; with ``curvature`` also, a weight is used
+                where it cannot be measured, or examples interact.
+        """
+        inputs, targets = inputs[:_FEW], targets[:_FEW]
+        constants = {
+            _storage(tensor) for tensor in (*self._constants.values(), *self.weights.values())
+        }
+        saved: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            if _storage(tensor) not in constants:
+                saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with (
+            saved_tensors_hooks(note, lambda tensor: tensor),
+            Probe(self.weights, dict(self.model.named_parameters())) as recorder,
+        ):
+            outputs = self(inputs)
+        loss.check(outputs.detach(), targets)
+        if curvature:
+            self._check_only_layers(outputs)
+            _check_independent(outputs, recorder.calls, len(inputs))
+        for call in recorder.calls:
+            note(call.inputs)
+        column_bytes = sum(math.prod(call.output_shape) for call in recorder.calls)
+        column_bytes *= outputs.element_size()
+        return Costs(
+            outputs.detach(),
+            math.ceil(sum(saved.values()) / len(inputs)),
+            math.ceil(column_bytes / len(inputs)),
+        )
+
+    def _check_only_layers(self, outputs: Tensor) -> None:
+        """Raise if a weight reaches the outputs by a way that was not recorded, and detached."""
+        if not outputs.requires_grad:
+            return
+        elsewhere = torch.autograd.grad(
+            outputs.sum(), list(self.weights.values()), retain_graph=True, allow_unused=True
+        )
+        for name, gradient in zip(self.weights, elsewhere, strict=True):
+            if gradient is not None:
+                raise PruningError(
+                    f"{name!r} is also used outside a linear or convolution function, where its "
+                    "curvature cannot be measured; prune with MP or LM, which do without it"
+                )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a few examples showed.
+
+    Attributes:
+        outputs: of the few, (n, c).
+        graph_bytes: what a forward pass keeps for the backward ones, of one example.
+        column_bytes: the gradients at all the layers' outputs, of one example and column.
+    """
+
+    outputs: Tensor
+    graph_bytes: int
+    column_bytes: int
+
+
+def _masked(name: str, weight: Tensor, mask: Mapping[str, Tensor] | None) -> Tensor:
+    if mask is None:
+        return weight
+    if name not in mask:
+        raise PruningError(f"the mask has nothing for the prunable weight {name!r}")
+    if mask[name].shape != weight.shape:
+        raise PruningError(
+            f"the mask of {name!r} has shape {tuple(mask[name].shape)}, "
+            f"the weight {tuple(weight.shape)}"
+        )
+    return weight * mask[name].to(weight.device)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _check_independent(outputs: Tensor, calls: list[LayerCall], examples: int) -> None:
+    """Raise unless the first dimension of every layer is the examples, and they do not interact."""
+    for call in calls:
+        if call.output_shape[0] != examples:
+            raise PruningError(
+                f"the layer of {call.name!r} gets inputs of first dimension "
+                f"{call.inputs.shape[0]} for {examples} examples: it must be the examples"
+            )
+    if examples == 1 or not calls:
+        return
+    # No direction that a network is likely to be blind to, as it may be to the sum of its outputs.
+    direction = torch.linspace(1, 2, outputs.shape[1], dtype=outputs.dtype).cos().to(outputs.device)
+    for example in range(examples):
+        found = torch.autograd.grad(
+            outputs[example] @ direction,
+            [call.output for call in calls],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for call, gradient in zip(calls, found, strict=True):
+            if gradient is not None and _others(gradient, example).count_nonzero():
+                raise PruningError(
+                    f"the output of one example depends on others through {call.name!r}: the first "
+                    "dimension of its input is not the examples, or the network mixes them"
+                )
+
+
+def _others(tensor: Tensor, example: int) -> Tensor:
+    return torch.cat([tensor[:example], tensor[example + 1 :]])
