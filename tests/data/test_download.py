@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from lossprune.data.download import Patience, RemoteFile, fetch
+from lossprune.data.download import fetch
+from lossprune.data.transfer import Patience, RemoteFile
 
 GOOD = bytes(range(256)) * 2000
 HASTY = Patience(timeout=0.3, attempts=3, pause=0.01)
@@ -78,6 +79,7 @@ def test_a_stalled_answer_is_given_up_and_resumed_elsewhere_or_later(server, tmp
     file = remote(f"{server.url}/slow", f"{server.url}/fast")
     assert get(file, tmp_path).read_bytes() == GOOD
     assert server.requests[-1] == ("/fast/file.gz", None)
+    assert left_in(tmp_path) == ["file.gz"]  # Nor a part of the first address's.
     with pytest.raises(OSError, match=r"/slow/file.gz \(no answer in time\)"):
         get(remote(f"{server.url}/slow"), tmp_path / "other")
     assert not (tmp_path / "other" / "file.gz").exists()
@@ -173,7 +175,8 @@ def test_a_folder_that_cannot_be_made_is_named(server, tmp_path):
 FETCH = """
 import hashlib, sys
 from pathlib import Path
-from lossprune.data.download import RemoteFile, fetch
+from lossprune.data.download import fetch
+from lossprune.data.transfer import RemoteFile
 
 def verify(path):
     if hashlib.sha256(path.read_bytes()).hexdigest() != sys.argv[3]:
@@ -227,7 +230,7 @@ def test_a_killed_download_goes_on_where_it_was(server, tmp_path, start):
     process.stdin.write("go\n")
     process.stdin.flush()
     deadline = time.monotonic() + 30
-    while sum(path.stat().st_size for path in tmp_path.glob(".*.part")) < len(GOOD) // 2:
+    while sum(path.stat().st_size for path in tmp_path.rglob("*.part")) < len(GOOD) // 2:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
@@ -235,6 +238,7 @@ def test_a_killed_download_goes_on_where_it_was(server, tmp_path, start):
     assert not (tmp_path / "file.gz").exists()
     server.stall.clear()
     assert get(remote(server.url), tmp_path).read_bytes() == GOOD
+    assert left_in(tmp_path) == ["file.gz"]
     assert server.requests[-1] == ("/file.gz", f"bytes={len(GOOD) // 2}-")
 
 

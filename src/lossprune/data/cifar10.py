@@ -17,7 +17,8 @@ from lossprune.data import Source
 from lossprune.data.archive import read_archive
 from lossprune.data.batch_pickle import read_batch
 from lossprune.data.dataset import Dataset, Split
-from lossprune.data.download import RemoteFile, fetch
+from lossprune.data.download import fetch
+from lossprune.data.transfer import RemoteFile
 
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"

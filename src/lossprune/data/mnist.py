@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lossprune.data import Source
 from lossprune.data.dataset import Dataset, Split, moments
-from lossprune.data.download import RemoteFile, fetch
+from lossprune.data.download import fetch
+from lossprune.data.transfer import RemoteFile
 
 SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
