@@ -143,7 +143,7 @@ class Mask(Mapping[str, Tensor]):
         try:
             shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
             sparsity, criterion = metadata["sparsity"], metadata["criterion"]
-            kept = {name: _unpack(packed.get(name), shape) for name, shape in shapes.items()}
+            kept = {name: _unpack(name, packed.get(name), shape) for name, shape in shapes.items()}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PruningError(f"{path} is a mask, but damaged: {error}") from None
         mask = cls(kept, criterion=criterion or None)
@@ -198,8 +198,8 @@ def _zero_(removed: list[tuple[Tensor, Tensor]]) -> None:
         parameter.masked_fill_(where, 0.0)  # not a product: 0 · NaN is NaN
 
 
-def _unpack(packed: "np.ndarray[Any, Any] | None", shape: list[int]) -> Tensor:
+def _unpack(name: str, packed: "np.ndarray[Any, Any] | None", shape: list[int]) -> Tensor:
     size = math.prod(shape)
     if packed is None or packed.dtype != np.uint8 or packed.shape != ((size + 7) // 8,):
-        raise ValueError(f"its bits do not fit shape {shape}")
+        raise ValueError(f"the bits of {name!r} do not fit shape {shape}")
     return torch.from_numpy(np.unpackbits(packed, count=size).astype(bool).reshape(shape))
