@@ -1,5 +1,7 @@
 """Which parameters pruning may touch."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from lossprune.pruning.errors import PruningError
@@ -44,3 +46,18 @@ def prunable_weights(model: nn.Module) -> dict[str, Tensor]:
             f"{type(model).__name__} has nothing to prune: none of its layers is a {kinds}"
         )
     return weights
+
+
+def check_mask(mask: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: str) -> None:
+    """Raise a ``ValueError`` unless ``mask`` has exactly the names and shapes of ``weights``."""
+    for name in [*weights, *mask]:
+        if name not in mask or name not in weights:
+            raise ValueError(
+                f"{what} must be a mask of this network's prunable weights: "
+                + (f"it lacks {name!r}" if name in weights else f"{name!r} is none of them")
+            )
+        if mask[name].shape != weights[name].shape:
+            raise ValueError(
+                f"{what} has shape {tuple(mask[name].shape)} for {name!r}, "
+                f"the weight {tuple(weights[name].shape)}"
+            )

@@ -14,7 +14,7 @@ from lossprune.pruning.curvature.losses import Loss, find_loss
 from lossprune.pruning.curvature.measure import Statistics, mean_loss, measure
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
-from lossprune.pruning.prunable import prunable_weights
+from lossprune.pruning.prunable import check_mask, prunable_weights
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.schedules import sparsities
 from lossprune.pruning.selection import select_smallest
@@ -103,8 +103,7 @@ def prune(
     >>> [stage.removed for stage in result.stages]
     [71, 116, 144]
     """
-    mask, records = Mask.dense(model), []
-    for after, record in prune_by_stage(
+    pruning = prune_by_stage(
         model,
         criterion,
         sparsity=sparsity,
@@ -114,7 +113,9 @@ def prune(
         schedule=schedule,
         reg=reg,
         loss=loss,
-    ):
+    )
+    mask, records = Mask.dense(model), []
+    for after, record in pruning:
         mask = after
         records.append(record)
     return PruningResult(mask, tuple(records))
@@ -138,14 +139,22 @@ def prune_by_stage(
 
     ``start`` is the mask after ``completed`` stages, to go on from there: the masks are those of
     a pruning that was never stopped, if the data gives the same examples at the same stage.
+
+    Raises:
+        ValueError: as :func:`prune`, at once; ``completed`` is not below the number of stages, or
+            ``start`` is not a mask of this network, or has more removed than the next stage ends
+            with.
+        PruningError: as :func:`prune`, when the stage is reached.
     """
     steps = sparsities(schedule, sparsity, stages)
     if not 0 <= completed < len(steps):
         raise ValueError(f"completed must be between 0 and {len(steps) - 1}, got {completed!r}")
     pruning = _Pruning(model, find_criterion(criterion), data, examples, reg, find_loss(loss))
     pruning.check(steps)
-    mask = (start or Mask.dense(model)).to(device_of(pruning.weights.values()))
-    return pruning.run(mask, steps, completed)
+    device = device_of(pruning.weights.values())
+    if start is not None:
+        pruning.check_start(start, steps, completed)
+    return pruning.run((start or Mask.dense(model)).to(device), steps, completed)
 
 
 class _Pruning:
@@ -191,6 +200,15 @@ class _Pruning:
         total = sum(weight.numel() for weight in self.weights.values())
         if round(steps[-1] * total) >= total:
             raise PruningError(f"sparsity {steps[-1]} leaves none of the {total} prunable weights")
+
+    def check_start(self, start: Mask, steps: Sequence[float], completed: int) -> None:
+        check_mask(start, self.weights, "start")
+        count = round(steps[completed] * start.total)
+        if start.removed > count:
+            raise ValueError(
+                f"start has {start.removed} weights removed, but stage {completed + 1} removes "
+                f"{count} in all"
+            )
 
     def run(
         self, mask: Mask, steps: tuple[float, ...], completed: int
@@ -249,7 +267,9 @@ class _Pruning:
         saliencies = {}
         for name, weight in self.weights.items():
             theta, g, h = _terms(name, weight, statistics)
-            saliency = self.criterion.saliency(theta, g, h) + 0.5 * self.reg * theta**2
+            saliency = self.criterion.saliency(theta, g, h)
+            self._check_shape("saliency", saliency, name, theta)
+            saliency = saliency + 0.5 * self.reg * theta**2
             bad = saliency.numel() - int(saliency.isfinite().sum())
             if bad:
                 raise PruningError(
@@ -265,9 +285,20 @@ class _Pruning:
             return None
         total = 0.0
         for name, weight in self.weights.items():
-            change = self.criterion.change(*_terms(name, weight, statistics))
+            theta, g, h = _terms(name, weight, statistics)
+            change = self.criterion.change(theta, g, h)
+            self._check_shape("change", change, name, theta)
             total += float(change[marked[name]].sum(dtype=torch.float64))
         return total
+
+    def _check_shape(self, what: str, got: Any, name: str, theta: Tensor) -> None:
+        """Broadcasting would hide what a criterion of one's own gets wrong."""
+        if not isinstance(got, Tensor) or got.shape != theta.shape:
+            shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+            raise PruningError(
+                f"the {what} of criterion {self.criterion.name!r} must have the shape of {name!r}, "
+                f"{tuple(theta.shape)}, got {shape}"
+            )
 
 
 def _terms(name: str, weight: Tensor, statistics: Statistics | None) -> tuple[Any, Any, Any]:

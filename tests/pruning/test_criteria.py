@@ -1,0 +1,133 @@
+"""Saliencies and changes of the four criteria, and criteria of one's own."""
+
+import pytest
+import torch
+from torch import nn
+
+import lossprune
+
+THETA = torch.tensor([2.0, -2.0, 0.0, 1.0], dtype=torch.float64)
+G = torch.tensor([3.0, 3.0, 5.0, 0.25], dtype=torch.float64)
+H = torch.tensor([1.0, 4.0, 2.0, 0.5], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("name", "saliency", "change"),
+    [
+        ("MP", [2.0, 2.0, 0.0, 0.5], None),
+        ("LM", [6.0, 6.0, 0.0, 0.25], [-6.0, 6.0, 0.0, -0.25]),
+        ("QM", [4.0, 14.0, 0.0, 0.0], [-4.0, 14.0, 0.0, 0.0]),
+        ("OBD", [2.0, 8.0, 0.0, 0.25], [2.0, 8.0, 0.0, 0.25]),
+    ],
+)
+def test_formulas(name, saliency, change):
+    criterion = lossprune.CRITERIA[name]
+    assert criterion.name == name
+    assert criterion.description
+    assert criterion.saliency(THETA, G, H).tolist() == saliency
+    if change is None:
+        assert criterion.change is None
+    else:
+        assert criterion.change(THETA, G, H).tolist() == change
+
+
+def test_what_each_needs():
+    needs = {name: (c.gradient, c.curvature) for name, c in lossprune.CRITERIA.items()}
+    assert needs == {
+        "MP": (False, False),
+        "LM": (True, False),
+        "QM": (True, True),
+        "OBD": (False, True),
+    }
+
+
+@pytest.mark.parametrize("name", ["qm", "L1", ""])
+def test_unknown_criterion(name):
+    with pytest.raises(ValueError, match=rf"criterion '{name}'.*MP, LM, QM, OBD"):
+        lossprune.prune(nn.Linear(3, 2), name, sparsity=0.5)
+
+
+@pytest.mark.parametrize("criterion", ["LM", "QM", "OBD"])
+def test_criteria_that_need_data_say_so(criterion):
+    with pytest.raises(ValueError, match=f"'{criterion}' needs data"):
+        lossprune.prune(nn.Linear(3, 2), criterion, sparsity=0.5)
+
+
+def test_only_what_a_criterion_asks_for_is_measured():
+    seen = {}
+    batch = (torch.randn(4, 3), torch.arange(4) % 2)
+    for gradient in (False, True):
+        for curvature in (False, True):
+
+            def saliency(theta, g, h, key=(gradient, curvature)):
+                seen[key] = (g is not None, h is not None)
+                return theta.abs()
+
+            criterion = lossprune.Criterion(
+                "own", saliency, gradient=gradient, curvature=curvature
+            )  # fmt: skip
+            lossprune.prune(nn.Linear(3, 2), criterion, sparsity=0.5, data=[batch])
+    assert seen == {key: key for key in seen}
+    assert len(seen) == 4
+
+
+def test_a_criterion_of_ones_own():
+    """Keeps what is nearest to one; a signed saliency orders below zero too."""
+    model = nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.9, -1.0, 3.0], [0.5, 1.2, 0.0]]))
+    criterion = lossprune.Criterion("near one", lambda theta, g, h: -((theta - 1) ** 2))
+
+    result = lossprune.prune(model, criterion, sparsity=0.5)
+
+    assert result.mask["weight"].tolist() == [[True, False, False], [True, True, False]]
+    assert result.mask.criterion == "near one"
+    assert result.stages[0].predicted_change is None
+
+
+@pytest.mark.parametrize(
+    "saliency",
+    [
+        lambda theta, g, h: theta.flatten(),
+        lambda theta, g, h: theta.sum(),
+        lambda theta, g, h: theta.sum(1, keepdim=True),
+        lambda theta, g, h: None,
+    ],
+    ids=["flat", "a number", "a column", "nothing"],
+)
+def test_saliency_of_another_shape_is_refused(saliency):
+    criterion = lossprune.Criterion("own", saliency)
+    with pytest.raises(ValueError, match=r"criterion 'own'.*'weight'.*\(2, 3\)"):
+        lossprune.prune(nn.Linear(3, 2), criterion, sparsity=0.5)
+
+
+def test_change_of_another_shape_is_refused():
+    criterion = lossprune.Criterion("own", lambda t, g, h: t.abs(), change=lambda t, g, h: t.sum())
+    with pytest.raises(
+        ValueError, match=r"change of criterion 'own'.*'weight', \(2, 3\), got \(\)"
+    ):
+        lossprune.prune(nn.Linear(3, 2), criterion, sparsity=0.5)
+
+
+def test_the_step_size_penalty_is_half_lambda_theta_squared():
+    """With λ so large that nothing else counts, every criterion orders by magnitude."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    batch = (torch.randn(9, 5).double(), torch.arange(9) % 3)
+    magnitude = lossprune.prune(model, "MP", sparsity=0.6).mask
+    for criterion in ("LM", "QM", "OBD"):
+        held = lossprune.prune(model, criterion, sparsity=0.6, data=[batch], reg=1e6).mask
+        assert held == magnitude
+        free = lossprune.prune(model, criterion, sparsity=0.6, data=[batch]).mask
+        assert free != magnitude
+
+
+def test_penalty_tips_the_balance_where_it_should():
+    """θ = 1 and 2 with saliencies 1 and 0: λ/2 · (4 − 1) outweighs 1 from λ = 2/3 on."""
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 2.0]]))
+    criterion = lossprune.Criterion("own", lambda theta, g, h: 2.0 - theta)
+    for reg, kept in ((0.66, [True, False]), (0.67, [False, True])):
+        mask = lossprune.prune(model, criterion, sparsity=0.5, reg=reg).mask
+        assert mask["weight"].tolist() == [kept]
