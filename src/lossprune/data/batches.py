@@ -104,12 +104,12 @@ def _check_order(order: Tensor, examples: int) -> None:
 
 @dataclass(frozen=True)
 class Moves:
-    """A random crop and flip for each of n images.
+    """A random flip and crop for each of n images.
 
     Attributes:
         down: int64 (n,), rows to shift by, 0 to 2 · PADDING; PADDING leaves the image in place.
         right: int64 (n,), the same for columns.
-        flip: bool (n,), whether the image is mirrored left to right.
+        flip: int64 (n,), 1 where the image is mirrored left to right, else 0.
     """
 
     down: Tensor
@@ -120,7 +120,7 @@ class Moves:
     def draw(count: int, generator: torch.Generator | None) -> Moves:
         """Draw the moves of ``count`` images, independent and uniform."""
         shifts = torch.randint(2 * PADDING + 1, (2, count), generator=generator)
-        flip = torch.randint(2, (count,), generator=generator).bool()
+        flip = torch.randint(2, (count,), generator=generator)
         return Moves(shifts[0], shifts[1], flip)
 
     def to(self, device: torch.device) -> Moves:
@@ -131,14 +131,12 @@ class Moves:
         return Moves(self.down[part], self.right[part], self.flip[part])
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Pad ``images`` (n, channels, height, width) with zeros, crop to their size and flip."""
+        """Pad ``images`` (n, channels, height, width) with zeros, flip, and crop to their size."""
         height, width = images.shape[2:]
         padded = F.pad(images, (PADDING,) * 4)
         either = torch.stack((padded, padded.flip(3)))
+        # Choosing between windows of both costs half of what flipping the chosen ones would.
         # (2, n, channels, 9, 9, height, width): every window of every image, as a view.
         windows = either.unfold(3, height, 1).unfold(4, width, 1)
-        # A window is a mirror image where it is cut from the mirrored picture, as far from its
-        # other side. Selecting costs half of what flipping the chosen windows would.
-        right = torch.where(self.flip, 2 * PADDING - self.right, self.right)
         each = torch.arange(len(images), device=images.device)
-        return windows[self.flip.long(), each, :, self.down, right]
+        return windows[self.flip, each, :, self.down, self.right]

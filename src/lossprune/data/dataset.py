@@ -126,8 +126,8 @@ class Dataset:
             size: examples in a batch.
             order: int64 positions to visit, in order, on any device; None: all, as stored.
             generator: draws the augmentation; None: torch's global CPU generator.
-            augment: pad each image by 4 zero pixels on all sides, cut out a window of its own size
-                at random, and flip it left to right with probability ½.
+            augment: pad each image by 4 zero pixels on all sides, flip it left to right with
+                probability ½, and cut out a window of its own size at random.
 
         Raises:
             ValueError: ``size`` is below 1, or ``order`` is not a row of positions in the split.
