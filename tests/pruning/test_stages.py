@@ -290,7 +290,7 @@ class TestResuming:
                 lambda: lossprune.Mask(
                     {name: kept.mT for name, kept in lossprune.Mask.dense(network()).items()}
                 ),
-                r"'0\.weight'.*\(4, 3, 2\).*\(4, 2, 3\)",
+                r"\(4, 3, 2\) for '0\.weight', the weight \(4, 2, 3\)",
             ),
             (
                 lambda: lossprune.prune(network(), "MP", sparsity=0.8).mask,
