@@ -1,0 +1,57 @@
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from lossprune.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Tests share the cores; small networks are no slower for it."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder that LOSSPRUNE_DATA names, or ../shared/data beside the checkout."""
+    return Path(os.environ.get("LOSSPRUNE_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def mnist_path(shared_data) -> Path:
+    """A folder with real MNIST."""
+    if not (shared_data / "MNIST" / "raw").is_dir():
+        pytest.skip(f"no MNIST in {shared_data}; name its folder in LOSSPRUNE_DATA")
+    return shared_data
+
+
+class Answer(NamedTuple):
+    """What a command answered."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capfd, monkeypatch, tmp_path):
+    """Run ``lossprune`` with these arguments, in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Answer:
+        capfd.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return Answer(status, *capfd.readouterr())
+
+    return run
