@@ -218,16 +218,28 @@ def test_a_cache_that_cannot_be_written_is_warned_of(folder, cache):
 LOAD = """
 import sys
 from lossprune.data import load
+from lossprune.data.folder import read_folder
 
+print("ready", flush=True)
+sys.stdin.readline()
 pets = load("folder", sys.argv[1], seed=1, progress=True)
 print(pets.train.images.sum().item(), pets.test.labels.tolist())
 """
 
 
 def test_of_many_processes_one_decodes(folder, cache):
+    for number in range(20, 60):  # Big enough that all three would be at it at once.
+        write(folder, f"train/cat/{number}.png", encoded(picture(number, (300, 300, 3))))
+    for file in folder.rglob("[01]?.png"):
+        file.write_bytes(encoded(picture(0, (300, 300, 3))))
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, "-c", LOAD, folder]
-    pipe = subprocess.PIPE
-    processes = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(3)]
+    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
     printed, errors = zip(*[p.communicate(timeout=120) for p in processes], strict=True)
     pets = load("folder", folder, seed=1)
     assert set(printed) == {f"{pets.train.images.sum()} {pets.test.labels.tolist()}\n"}
