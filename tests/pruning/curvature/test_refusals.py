@@ -10,8 +10,6 @@ from torch.nn import functional as F
 import lossprune
 from lossprune.pruning import PruningError
 
-UNSEEN = pytest.mark.xfail(strict=True, reason="measured without a word")
-
 
 def batch(*shape: int, examples: int = 8, classes: int = 2):
     generator = torch.Generator().manual_seed(0)
@@ -113,8 +111,8 @@ class MixesExamples(nn.Module):
         pytest.param(lambda h: h.flip(0), id="order reversed"),
         pytest.param(lambda h: (h @ h.T).softmax(1) @ h, id="attention over the batch"),
         pytest.param(nn.BatchNorm1d(4, track_running_stats=False), id="batch statistics"),
-        pytest.param(lambda h: h.cumsum(0), id="sum of the examples before", marks=UNSEEN),
-        pytest.param(lambda h: h + F.pad(h, (0, 0, 1, -1)), id="previous example", marks=UNSEEN),
+        pytest.param(lambda h: h.cumsum(0), id="sum of the examples before"),
+        pytest.param(lambda h: h + F.pad(h, (0, 0, 1, -1)), id="previous example"),
     ],
 )
 def test_examples_that_interact_are_refused(mix):
@@ -122,7 +120,6 @@ def test_examples_that_interact_are_refused(mix):
         lossprune.measure(MixesExamples(mix), [batch(3)])
 
 
-@UNSEEN
 def test_examples_that_interact_in_a_later_batch_are_refused():
     inputs, targets = batch(3)
     batches = [(inputs[:1], targets[:1]), (inputs[1:], targets[1:])]
@@ -130,7 +127,6 @@ def test_examples_that_interact_in_a_later_batch_are_refused():
         lossprune.measure(MixesExamples(lambda h: h + h.mean(0)), batches)
 
 
-@UNSEEN
 def test_examples_that_interact_are_refused_where_outputs_add_up_to_a_constant():
     class Centred(MixesExamples):
         def forward(self, x):
@@ -157,14 +153,11 @@ class SequenceFirst(nn.Module):
 @pytest.mark.parametrize(
     "pool", [lambda h: h.mean(0), lambda h: h[0], lambda h: h[-1]], ids=["mean", "first", "last"]
 )
-def test_sequence_first_is_refused(tokens, pool, request):
-    if tokens == 4 and pool(torch.arange(4)[:, None].float()).item() == 0.0:
-        request.applymarker(UNSEEN)
+def test_sequence_first_is_refused(tokens, pool):
     with pytest.raises(PruningError, match=r"'a\.weight'"):
         lossprune.measure(SequenceFirst(pool), [batch(tokens, 3)])
 
 
-@UNSEEN
 def test_network_that_changes_its_inputs_is_refused_or_measured_on_a_copy():
     class Doubles(nn.Module):
         def __init__(self):
@@ -186,7 +179,6 @@ def test_network_that_changes_its_inputs_is_refused_or_measured_on_a_copy():
     assert torch.equal(inputs, before)
 
 
-@UNSEEN
 def test_layer_input_changed_afterwards_is_refused():
     """Training such a network fails too: torch says that a tensor it needs has changed."""
 
@@ -206,7 +198,6 @@ def test_layer_input_changed_afterwards_is_refused():
         lossprune.measure(Overwrites(), [batch(3)], gradient=False)
 
 
-@UNSEEN
 def test_weight_reached_past_the_module_is_refused():
     class Captured(nn.Module):
         def __init__(self):
@@ -221,7 +212,6 @@ def test_weight_reached_past_the_module_is_refused():
         lossprune.measure(Captured(), [batch(3)])
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="einsum of two types")
 def test_mixed_precision_inside_the_network():
     class Autocast(nn.Module):
         def __init__(self):
@@ -315,7 +305,6 @@ def test_targets_that_the_loss_cannot_take(targets, message):
 
 
 @pytest.mark.parametrize("name", ["other", "weight"])
-@pytest.mark.xfail(strict=True, reason="KeyError, RuntimeError")
 def test_mask_of_another_network_is_refused(name):
     mask = lossprune.Mask({name: torch.ones(7, 3, dtype=torch.bool)})
     with pytest.raises(PruningError, match="'weight'"):
