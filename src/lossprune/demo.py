@@ -25,7 +25,7 @@ _COLUMNS = (
 )
 
 
-def demo(*, threads: int | None = None) -> int:
+def demo(*, threads: int = 1) -> int:
     """Train, prune by all criteria at both numbers of stages, fine-tune, and print a table."""
     with tempfile.TemporaryDirectory(prefix="lossprune-demo-") as folder:
         with shown_progress() as progress:
@@ -38,7 +38,7 @@ def demo(*, threads: int | None = None) -> int:
     return 0
 
 
-def _compute(folder: Path, threads: int | None, progress: Progress) -> list[RunRecord]:
+def _compute(folder: Path, threads: int, progress: Progress) -> list[RunRecord]:
     from lossprune.experiment import run
 
     common: dict[str, Any] = {**_COMMON, "threads": threads, "path": folder}

@@ -1,0 +1,253 @@
+"""Nothing is lost: runs that are killed, or find no space, go on as if they had never stopped."""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lossprune.cli import main
+from lossprune.experiment.folder import MASK
+from lossprune.pruning import Mask
+
+# A process that has torch loaded and no threads of its own: its children start in a moment, and
+# kill -9 ends them as it would any other.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["torch", "lossprune.experiment.runner", "lossprune.data.digits"])
+
+FLAGS = (
+    "run --arch MLP --dataset digits --threads 1 --pm QM --exp --pr 0.95 --nex 200 "
+    "--nepochs 60 --pe 20 --pi 30 --lr 0.05"
+).split()
+
+
+def run_quietly(arguments: list[str], log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.exit(main(arguments))
+
+
+def start(arguments: list[str], log: Path):
+    process = FORKSERVER.Process(target=run_quietly, args=(arguments, log))
+    process.start()
+    return process
+
+
+def finish(arguments: list[str], log: Path) -> None:
+    process = start(arguments, log)
+    process.join(120)
+    assert process.exitcode == 0, log.read_text()
+
+
+def the_run(path: Path) -> Path:
+    (folder,) = path.iterdir()
+    return folder
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {name: without_times(item) for name, item in value.items() if name != "seconds"}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def result(path: Path) -> dict[str, object]:
+    """All that a run leaves, but for times."""
+    folder = the_run(path)
+    lines = (folder / "log.txt").read_text().splitlines()
+    models = ("best_model.pt", "last_model.pt")
+    return {
+        "files": sorted(file.name for file in folder.iterdir()),
+        "log": [line if line.startswith("#") else line.rsplit("\t", 1)[0] for line in lines],
+        "record": without_times(json.loads((folder / "record.json").read_text())),
+        "mask": {name: kept.tolist() for name, kept in Mask.load(folder / MASK).items()},
+        **{name: (folder / name).read_bytes() for name in models},
+    }
+
+
+def state(path: Path) -> str:
+    """Where a killed run is."""
+    try:
+        record = json.loads((the_run(path) / "record.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return "nothing"
+    if record["before_pruning"] and not record["after_pruning"]:
+        return "pruning"
+    return "training"
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_it_ends_as_if_never_stopped(tmp_path):
+    undisturbed, log = tmp_path / "undisturbed", tmp_path / "log"
+    finish([*FLAGS, "--path", str(undisturbed)], log)
+    record = json.loads((the_run(undisturbed) / "record.json").read_text())
+    moments = random.Random(20)
+    killed, states = tmp_path / "killed", []
+    while len(states) < 10:
+        began = time.monotonic()
+        process = start([*FLAGS, "--path", str(killed)], log)
+        # The first moments fall anywhere, also before the first checkpoint; each attempt gets a
+        # tenth of the whole time on average, so that the kills spread over the run.
+        process.join(0.15 + moments.uniform(0, record["seconds"] / 5))
+        if process.exitcode is not None:
+            # It came to its end before ten kills: begin another run, to be killed as well.
+            assert process.exitcode == 0, log.read_text()
+            assert result(killed) == result(undisturbed)
+            killed = tmp_path / f"killed-{len(states)}"
+            continue
+        process.kill()
+        process.join(30)
+        states.append(state(killed))
+        assert time.monotonic() - began < 60
+    finish([*FLAGS, "--path", str(killed)], log)
+    assert result(killed) == result(undisturbed)
+    assert {"pruning", "training"} <= set(states), states
+
+
+def test_killed_between_any_two_writes_it_ends_as_if_never_stopped(tmp_path, monkeypatch):
+    """Stops before every single rename in turn: there is no moment between two others."""
+    flags = (
+        "run --arch MLP --dataset digits --threads 1 --pm LM --exp --pr 0.9 --nex 100 "
+        "--nepochs 3 --pe 1 --pi 2"
+    ).split()
+    assert main([*flags, "--path", str(tmp_path / "undisturbed")]) == 0
+    expected = result(tmp_path / "undisturbed")
+
+    class Killed(BaseException):
+        """What kill -9 leaves of a process: nothing of it runs on."""
+
+    rename, unlink = Path.replace, Path.unlink
+    countdown = [0]
+
+    def stop_before(operation):
+        def stopping(path, *args, **kwargs):
+            countdown[0] -= 1
+            if countdown[0] == 0:
+                raise Killed
+            return operation(path, *args, **kwargs)
+
+        return stopping
+
+    monkeypatch.setattr(Path, "replace", stop_before(rename))
+    monkeypatch.setattr(Path, "unlink", stop_before(unlink))
+    stops = 0
+    for stop in range(1, 200):
+        path = tmp_path / f"stop-{stop}"
+        countdown[0] = stop
+        try:
+            main([*flags, "--path", str(path)])
+        except Killed:
+            stops += 1
+        else:
+            break
+        countdown[0] = 0
+        assert main([*flags, "--path", str(path)]) == 0
+        assert result(path) == expected, f"stopped before write {stop}"
+    assert stops > 20
+
+
+@pytest.mark.slow
+def test_mnist_killed_in_the_shell_goes_on(tmp_path, root, mnist_path):
+    def command(path: Path) -> list[str]:
+        flags = "--arch MLP --nepochs 3 --pe 1 --pm QM --pi 4 --exp --pr 0.98847 --threads 1"
+        where = ["--data_path", str(mnist_path), "--path", str(path)]
+        return [sys.executable, str(root / "experiments.py"), *flags.split(), *where]
+
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run(command(undisturbed), check=True, capture_output=True, timeout=120)
+    for told in ("epoch 1/3", "stage 2/4"):
+        process = subprocess.Popen(command(killed), stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert any(line.startswith(told) for line in process.stderr)
+        process.kill()
+        process.wait(30)
+        process.stderr.close()
+    again = subprocess.run(
+        command(killed), check=True, capture_output=True, text=True, timeout=120
+    )
+    assert "going on after pruning stage 2" in again.stderr
+    assert result(killed) == result(undisturbed)
+
+
+def test_no_space_left_is_one_sentence_and_loses_nothing(tmp_path):
+    """A limit on the size of files makes writing fail as a full disk does."""
+    path = tmp_path / "results"
+    flags = "--arch MLP --dataset digits --threads 1 --nepochs 3 --pe -1 --path".split()
+    command = [sys.executable, "-m", "lossprune.cli", "run", *flags, str(path)]
+    full = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        # Networks fit, and the first checkpoint, which has no momentum yet; the next does not.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+    )
+    assert full.returncode == 2
+    folder = the_run(path)
+    said = full.stderr.splitlines()[-1]
+    assert said.startswith(f"error: no space left to write {folder / 'checkpoint.pt'}")
+    assert "Traceback" not in full.stderr
+    assert json.loads((folder / "record.json").read_text())["status"] == "running"
+    assert torch.load(folder / "best_model.pt", weights_only=True)["metadata"]["epoch"] == 0
+    assert not list(folder.glob("*.part"))
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    undisturbed = tmp_path / "undisturbed"
+    assert main(["run", *flags, str(undisturbed)]) == 0
+    assert (folder / "last_model.pt").read_bytes() == (
+        the_run(undisturbed) / "last_model.pt"
+    ).read_bytes()
+
+
+def test_a_full_disk(tmp_path):
+    """A file system of one megabyte, where this system lets us mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs rights that this process lacks")
+    try:
+        (disk / "ballast").write_bytes(bytes(500_000))
+        flags = "--arch MLP --dataset digits --threads 1 --nepochs 3 --pe -1 --path".split()
+        command = [sys.executable, "-m", "lossprune.cli", "run", *flags, str(disk / "results")]
+        full = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert full.returncode == 2
+        assert "error: no space left to write" in full.stderr
+        record = the_run(disk / "results") / "record.json"
+        if record.exists():
+            assert json.loads(record.read_text())["status"] == "running"
+        (disk / "ballast").unlink()
+        subprocess.run(mount[:4] + ["remount,size=8m", *mount[5:]], check=True)
+        again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert again.returncode == 0, again.stderr
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_second_process_is_told_who_is_at_work(tmp_path):
+    log = tmp_path / "log"
+    arguments = [*FLAGS, "--path", str(tmp_path / "results")]
+    first = start(arguments, log)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("results/*/record.json")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        second = subprocess.run(
+            [sys.executable, "-m", "lossprune.cli", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        if first.exitcode is None:
+            assert second.returncode == 2
+            assert f"is in use by process {first.pid} on " in second.stderr
+    finally:
+        first.kill()
+        first.join(30)
+    assert second.returncode in (0, 2)
