@@ -347,6 +347,12 @@ class TestFile:
             mask.save(tmp_path / "m")
         assert lossprune.Mask.load(tmp_path / "m") == mask
 
+    def test_leaves_one_file_with_the_usual_permissions(self, tmp_path):
+        (tmp_path / "plain").touch()
+        random_mask(network()).save(tmp_path / "m")
+        assert (tmp_path / "m").stat().st_mode == (tmp_path / "plain").stat().st_mode
+        assert sorted(os.listdir(tmp_path)) == ["m", "plain"]
+
     def test_missing_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
             lossprune.Mask.load(tmp_path / "nowhere.safetensors")

@@ -104,12 +104,15 @@ class Mask(Mapping[str, Tensor]):
     def save(self, path: str | Path) -> None:
         """Write the mask as safetensors: one bit a weight; shapes and criterion in the metadata.
 
+        A file that is there is replaced as a whole.
+
         Raises:
             FileNotFoundError: the folder to write into does not exist.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        if not Path(path).parent.is_dir():
+        path = Path(path)
+        if not path.parent.is_dir():
             raise FileNotFoundError(f"cannot write {path}: its folder does not exist")
         packed = {name: np.packbits(kept.cpu().numpy()) for name, kept in self._kept.items()}
         metadata = {
@@ -118,7 +121,10 @@ class Mask(Mapping[str, Tensor]):
             "sparsity": repr(self.sparsity),
             "criterion": self.criterion or "",
         }
-        save_file(packed, path, metadata=metadata)
+        # Not save_file, whose files only their owner can read; replaced as a whole, as it does.
+        part = path.with_name(f".{path.name}.part")
+        part.write_bytes(save(packed, metadata))
+        part.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":
