@@ -136,4 +136,4 @@ def test_in_140_stages(network, training, test_images, criterion, reg, sparsity,
     reached = accuracy(network, test_images, result.mask)
     # With other examples (seeds 1 to 4) these vary by 1 to 12 points; with the same ones only
     # rounding differs, which may tip a few of 32,360 weights in the course of 140 stages.
-    assert reached == pytest.approx(expected, abs=0.3)
+    assert reached == pytest.approx(expected, abs=1.0)
