@@ -147,7 +147,8 @@ def main() -> None:
     dataset = random_mnist() if path is None else load("mnist", path, seed=1111)
     loops = {"plain": plain_loop(dataset), "lossprune": our_loop(dataset)}
     seconds = side_by_side(loops, arguments.rounds)
-    ratios = [ours / plain for ours, plain in zip(seconds["lossprune"], seconds["plain"])]
+    pairs = zip(seconds["lossprune"], seconds["plain"], strict=True)
+    ratios = [ours / plain for ours, plain in pairs]
     result: dict[str, object] = {
         "command": "python -m benchmarks.training",
         "hardware": hardware(),

@@ -4,7 +4,9 @@ A command is a frozen dataclass whose fields are its flags, and a function that 
 parses and writes the help; what it cannot parse is answered here, in one sentence.
 """
 
+import contextlib
 import hashlib
+import io
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -99,7 +101,7 @@ def _dispatch(arguments: list[str], prog: str) -> int:
     if command.argument and rest and not rest[0].startswith("-"):
         leading, rest = rest[:1], rest[1:]
     title = prog if prog != "lossprune" else f"lossprune {name}"
-    config = _parse(command, rest, title)
+    config = parse(command, rest, title)
     return EXIT_OK if config is None else command.do(config, *leading)
 
 
@@ -120,8 +122,12 @@ def _help_of(config: type) -> str:
     return (config.__doc__ or "").split("\n", 1)[0]
 
 
-def _parse(command: Command, arguments: list[str], title: str) -> Any:
-    """Return the command's configuration, or None where its help was asked for and given."""
+def parse(command: Command, arguments: list[str], title: str = "lossprune") -> Any:
+    """Return the command's configuration, or None where its help was asked for and given.
+
+    Raises:
+        ValueError: a flag is unknown, lacks its value or has one that it does not accept.
+    """
     import tyro
 
     asked = "-h" in arguments or "--help" in arguments
@@ -141,16 +147,18 @@ def _parse(command: Command, arguments: list[str], title: str) -> Any:
             for item in fields(command.config)
         ],
     )
+    # What tyro says of a mistake is a box of several lines; ours is one sentence.
+    unheard = contextlib.nullcontext() if asked else contextlib.redirect_stderr(io.StringIO())
     try:
-        values = tyro.cli(
-            plain,
-            args=["--help"] if asked else arguments,
-            prog=f"{title} [{command.argument}]" if command.argument else title,
-            description=_help_of(command.config),
-            use_underscores=True,
-            config=(tyro.conf.FlagCreatePairsOff,),
-            console_outputs=asked,
-        )
+        with unheard:
+            values = tyro.cli(
+                plain,
+                args=["--help"] if asked else arguments,
+                prog=f"{title} [{command.argument}]" if command.argument else title,
+                description=_help_of(command.config),
+                use_underscores=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
     except SystemExit:
         if asked:
             return None

@@ -1,5 +1,6 @@
 """``lossprune demo``: the published experiment in miniature, offline and in seconds."""
 
+import contextlib
 import shlex
 import shutil
 import sys
@@ -27,9 +28,8 @@ _COLUMNS = (
 
 def demo(*, threads: int = 1) -> int:
     """Train, prune by all criteria at both numbers of stages, fine-tune, and print a table."""
-    with tempfile.TemporaryDirectory(prefix="lossprune-demo-") as folder:
-        with shown_progress() as progress:
-            records = _compute(Path(folder), threads, progress)
+    with tempfile.TemporaryDirectory(prefix="lossprune-demo-") as folder, shown_progress() as told:
+        records = _compute(Path(folder), threads, told)
     if sys.stdout.isatty():
         _print_rich(records)
     else:
@@ -139,8 +139,6 @@ def _program() -> str:
     called = Path(sys.argv[0])
     if called.name != "lossprune" or shutil.which("lossprune") == str(called):
         return "lossprune"
-    try:
+    with contextlib.suppress(ValueError):
         called = called.absolute().relative_to(Path.cwd())
-    except ValueError:
-        pass
     return shlex.quote(str(called))

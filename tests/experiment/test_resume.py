@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -22,21 +23,25 @@ from lossprune.pruning import Mask
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["torch", "lossprune.experiment.runner", "lossprune.data.digits"])
 
-FLAGS = (
-    "run --arch MLP --dataset digits --threads 1 --pm QM --exp --pr 0.95 --nex 200 "
-    "--nepochs 60 --pe 20 --pi 30 --lr 0.05"
-).split()
+FLAGS = shlex.split(
+    "run --arch MLP --dataset digits --threads 1 --pm QM --exp --pr 0.95 --nex "
+    "200 --nepochs 60 --pe 20 --pi 30 --lr 0.05"
+)
 
 
-def run_quietly(arguments: list[str], log: Path) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.exit(main(arguments))
+PROGRAM = """
+import os, sys
+from lossprune.cli import main
+log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(log, 1)
+os.dup2(log, 2)
+sys.exit(main({arguments!r}))
+"""
 
 
 def start(arguments: list[str], log: Path):
-    process = FORKSERVER.Process(target=run_quietly, args=(arguments, log))
+    program = PROGRAM.format(log=str(log), arguments=arguments)
+    process = FORKSERVER.Process(target=exec, args=(program,))
     process.start()
     return process
 
@@ -64,7 +69,8 @@ def result(path: Path) -> dict[str, object]:
     lines = (folder / "log.txt").read_text().splitlines()
     models = ("best_model.pt", "last_model.pt")
     return {
-        "files": sorted(file.name for file in folder.iterdir()),
+        # A process killed after its last write leaves its lock; a finished run is not touched.
+        "files": {file.name for file in folder.iterdir()} - {".lock", ".holder.json"},
         "log": [line if line.startswith("#") else line.rsplit("\t", 1)[0] for line in lines],
         "record": without_times(json.loads((folder / "record.json").read_text())),
         "mask": {name: kept.tolist() for name, kept in Mask.load(folder / MASK).items()},
@@ -83,6 +89,15 @@ def state(path: Path) -> str:
     return "training"
 
 
+def wait_for_a_word_of_progress(log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if log.exists() and any(word in log.read_text() for word in ("start: ", "going on")):
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"no progress in a minute: {log.read_text()}")
+
+
 @pytest.mark.slow
 def test_killed_at_ten_random_moments_it_ends_as_if_never_stopped(tmp_path):
     undisturbed, log = tmp_path / "undisturbed", tmp_path / "log"
@@ -91,21 +106,21 @@ def test_killed_at_ten_random_moments_it_ends_as_if_never_stopped(tmp_path):
     moments = random.Random(20)
     killed, states = tmp_path / "killed", []
     while len(states) < 10:
-        began = time.monotonic()
-        process = start([*FLAGS, "--path", str(killed)], log)
-        # The first moments fall anywhere, also before the first checkpoint; each attempt gets a
-        # tenth of the whole time on average, so that the kills spread over the run.
-        process.join(0.15 + moments.uniform(0, record["seconds"] / 5))
+        told = tmp_path / f"log-{len(states)}"
+        process = start([*FLAGS, "--path", str(killed)], told)
+        wait_for_a_word_of_progress(told)
+        # A sixth of the run at most, so that the kills spread over it.
+        process.join(moments.uniform(0, record["seconds"] / 6))
         if process.exitcode is not None:
             # It came to its end before ten kills: begin another run, to be killed as well.
-            assert process.exitcode == 0, log.read_text()
+            assert process.exitcode == 0, told.read_text()
             assert result(killed) == result(undisturbed)
             killed = tmp_path / f"killed-{len(states)}"
+            told.unlink()
             continue
         process.kill()
         process.join(30)
         states.append(state(killed))
-        assert time.monotonic() - began < 60
     finish([*FLAGS, "--path", str(killed)], log)
     assert result(killed) == result(undisturbed)
     assert {"pruning", "training"} <= set(states), states
@@ -113,10 +128,10 @@ def test_killed_at_ten_random_moments_it_ends_as_if_never_stopped(tmp_path):
 
 def test_killed_between_any_two_writes_it_ends_as_if_never_stopped(tmp_path, monkeypatch):
     """Stops before every single rename in turn: there is no moment between two others."""
-    flags = (
-        "run --arch MLP --dataset digits --threads 1 --pm LM --exp --pr 0.9 --nex 100 "
-        "--nepochs 3 --pe 1 --pi 2"
-    ).split()
+    flags = shlex.split(
+        "run --arch MLP --dataset digits --threads 1 --pm LM --exp --pr 0.9 --nex "
+        "100 --nepochs 3 --pe 1 --pi 2"
+    )
     assert main([*flags, "--path", str(tmp_path / "undisturbed")]) == 0
     expected = result(tmp_path / "undisturbed")
 
@@ -169,9 +184,7 @@ def test_mnist_killed_in_the_shell_goes_on(tmp_path, root, mnist_path):
         process.kill()
         process.wait(30)
         process.stderr.close()
-    again = subprocess.run(
-        command(killed), check=True, capture_output=True, text=True, timeout=120
-    )
+    again = subprocess.run(command(killed), check=True, capture_output=True, text=True, timeout=120)
     assert "going on after pruning stage 2" in again.stderr
     assert result(killed) == result(undisturbed)
 
@@ -179,13 +192,14 @@ def test_mnist_killed_in_the_shell_goes_on(tmp_path, root, mnist_path):
 def test_no_space_left_is_one_sentence_and_loses_nothing(tmp_path):
     """A limit on the size of files makes writing fail as a full disk does."""
     path = tmp_path / "results"
-    flags = "--arch MLP --dataset digits --threads 1 --nepochs 3 --pe -1 --path".split()
+    flags = shlex.split("--arch MLP --dataset digits --threads 1 --nepochs 3 --pe -1 --path")
     command = [sys.executable, "-m", "lossprune.cli", "run", *flags, str(path)]
     full = subprocess.run(
         command,
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
         # Networks fit, and the first checkpoint, which has no momentum yet; the next does not.
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
     )
@@ -210,21 +224,21 @@ def test_a_full_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system needs rights that this process lacks")
     try:
         (disk / "ballast").write_bytes(bytes(500_000))
-        flags = "--arch MLP --dataset digits --threads 1 --nepochs 3 --pe -1 --path".split()
+        flags = shlex.split("--arch MLP --dataset digits --threads 1 --nepochs 3 --pe -1 --path")
         command = [sys.executable, "-m", "lossprune.cli", "run", *flags, str(disk / "results")]
-        full = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        full = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert full.returncode == 2
         assert "error: no space left to write" in full.stderr
         record = the_run(disk / "results") / "record.json"
         if record.exists():
             assert json.loads(record.read_text())["status"] == "running"
         (disk / "ballast").unlink()
-        subprocess.run(mount[:4] + ["remount,size=8m", *mount[5:]], check=True)
-        again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        subprocess.run([*mount[:4], "remount,size=8m", *mount[5:]], check=True)
+        again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert again.returncode == 0, again.stderr
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -243,6 +257,7 @@ def test_a_second_process_is_told_who_is_at_work(tmp_path):
             capture_output=True,
             text=True,
             timeout=60,
+            check=False,
         )
         if first.exitcode is None:
             assert second.returncode == 2

@@ -59,9 +59,7 @@ def config(tmp_path) -> RunConfig:
 def baseline(tmp_path_factory) -> Path:
     """A trained network's best_model.pt."""
     path = tmp_path_factory.mktemp("baseline")
-    config = RunConfig(
-        arch="MLP", dataset="digits", prune_epoch=-1, epochs=5, threads=1, path=path
-    )
+    config = RunConfig(arch="MLP", dataset="digits", prune_epoch=-1, epochs=5, threads=1, path=path)
     run(config)
     return config.folder / "best_model.pt"
 
@@ -207,7 +205,8 @@ def test_divergence_keeps_the_best_network(config):
     assert record.best is not None
     weights = network(config.folder / "best_model.pt")
     assert all(weight.isfinite().all() for weight in weights.values())
-    assert (config.folder / "log.txt").read_text().splitlines()[-2].startswith("# diverged: epoch 1")
+    told = (config.folder / "log.txt").read_text().splitlines()[-2]
+    assert told.startswith("# diverged: epoch 1")
     assert not (config.folder / "checkpoint.pt").exists()
 
 

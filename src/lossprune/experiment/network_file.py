@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickletools
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -109,7 +110,8 @@ def _load_safetensors(path: Path, contents: bytes) -> Any:
 
 def _load_pt(path: Path, contents: bytes) -> Any:
     try:
-        return torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # the answer below says all there is to say
+            return torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds; each is answered by a sentence
         foreign = _foreign_classes(contents)
         if foreign:

@@ -1,0 +1,197 @@
+"""The README's three protocol loops, verbatim (``protocol/*.sh``), through bash."""
+
+import io
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lossprune.cli import COMMANDS, parse
+from lossprune.experiment import RunConfig
+from lossprune.experiment.record import RunRecord
+
+LOOPS = {path.stem: path for path in (Path(__file__).parent / "protocol").glob("*.sh")}
+LAMBDAS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+SEEDS = (1111, 1112, 1113, 1114, 1115)
+
+
+def bash(script: str, folder: Path, python: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a folder where ``python`` is the given shell script."""
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "python").write_text(f"#!/bin/bash\n{python}\n")
+    (programs / "python").chmod(0o755)
+    return subprocess.run(
+        ["bash", "-e", "-c", script],
+        cwd=folder,
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+@pytest.fixture(params=["mlp", "vgg11", "preactresnet18"])
+def loop(request) -> str:
+    return LOOPS[request.param].read_text()
+
+
+def test_every_command_of_the_loops_is_one_run_of_the_grid(loop, tmp_path):
+    """All 415 commands, as bash expands them: parsed, named, and linked to their baselines."""
+    recorded = bash(loop, tmp_path, 'printf "%s\\n" "$*" >> calls')
+    assert recorded.returncode == 0, recorded.stderr
+    calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+    assert len(calls) == 415
+    assert all(call[0] == "experiments.py" for call in calls)
+    configs: list[RunConfig] = [parse(COMMANDS["run"], call[1:]) for call in calls]
+    assert len({config.folder for config in configs}) == 415
+    baselines = {config.seed: config for config in configs if not config.prunes}
+    assert sorted(baselines) == list(SEEDS)
+    assert all(config.start is None for config in baselines.values())
+    pruning = [config for config in configs if config.prunes]
+    for config in pruning:
+        assert config.start == baselines[config.seed].folder / "best_model.pt"
+        assert config.path == Path("results")
+        assert config.prune_epoch == 0
+    assert {
+        (config.seed, config.criterion, config.stages, config.reg, config.exponential)
+        for config in pruning
+    } == {(seed, "MP", 1, 0.0, False) for seed in SEEDS} | {
+        (seed, criterion, stages, reg, True)
+        for seed in SEEDS
+        for criterion in ("LM", "QM", "OBD")
+        for stages in (1, 14, 140)
+        for reg in LAMBDAS
+    }
+
+
+def shortened(loop: str, epochs: int, data_path: Path, **lists: str) -> str:
+    """Lower ``--nepochs``, give ``--data_path``, and take only some turns of the loops."""
+    loop = re.sub(r"nepochs([ =])\d+", rf"nepochs\g<1>{epochs}", loop)
+    loop = loop.replace("--path $OUT_DIR", f"--path $OUT_DIR --data_path '{data_path}'")
+    for name, values in lists.items():
+        loop = re.sub(rf"for {name} in [^;]*;", f"for {name} in {values};", loop)
+    return loop
+
+
+def results(folder: Path) -> dict[str, RunRecord]:
+    return {
+        path.parent.name: RunRecord.from_json(path.read_text())
+        for path in (folder / "results").glob("*/record.json")
+    }
+
+
+def real_python(root: Path) -> str:
+    return f'cd "$PWD"; script=$1; shift; exec "{sys.executable}" "{root}/$script" "$@"'
+
+
+@pytest.mark.slow
+def test_the_mnist_loop_runs_on_mnist(tmp_path, root, mnist_path):
+    loop = shortened(
+        LOOPS["mlp"].read_text(), 1, mnist_path, SEED="1111", PM="QM", PI="14", LAMBDA="1e-3"
+    )
+    done = bash(loop, tmp_path, real_python(root))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    records = results(tmp_path)
+    assert sorted(records) == [
+        "arch=MLP,dec=1.0,dec_every=1,exp=False,l2=0.0005,lr=0.01,model_0=None,nepochs=1,nex=1000,"
+        "pe=-1,pi=1,pm=MP,pr=0.956,reg=0.0,seed=1111",
+        "arch=MLP,dec=1.0,dec_every=1,exp=False,l2=0.0005,lr=0.01,model_0=True,nepochs=1,nex=1000,"
+        "pe=0,pi=1,pm=MP,pr=0.98847,reg=0.0,seed=1111",
+        "arch=MLP,dec=1.0,dec_every=1,exp=True,l2=0.0005,lr=0.01,model_0=True,nepochs=1,nex=1000,"
+        "pe=0,pi=14,pm=QM,pr=0.98847,reg=0.001,seed=1111",
+    ]
+    dense, magnitude, quadratic = (records[name] for name in sorted(records))
+    assert dense.best is not None
+    assert dense.best.scores.test_error < 0.12
+    assert magnitude.before_pruning is not None
+    assert magnitude.before_pruning.scores == dense.best.scores
+    assert magnitude.removed == quadratic.removed == 263_131 == round(0.98847 * 266_200)
+    assert len(quadratic.stages) == 14
+
+
+@pytest.fixture(scope="module")
+def cifar_path(shared_data, tmp_path_factory) -> Path:
+    """A folder with CIFAR-10 batches of a few real images, from their JPEG files."""
+    archive = shared_data / "cifar10-jpeg.tar.gz"
+    if not archive.exists():
+        pytest.skip(f"no {archive.name} in {shared_data}")
+    images: dict[str, dict[str, list[np.ndarray]]] = {"train": {}, "test": {}}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            parts = Path(member.name).parts
+            if not member.isfile() or len(parts) != 4:
+                continue
+            _, split, name, _ = parts
+            chosen = images[split].setdefault(name, [])
+            if len(chosen) < (115 if split == "train" else 10):
+                file = tar.extractfile(member)
+                assert file is not None
+                pixels = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
+                chosen.append(pixels.transpose(2, 0, 1).reshape(-1))
+            if all(len(images["train"].get(name, ())) == 115 for name in images["train"]) and len(
+                images["test"]
+            ) == 10 == len(images["train"]):
+                done = all(len(chosen) == 10 for chosen in images["test"].values())
+                if done:
+                    break
+    path = tmp_path_factory.mktemp("cifar")
+    folder = path / "cifar-10-batches-py"
+    folder.mkdir()
+    for split, batches in (("train", 5), ("test", 1)):
+        classes = sorted(images[split])
+        rows = list(zip(*(images[split][name] for name in classes), strict=True))
+        data = np.stack([row for turn in rows for row in turn])
+        labels = np.tile(np.arange(10), len(rows))
+        for number in range(batches):
+            part = slice(number * len(data) // batches, (number + 1) * len(data) // batches)
+            file = "test_batch" if split == "test" else f"data_batch_{number + 1}"
+            batch = {b"data": data[part], b"labels": labels[part].tolist()}
+            (folder / file).write_bytes(pickle.dumps(batch, protocol=2))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg11", "preactresnet18"])
+def test_the_cifar10_loops_run_on_real_images(tmp_path, root, cifar_path, name):
+    loop = shortened(
+        LOOPS[name].read_text(), 1, cifar_path, SEED="1111", PM="LM", PI="1", LAMBDA="1e-3"
+    )
+    done = bash(loop, tmp_path, real_python(root))
+    assert done.returncode == 0, done.stderr
+    records = results(tmp_path)
+    assert len(records) == 3
+    prunable = {"vgg11": 9_747_136, "preactresnet18": 11_164_352}[name]
+    for record in records.values():
+        assert record.status == "finished"
+        assert len(record.epochs) == 1
+        if record.config["pe"] == 0:
+            assert record.prunable == prunable
+            assert record.removed == round(0.956 * prunable)
+
+
+def test_experiments_py_is_the_command_run(tmp_path, root):
+    """From a checkout, in any folder, with the same folder as ``lossprune run``."""
+    flags = "--arch MLP --dataset digits --nepochs 1 --pe -1 --threads 1"
+    done = subprocess.run(
+        [sys.executable, str(root / "experiments.py"), *flags.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == ""
+    config: RunConfig = parse(COMMANDS["run"], flags.split())
+    assert (tmp_path / config.folder / "best_model.pt").exists()
+    shutil.rmtree(tmp_path / "results")
