@@ -1,0 +1,35 @@
+"""From records of runs to tables, figures, one page, and comparisons.
+
+``read_results`` reads and checks; ``tables`` and ``series`` are pure functions of what was read;
+``write_report`` and ``compare`` put it where people look.  All is imported on first use, so that
+the command line's help needs none of it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from lossprune.report.config import CompareConfig as CompareConfig
+from lossprune.report.config import ReportConfig as ReportConfig
+
+if TYPE_CHECKING:
+    from lossprune.report.build import Written as Written
+    from lossprune.report.build import write_report as write_report
+    from lossprune.report.compare import compare as compare
+    from lossprune.report.reading import Results as Results
+    from lossprune.report.reading import read_results as read_results
+
+_HOMES = {
+    "Written": "build",
+    "write_report": "build",
+    "compare": "compare",
+    "Results": "reading",
+    "read_results": "reading",
+}
+
+__all__ = ["CompareConfig", "ReportConfig", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"lossprune.report.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

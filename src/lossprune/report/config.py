@@ -1,0 +1,35 @@
+"""The flags of ``lossprune report`` and ``lossprune compare``."""
+
+# ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from lossprune.experiment.config import flag
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Turn a folder of results into tables, figures and one page.
+
+    Raises:
+        ValueError: a value that its flag does not accept.
+    """
+
+    out: Path = flag(Path("report"), "out", "folder to write into")
+    embed_mb: float = flag(
+        8.0, "embed_mb", "megabytes of logs and records inside the page; the others are linked"
+    )
+    debug: bool = flag(False, "debug", "show the traceback of an error")
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.embed_mb) and self.embed_mb >= 0):
+            raise ValueError(f"--embed_mb must be a number of at least 0, got {self.embed_mb}")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Say what differs between two runs, or two folders of results."""
+
+    debug: bool = flag(False, "debug", "show the traceback of an error")

@@ -1,0 +1,177 @@
+"""How runs are laid out for comparison: which of them may share a table, and as what.
+
+A *network* is all that must be equal for two prunings to be comparable: architecture, data set,
+sparsity, where pruning comes, what it measures on and what it starts from.  A *method* is what is
+compared: criterion, number of stages π, schedule and λ.  A *tuning* is how the pruned network is
+trained on.  What is left is the seed, over which means are taken.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lossprune.experiment.config import RunConfig
+from lossprune.pruning.criteria import CRITERIA
+
+METHOD = ["criterion", "stages", "schedule"]
+_TRAINING = ["lr", "decay", "decay_every", "l2"]
+_TUNING = ["epochs", *_TRAINING]
+_FLAG = {item.name: item.metadata["flag"] for item in RunConfig.__dataclass_fields__.values()}
+
+# Columns that are outcomes or names, not settings; every other one is a setting, known or not.
+_NOT_SETTINGS = {
+    "folder", "start", "start_weights", "status", "message", "pruned", "removed", "prunable",
+    "seconds", "achieved_sparsity", "trained_epochs", "best_epoch", "loss_change", "error_gap", "device",
+    "torch",
+}  # fmt: skip
+_SCORE_PREFIXES = ("before_", "pruned_", "best_", "last_")
+
+
+def arrange(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs with the columns by which tables and figures group them.
+
+    Added are ``family`` (architecture and data set), ``network``, ``tuning``, ``schedule``,
+    ``prunes``, ``tuned`` (finished training after pruning) and ``diverged``.  A run that never prunes has an empty ``network``: it belongs to its family.
+    """
+    runs = runs.copy()
+    runs["prunes"] = runs["prune_epoch"] >= 0
+    one_cut = (runs["stages"] == 1) | ~runs["prunes"]
+    spread = np.where(runs["exponential"], "exponential", "linear")
+    runs["schedule"] = np.where(one_cut, "", spread)
+    runs["family"] = runs["arch"] + " on " + runs["dataset"]
+    runs["origin"] = [
+        _origin(start, seed) for start, seed in zip(runs["start"], runs["seed"], strict=True)
+    ]
+    runs["network"] = _networks(runs)
+    runs["tuning"] = _tunings(runs)
+    runs["diverged"] = runs["status"] == "diverged"
+    after = runs["epochs"] > runs["prune_epoch"].clip(lower=0)
+    runs["tuned"] = runs["prunes"] & after & (runs["status"] == "finished")
+    return runs
+
+
+def families_and_networks(runs: pd.DataFrame) -> dict[str, str]:
+    """Return the family of each network, in the order of their names; a family without one too."""
+    pruning = runs[runs["prunes"]]
+    known = dict(zip(pruning["network"], pruning["family"], strict=True))
+    for family in runs["family"].unique():
+        if family not in known.values():
+            known[family] = family
+    return dict(sorted(known.items()))
+
+
+def criterion_order(criteria: Iterable[str]) -> list[str]:
+    """Return the criteria as the library lists them, unknown ones last."""
+    known = list(CRITERIA)
+    return sorted(set(criteria), key=lambda name: (_position(known, name), name))
+
+
+def _position(known: Sequence[str], name: str) -> int:
+    return known.index(name) if name in known else len(known)
+
+
+def _origin(start: str, seed: int) -> str:
+    """Name the start network so that it reads the same for every seed.
+
+    >>> _origin("out/arch=MLP,nepochs=60,seed=1111/best_model.pt", 1111)
+    'arch=MLP,nepochs=60,seed=*/best_model.pt'
+    """
+    if not start:
+        return ""
+    path = PurePath(start)
+    return f"{path.parent.name}/{path.name}".replace(str(seed), "*")
+
+
+def _networks(runs: pd.DataFrame) -> pd.Series:
+    pruning = runs[runs["prunes"]].copy()
+    trained_before = pruning["prune_epoch"] > 0
+    before = _described(pruning, _TRAINING)
+    pruning["training"] = [
+        text if trains else "" for text, trains in zip(before, trained_before, strict=True)
+    ]
+    names = pd.Series("", index=runs.index, dtype=object)
+    for _, group in pruning.groupby("family"):
+        others = [
+            name
+            for name in group.columns
+            if _is_setting(name) and name not in ("arch", "dataset", "sparsity")
+        ]
+        varying = [name for name in [*others, "origin", "training"] if _values(group[name]) > 1]
+        names[group.index] = [_network_name(row, varying) for row in group.to_dict("records")]
+    return names
+
+
+def _is_setting(name: str) -> bool:
+    """Whether a column is a setting that two comparable prunings must share."""
+    derived = {"prunes", "schedule", "family", "origin", "network", "training", "exponential"}
+    return not (
+        name in _NOT_SETTINGS
+        or name in derived
+        or name in (*METHOD, "reg", "seed", *_TUNING)
+        or name.startswith(_SCORE_PREFIXES)
+    )
+
+
+def _network_name(row: dict[str, Any], varying: list[str]) -> str:
+    parts = [f"{row['family']}, {100 * row['sparsity']:.6g} % removed"]
+    for name in varying:
+        if name == "origin":
+            parts.append(f"from {_short(row['origin'])}" if row["origin"] else "from the seed")
+        elif name == "has_start":
+            continue  # the origin tells
+        elif name == "training":
+            parts += [row["training"]] if row["training"] else []
+        else:
+            parts.append(f"{_FLAG.get(name, name)} {row[name]}")
+    return ", ".join(parts)
+
+
+def _short(origin: str) -> str:
+    """Of a folder name of the protocol, only what is not the default.
+
+    >>> _short("arch=MLP,dec=1.0,nepochs=60,pe=-1,seed=*/best_model.pt")
+    'nepochs 60'
+    """
+    folder, _, file = origin.partition("/")
+    parts = [part.partition("=") for part in folder.split(",")]
+    if not all(equals for _, equals, _ in parts):
+        return origin
+    default = {item.metadata["flag"]: item.default for item in RunConfig.__dataclass_fields__.values()}
+    kept = [
+        f"{name} {value}"
+        for name, _, value in parts
+        if name not in ("arch", "dataset", "seed", "pe", "model_0")
+        and value != str(default.get(name))
+    ]
+    return " ".join(kept) + ("" if file == "best_model.pt" else f" {file}") or "a baseline"
+
+
+def _tunings(runs: pd.DataFrame) -> list[str]:
+    others = _described(runs[runs["prunes"]], _TRAINING, runs)
+    left = runs["epochs"] - runs["prune_epoch"].clip(lower=0)
+    return [
+        f"{epochs} epochs" + (f", {text}" if text else "")
+        for epochs, text in zip(left, others, strict=True)
+    ]
+
+
+def _described(
+    compared: pd.DataFrame, names: list[str], runs: pd.DataFrame | None = None
+) -> list[str]:
+    """Describe each run by those settings that are not the same in all runs of its family."""
+    runs = compared if runs is None else runs
+    varying = {
+        family: [name for name in names if group[name].nunique() > 1]
+        for family, group in compared.groupby("family")
+    }
+    return [
+        ", ".join(f"{_FLAG[name]} {row[name]:g}" for name in varying.get(row["family"], []))
+        for row in runs[["family", *names]].to_dict("records")
+    ]
+
+
+def _values(column: pd.Series) -> int:
+    return len(set(column.astype(str)))

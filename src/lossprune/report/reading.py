@@ -1,0 +1,213 @@
+"""Records of runs, read, checked and laid out as one table.
+
+A run is read once and kept small: one row of settings and scores, and its stages and epochs as
+arrays.  A record that cannot be used is left out, and the report says which and why.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lossprune.experiment.config import RunConfig
+from lossprune.experiment.folder import RECORD, RunFolder
+from lossprune.experiment.record import EpochRecord, RunRecord, Scores
+from lossprune.report.layout import arrange
+
+_PARALLEL_FROM = 500  # records; below that, starting processes takes longer than reading
+_CHUNK = 50
+
+_SCORES = tuple(item.name for item in fields(Scores))
+_MOMENTS = {"before_pruning": "before", "after_pruning": "pruned", "best": "best", "last": "last"}
+
+_SETTINGS = {item.metadata["flag"]: item for item in fields(RunConfig) if item.name != "path"}
+_NEEDED = [
+    name
+    for name, item in _SETTINGS.items()
+    if item.metadata["named"] == "always" or name == "dataset"
+]
+_KINDS: dict[str, tuple[type, ...]] = {
+    "arch": (str,),
+    "dataset": (str,),
+    "pm": (str,),
+    "exp": (bool,),
+    "model_0": (bool, type(None)),
+}
+
+STAGE_COLUMNS = ("sparsity", "predicted_change", "realised_change")
+EPOCH_COLUMNS = ("epoch", *_SCORES)
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened in a run on the way.
+
+    Attributes:
+        stages: one row per pruning stage: sparsity, predicted and realised change of the loss.
+        epochs: one row per epoch: its number, then the six scores.
+    """
+
+    stages: NDArray[np.float32]
+    epochs: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A record that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """All runs of a folder.
+
+    Attributes:
+        root: the folder.
+        runs: one row per run, by the columns that :func:`lossprune.report.layout.arrange` names.
+        histories: by the row's index.
+        left_out: records that could not be used.
+    """
+
+    root: Path
+    runs: pd.DataFrame
+    histories: list[History]
+    left_out: tuple[LeftOut, ...]
+
+
+def read_results(root: Path) -> Results:
+    """Read every ``record.json`` under ``root``, however deep; ``root`` may be one run's folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no record, or none that can be used.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder of results at {root}")
+    folders = list(find_runs(root))
+    if not folders:
+        raise ValueError(f"no {RECORD} in {root} or below it: there is nothing to report")
+    rows, histories, left_out = [], [], []
+    for folder, read in zip(folders, _read_all(folders), strict=True):
+        where = folder.relative_to(root).as_posix()
+        if isinstance(read, str):
+            left_out.append(LeftOut(where, read))
+        else:
+            row, history = read
+            rows.append({"folder": where, **row})
+            histories.append(history)
+    if not rows:
+        first = left_out[0].reason
+        raise ValueError(f"none of the {len(folders)} records in {root} can be used: {first}")
+    return Results(root, arrange(pd.DataFrame(rows)), histories, tuple(left_out))
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """Give the folders under ``root`` that hold a record, in the order of their names."""
+    for folder, inside, files in os.walk(root):
+        inside.sort()
+        if RECORD in files:
+            inside.clear()
+            yield Path(folder)
+
+
+def _read_all(folders: list[Path]) -> Iterator[tuple[dict[str, Any], History] | str]:
+    workers = min(_cores(), 8)
+    if len(folders) < _PARALLEL_FROM or workers < 2:
+        yield from map(_read, folders)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from pool.map(_read, folders, chunksize=_CHUNK)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], History] | str:
+    """Return a run's row and history, or the reason why there is none."""
+    try:
+        record = RunFolder(folder).record()
+        if record is None:
+            return f"{RECORD} has gone"
+        return row_of(record), _history(record)
+    except ValueError as error:
+        return str(error)
+    except (TypeError, KeyError, AttributeError) as error:
+        return f"{RECORD} holds something unexpected: {error}"
+
+
+def row_of(record: RunRecord) -> dict[str, Any]:
+    """Return settings and scores as one flat row, settings by their names in the code.
+
+    Raises:
+        ValueError: a setting is missing or of the wrong type.
+    """
+    row = _settings(record.config)
+    row["start"] = record.start.path or ""
+    row["start_weights"] = record.start.weights_sha256
+    row["status"], row["message"] = record.status, record.message or ""
+    row["pruned"] = record.after_pruning is not None
+    row["removed"], row["prunable"] = record.removed, record.prunable
+    row["achieved_sparsity"] = record.sparsity
+    row["seconds"] = record.seconds
+    row["trained_epochs"] = len(record.epochs)
+    for moment, prefix in _MOMENTS.items():
+        row.update(_scores(getattr(record, moment), prefix))
+    row["best_epoch"] = record.best.epoch if record.best else np.nan
+    row["loss_change"] = row["pruned_train_loss"] - row["before_train_loss"]
+    row["error_gap"] = row["best_test_error"] - row["before_test_error"]
+    row["device"] = str(record.environment.get("device_name", record.environment.get("device", "")))
+    row["torch"] = str(record.environment.get("torch", ""))
+    return row
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    missing = [name for name in _NEEDED if name not in config]
+    if missing:
+        raise ValueError(f"the record has no setting {', '.join(missing)}")
+    row: dict[str, Any] = {}
+    for name, item in _SETTINGS.items():
+        if name in config:
+            value = config[name]
+            kinds = _KINDS.get(name, (int, float) if name in _NEEDED else None)
+            wrong_bool = isinstance(value, bool) and kinds == (int, float)
+            if kinds and (wrong_bool or not isinstance(value, kinds)):
+                raise ValueError(f"the record's setting {name} is {value!r}")
+            row[item.name] = value
+        elif item.metadata["named"] == "changed" and item.default is not MISSING:
+            row[item.name] = item.default
+    row.update({name: value for name, value in config.items() if name not in _SETTINGS})
+    row["has_start"] = row.pop("start") is not None
+    return row
+
+
+def _scores(moment: EpochRecord | None, prefix: str) -> dict[str, float]:
+    values = dict.fromkeys(_SCORES, np.nan) if moment is None else asdict(moment.scores)
+    return {f"{prefix}_{name}": float(value) for name, value in values.items()}
+
+
+def _history(record: RunRecord) -> History:
+    stages = [[_number(stage[name]) for name in STAGE_COLUMNS] for stage in record.stages]
+    epochs = [
+        [row.epoch, *(getattr(row.scores, name) for name in _SCORES)] for row in record.epochs
+    ]
+    return History(
+        np.array(stages, dtype=np.float32).reshape(-1, len(STAGE_COLUMNS)),
+        np.array(epochs, dtype=np.float32).reshape(-1, len(EPOCH_COLUMNS)),
+    )
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else float(value)
