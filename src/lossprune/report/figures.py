@@ -111,11 +111,15 @@ def _colour(criterion: str) -> str:
 
 
 def _draw_loss_by_reg(figure: Figure, data: pd.DataFrame) -> None:
+    magnitude = data[data["criterion"] == "MP"]  # λ does not change its order: a level, no panel
+    data = magnitude if len(magnitude) == len(data) else data[data["criterion"] != "MP"]
     criteria = criterion_order(data["criterion"])
     regs = sorted(data["reg"].unique())
     panels = _panels(figure, criteria, sharey=True)
     labels: dict[str, Any] = {}
     for criterion, axes in panels.items():
+        for _, (level, n) in magnitude[["mean", "count"]].iterrows():
+            labels[f"MP (n = {int(n)})"] = axes.axhline(level, color=_colour("MP"), ls="--", lw=1.2)
         for label, colour, part in _lines_of(data):
             part = part[part["criterion"] == criterion].sort_values("reg")
             if part.empty:
@@ -160,11 +164,13 @@ def _draw_stage_changes(figure: Figure, data: pd.DataFrame) -> None:
     if data.empty:
         figure.text(0.5, 0.5, "no criterion here predicts a change", ha="center")
         return
+    both = data[["predicted_change", "realised_change"]].to_numpy(dtype=float)
+    ends = [np.nanmin(both), np.nanmax(both)]
     criteria = criterion_order(data["criterion"])
     panels = _panels(figure, criteria, sharex=True, sharey=True)
     labels: dict[str, Any] = {}
     for criterion, axes in panels.items():
-        axes.axline((0, 0), slope=1, color="0.5", lw=0.8, ls="--")
+        axes.plot(ends, ends, color="0.5", lw=0.8, ls="--")
         for label, colour, part in _lines_of(data):
             part = part[part["criterion"] == criterion]
             if part.empty:
@@ -175,6 +181,7 @@ def _draw_stage_changes(figure: Figure, data: pd.DataFrame) -> None:
             labels.setdefault(label, points)
         axes.set_xscale("symlog", linthresh=1e-3)
         axes.set_yscale("symlog", linthresh=1e-3)
+        axes.tick_params(axis="x", labelrotation=60, labelsize=7)
         axes.set_xlabel("predicted ΔL of a stage")
     panels[criteria[0]].set_ylabel("realised ΔL of a stage")
     figure.legend(labels.values(), labels.keys(), loc="outside right upper")
@@ -214,7 +221,7 @@ def _draw_layers(figure: Figure, data: pd.DataFrame) -> None:
         short = [names[place].removesuffix(".weight") for place in ticks]
         axes.set_xticks(list(ticks), short, rotation=60, ha="right", fontsize=7)
         axes.set_yscale("symlog", linthresh=0.1)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 120)
     panels[criteria[0]].set_ylabel("weights kept, %")
     figure.legend(labels.values(), labels.keys(), loc="outside right upper")
 

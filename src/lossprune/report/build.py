@@ -1,0 +1,64 @@
+"""A folder of results → a folder with tables, figures and a page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lossprune.report.config import ReportConfig
+from lossprune.report.figures import write_figures
+from lossprune.report.page import write_page
+from lossprune.report.reading import Results, read_results
+from lossprune.report.tables import all_tables
+from lossprune.report.writing import write_table
+
+_MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a report came to: what was read, and the files, the page first."""
+
+    results: Results
+    files: tuple[Path, ...]
+
+
+def write_report(root: Path, config: ReportConfig) -> Written:
+    """Report the results in ``root`` into ``config.out``.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there is no record that can be used, or the report cannot be written.
+    """
+    results = read_results(root)
+    tables = all_tables(results.runs)
+    out = config.out
+    try:
+        for folder in (out / "tables", out / "figures"):
+            folder.mkdir(parents=True, exist_ok=True)
+        files = [path for table in tables for path in write_table(table, out / "tables")]
+        files.append(_write_runs(results, out / "tables"))
+        figures = write_figures(results, out / "figures")
+        names = [path.relative_to(out).as_posix() for path in figures]
+        page = write_page(results, tables, out, names, config.embed_mb * _MEGABYTE)
+    except OSError as error:
+        raise ValueError(f"cannot write --out {out}: {error.strerror or error}") from error
+    return Written(results, (page, *files, *figures))
+
+
+def _write_runs(results: Results, folder: Path) -> Path:
+    path = folder / "runs.csv"
+    results.runs.to_csv(path, index=False, lineterminator="\n")
+    return path
+
+
+def summarise(written: Written) -> str:
+    """Return what was read and written, in a few lines."""
+    runs, left_out = written.results.runs, written.results.left_out
+    status = runs["status"].value_counts()
+    told = [f"{status[name]} {name}" for name in ("finished", "running", "diverged") if name in status]
+    lines = [f"{len(runs)} runs: {', '.join(told)}"]
+    lines += [f"left out {item.path}: {item.reason}" for item in left_out[:5]]
+    if len(left_out) > 5:
+        lines.append(f"left out {len(left_out) - 5} more; the page lists them all")
+    others = len(written.files) - 1
+    lines.append(f"wrote {written.files[0]} and {others} tables and figures beside it")
+    return "\n".join(lines)

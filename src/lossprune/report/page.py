@@ -1,0 +1,75 @@
+"""The report's page: one HTML file that needs nothing else."""
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+import lossprune
+from lossprune.experiment.folder import LOG, RECORD
+from lossprune.report.page_data import as_json, embedded_details, page_data
+from lossprune.report.reading import Results
+from lossprune.report.tables import Table
+
+_PARTS = Path(__file__).parent / "page"
+
+
+def write_page(
+    results: Results, tables: tuple[Table, ...], out: Path, figures: list[str], embed: float
+) -> Path:
+    """Write ``index.html`` into ``out`` and return it.
+
+    Args:
+        results: what was read.
+        tables: as :func:`lossprune.report.tables.all_tables` makes them.
+        out: the folder.
+        figures: files beside the page, relative to it.
+        embed: bytes of compressed logs and records inside the page; the other runs link to theirs.
+    """
+    data = page_data(results, tables, figures)
+    data["root"] = quote(Path(os.path.relpath(results.root, out)).as_posix())
+    data["files"] = {"log": LOG, "record": RECORD}
+    page = out / "index.html"
+    page.write_text(
+        _environment().get_template("page.html.j2").render(
+            counts=_counts(results),
+            left_out=results.left_out,
+            name=results.root.resolve().name,
+            version=lossprune.__version__,
+            data=Markup(as_json(data)),  # noqa: S704 (escaped for a script element)
+            details=embedded_details(results, embed),
+            style=_part("page.css"),
+            script=_part("charts.js") + _part("page.js"),
+        ),
+        encoding="utf-8",
+        newline="\n",
+    )
+    return page
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("lossprune.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _part(name: str) -> Markup:
+    return Markup((_PARTS / name).read_text(encoding="utf-8"))  # noqa: S704 (our own file)
+
+
+def _counts(results: Results) -> dict[str, Any]:
+    status = results.runs["status"].value_counts()
+    return {
+        "runs": len(results.runs),
+        "finished": int(status.get("finished", 0)),
+        "unfinished": int(status.get("running", 0)),
+        "diverged": int(status.get("diverged", 0)),
+        "left out": len(results.left_out),
+    }

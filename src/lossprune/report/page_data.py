@@ -1,0 +1,197 @@
+"""The data inside the page: compact, so that thousands of runs stay usable."""
+
+import base64
+import json
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lossprune.experiment.folder import LOG, RECORD
+from lossprune.report import series
+from lossprune.report.command_line import command_of
+from lossprune.report.layout import criterion_order, families_and_networks
+from lossprune.report.reading import Results
+from lossprune.report.tables import Table
+from lossprune.report.writing import reg_text, shown
+
+_POINTS = 80  # of a curve or of a run's stages: more than a panel has pixels to tell apart
+_SCATTER = 2000  # points of the stages figure; more are thinned evenly
+_DIGITS = 5
+
+_RUN_COLUMNS = {
+    "criterion": "criterion", "stages": "stages", "schedule": "schedule", "reg": "reg",
+    "seed": "seed", "tuning": "tuning", "status": "status", "message": "message",
+    "sparsity": "achieved_sparsity", "lossBefore": "before_train_loss",
+    "lossAfter": "pruned_train_loss", "lossChange": "loss_change",
+    "errorPruned": "pruned_test_error", "error": "best_test_error", "gap": "error_gap",
+    "epochs": "trained_epochs", "seconds": "seconds", "folder": "folder", "tuned": "tuned",
+    "prunes": "prunes",
+}  # fmt: skip
+
+
+def page_data(results: Results, tables: tuple[Table, ...], figures: list[str]) -> dict[str, Any]:
+    """Return what the page draws, as plain values; ``figures`` are the files beside the page."""
+    runs = results.runs
+    networks = families_and_networks(runs)
+    best = series.at_best_reg(runs)["run"]
+    return {
+        "networks": [
+            {"name": name, "family": family, "correlations": _correlations(runs, name)}
+            for name, family in networks.items()
+        ],
+        "criteria": criterion_order(runs.loc[runs["prunes"], "criterion"]),
+        "regs": [[float(reg), reg_text(float(reg))] for reg in sorted(runs["reg"].unique())],
+        "runs": _runs(results, networks, set(best)),
+        "tables": [_table(table) for table in tables],
+        "stages": _stages(results),
+        "curves": _curves(results),
+        "layers": _layers(results),
+        "figures": figures,
+    }
+
+
+def embedded_details(results: Results, budget: float) -> dict[int, str]:
+    """Return log and record of as many runs as fit in ``budget`` bytes, compressed, by run.
+
+    Each is base64 of zlib of JSON with ``log`` and ``record``.  Runs come in the order of their
+    folders; the first that does not fit ends it, so that the page says plainly from where on it
+    links.
+    """
+    details: dict[int, str] = {}
+    used = 0
+    for run, folder in enumerate(results.runs["folder"]):
+        texts = {
+            "log": _text(results.root / folder / LOG),
+            "record": _text(results.root / folder / RECORD),
+        }
+        packed = base64.b64encode(zlib.compress(json.dumps(texts).encode(), 6)).decode()
+        used += len(packed)
+        if used > budget:
+            break
+        details[run] = packed
+    return details
+
+
+def as_json(data: Any) -> str:
+    """Return JSON that may stand inside a ``script`` element."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _plain(value: Any) -> Any:
+    """Return a value for JSON: few digits, and None for what is not finite."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    return str(value)
+
+
+def _runs(results: Results, networks: dict[str, str], best: set[int]) -> list[dict[str, Any]]:
+    rows = []
+    path = os.path.relpath(results.root) if results.root.is_absolute() else str(results.root)
+    names = list(networks)
+    for run, row in enumerate(results.runs.to_dict("records")):
+        shown_row = {key: _plain(row[column]) for key, column in _RUN_COLUMNS.items()}
+        shown_row["reg"], shown_row["best"] = float(row["reg"]), run in best
+        shown_row["network"] = names.index(row["network"]) if row["prunes"] else -1
+        shown_row["family"] = row["family"]
+        own = Path(path, row["folder"]).parent
+        shown_row["command"] = command_of({str(key): value for key, value in row.items()}, str(own))
+        rows.append(shown_row)
+    return rows
+
+
+def _correlations(runs: pd.DataFrame, network: str) -> list[dict[str, Any]]:
+    return [
+        {"tuning": tuning, "n": rho.n}
+        | {name: _plain(getattr(rho, name)) for name in ("rho", "low", "high")}
+        for (_, tuning), rho in series.correlations(runs[runs["network"] == network]).items()
+    ]
+
+
+def _table(table: Table) -> dict[str, Any]:
+    rows = []
+    for row in table.frame.to_dict("records"):
+        values = {str(name): value for name, value in row.items()}
+        rows.append(
+            {
+                "network": values["network"],
+                "cells": [shown(values, column) for column in table.columns],
+                "sort": [_plain(values[column.key]) for column in table.columns],
+                **_filter_keys(values),
+            }
+        )
+    return {
+        "name": table.name,
+        "title": table.title,
+        "caption": table.caption,
+        "columns": [
+            {"heading": column.heading, "text": column.kind == "text"} for column in table.columns
+        ],
+        "rows": rows,
+    }
+
+
+def _filter_keys(row: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the criteria, stages and λ that a row is about."""
+    if "criterion" in row:
+        return {
+            "criterion": [row["criterion"]],
+            "stages": [int(row["stages"])],
+            "reg": [float(row["reg"])],
+        }
+    sides = [row["first"].split(), row["second"].split()]
+    return {
+        "criterion": [side[0] for side in sides],
+        "stages": [int(side[2]) for side in sides],
+        "reg": [],
+    }
+
+
+def _stages(results: Results) -> list[dict[str, Any]]:
+    data = series.stage_changes(results)
+    data = data[np.isfinite(data["predicted_change"].astype(float))]
+    parts = []
+    for _, network in data.groupby("network"):
+        step = -(-len(network) // _SCATTER)
+        for run, part in network.iloc[::step].groupby("run"):
+            columns = ("stage", "predicted_change", "realised_change")
+            points = part[list(columns)].to_numpy(dtype=float)
+            parts.append({"run": run, "points": [[_plain(x) for x in point] for point in points]})
+    return parts
+
+
+def _curves(results: Results) -> list[dict[str, Any]]:
+    data = series.training_curves(results)
+    parts = []
+    for run, part in data.groupby("run"):
+        keep = np.unique(np.linspace(0, len(part) - 1, min(len(part), _POINTS)).astype(int))
+        points = part[["epoch", "valid_error"]].to_numpy(dtype=float)[keep]
+        parts.append({"run": run, "points": [[int(x), _plain(y)] for x, y in points]})
+    return parts
+
+
+def _layers(results: Results) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": run,
+            "names": part["layer"].tolist(),
+            "kept": [_plain(1 - sparsity) for sparsity in part["sparsity"]],
+        }
+        for run, part in series.layers(results).groupby("run")
+    ]
