@@ -32,7 +32,11 @@ def bash(script: str, folder: Path, python: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         ["bash", "-e", "-c", script],
         cwd=folder,
-        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+        env={
+            **os.environ,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",  # the commands say nothing of threads, and tests share cores
+        },
         capture_output=True,
         text=True,
         timeout=400,
