@@ -11,9 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lossprune import data as data
+    from lossprune import networks as networks
+    from lossprune import pruning as pruning
     from lossprune.pruning import CRITERIA as CRITERIA
     from lossprune.pruning import Criterion as Criterion
     from lossprune.pruning import Mask as Mask
+    from lossprune.pruning import PruningError as PruningError
     from lossprune.pruning import PruningResult as PruningResult
     from lossprune.pruning import StageRecord as StageRecord
     from lossprune.pruning import Statistics as Statistics
@@ -27,6 +31,7 @@ __all__ = [
     "CRITERIA",
     "Criterion",
     "Mask",
+    "PruningError",
     "PruningResult",
     "StageRecord",
     "Statistics",
@@ -34,12 +39,13 @@ __all__ = [
     "measure",
     "networks",
     "prune",
+    "pruning",
     "sparsities",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "networks"):
+    if name in ("data", "networks", "pruning"):
         return import_module(f"lossprune.{name}")
     if name in __all__:
         return getattr(import_module("lossprune.pruning"), name)

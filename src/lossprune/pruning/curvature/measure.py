@@ -32,8 +32,8 @@ class Statistics:
     Attributes:
         loss: mean loss.
         gradient: ∂L/∂θ by parameter name; empty if not asked for.
-        ggn_diagonal: diag(G) by parameter name; empty if not asked for.  Where a mask removes a
-            weight it need not be measured, and is 0 or the diagonal.
+        ggn_diagonal: diag(G) by parameter name; empty if not asked for.  What a mask removes is
+            measured or not, as it falls: nothing is said of it.
         examples: how many examples the means are over.
         skipped: share of the output Hessian's trace that the estimator left out.
     """
@@ -252,7 +252,9 @@ class _Measurement:
         if self.estimator is not None:
             if columns is None:
                 columns = self.estimator.columns(logits, targets, self.loss, self.generator).vectors
-            add_squared_gradients_(self.ggn_diagonal, outputs, recorder.calls, columns, budget)
+            add_squared_gradients_(
+                self.ggn_diagonal, outputs, recorder.calls, columns, budget, self.network.kept
+            )
 
     def _add_gradient(self, outputs: Tensor, targets: Tensor) -> None:
         found = torch.autograd.grad(

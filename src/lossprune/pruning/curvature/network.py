@@ -23,6 +23,7 @@ class Network:
     """The function inputs → outputs of a module whose removed weights are 0.
 
     Attributes:
+        kept: m by parameter name; None where everything is kept.
         weights: θ ⊙ m by parameter name: leaves of a graph, apart from the module's own.
     """
 
@@ -30,8 +31,9 @@ class Network:
         self.model = model
         weights = prunable_weights(model)
         self.device = device_of(weights.values())
+        self.kept = _checked(mask, weights, self.device)
         self.weights = {
-            name: _masked(name, weight.detach(), mask).requires_grad_()
+            name: _masked(weight.detach(), self.kept, name).requires_grad_()
             for name, weight in weights.items()
         }
         # Everything else enters as a constant; buffers as copies, in case the network writes them.
@@ -78,8 +80,8 @@ class Network:
         """Run a few examples: what they cost in memory, and whether curvature can be measured.
 
         Raises:
-            PruningError: the outputs do not suit the loss; with ``curvature`` also, a weight is used
-                where it cannot be measured, or examples interact.
+            PruningError: the outputs do not suit the loss; with ``curvature`` also, a weight
+                is used where it cannot be measured, or examples interact.
         """
         inputs, targets = inputs[:_FEW], targets[:_FEW]
         constants = {
@@ -141,17 +143,24 @@ class Costs:
     column_bytes: int
 
 
-def _masked(name: str, weight: Tensor, mask: Mapping[str, Tensor] | None) -> Tensor:
+def _checked(
+    mask: Mapping[str, Tensor] | None, weights: Mapping[str, Tensor], device: torch.device
+) -> dict[str, Tensor] | None:
     if mask is None:
-        return weight
-    if name not in mask:
-        raise PruningError(f"the mask has nothing for the prunable weight {name!r}")
-    if mask[name].shape != weight.shape:
-        raise PruningError(
-            f"the mask of {name!r} has shape {tuple(mask[name].shape)}, "
-            f"the weight {tuple(weight.shape)}"
-        )
-    return weight * mask[name].to(weight.device)
+        return None
+    for name, weight in weights.items():
+        if name not in mask:
+            raise PruningError(f"the mask has nothing for the prunable weight {name!r}")
+        if mask[name].shape != weight.shape:
+            raise PruningError(
+                f"the mask of {name!r} has shape {tuple(mask[name].shape)}, "
+                f"the weight {tuple(weight.shape)}"
+            )
+    return {name: mask[name].to(device) for name in weights}
+
+
+def _masked(weight: Tensor, kept: Mapping[str, Tensor] | None, name: str) -> Tensor:
+    return weight if kept is None else weight * kept[name]
 
 
 def _storage(tensor: Tensor) -> int:

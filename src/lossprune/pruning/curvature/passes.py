@@ -8,6 +8,7 @@ from torch import Tensor
 from lossprune.pruning.curvature.budget import Budget
 from lossprune.pruning.curvature.layers import LayerCall
 from lossprune.pruning.curvature.squares import add_squares_
+from lossprune.pruning.curvature.tiles import Tile, tile
 
 
 class _Use:
@@ -32,6 +33,7 @@ def add_squared_gradients_(
     calls: Sequence[LayerCall],
     columns: Tensor,
     budget: Budget,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Add Σ_n Σ_k (∂(z_n · S_nk)/∂θ)² to the total of every weight.
 
@@ -41,6 +43,7 @@ def add_squared_gradients_(
         calls: the uses of the weights in that graph.
         columns: S, (n, k, c).
         budget: bounds how many columns go at once.
+        kept: by parameter name, True where the diagonal is wanted; None: everywhere.
     """
     if columns.shape[1] == 0:  # a loss that is linear in the outputs has no curvature
         return
@@ -49,7 +52,7 @@ def add_squared_gradients_(
         for use in _backward(totals, outputs, calls, some):
             uses.setdefault(use.call.name, []).append(use)
         for name, parts in uses.items():
-            _add_weight_(totals[name], parts)
+            _add_weight_(totals[name], parts, kept[name] if kept else None)
             parts.clear()  # their memory is needed no more
 
 
@@ -72,7 +75,7 @@ def _backward(
     yield from (use for use in uses if use is not None)
 
 
-def _add_weight_(total: Tensor, uses: Sequence[_Use]) -> None:
+def _add_weight_(total: Tensor, uses: Sequence[_Use], kept: Tensor | None) -> None:
     # Several uses of one weight are further positions of it: their gradients add up, then square.
     def patches(examples: slice) -> Tensor:
         return _along_positions([use.patches(examples) for use in uses])
@@ -80,8 +83,30 @@ def _add_weight_(total: Tensor, uses: Sequence[_Use]) -> None:
     def gradients(examples: slice) -> Tensor:
         return _along_positions([use.columns(examples) for use in uses])
 
-    shape = uses[0].call.geometry.grouped(total)
-    add_squares_(total.view(shape), patches, gradients, uses[0].gradients.shape[0])
+    examples = uses[0].gradients.shape[0]
+    total = total.view(uses[0].call.geometry.grouped(total))
+    tiles = None
+    if kept is not None and total.shape[0] == 1:
+        many_positions = gradients(slice(0, 1)).shape[-1] > 1
+        tiles = tile(kept.view(total.shape[1:]), by_rows=many_positions)
+    if tiles is None:
+        add_squares_(total, patches, gradients, examples)
+        return
+    x, y = patches(slice(0, examples)), gradients(slice(0, examples))
+    for part in tiles:
+        _add_tile_(total[0], x[:, 0], y[:, :, 0], part)
+
+
+def _add_tile_(total: Tensor, x: Tensor, y: Tensor, part: Tile) -> None:
+    """Add to ``total``, (o, i), what x, (n, i, p), and y, (n, k, o, p), give in one tile."""
+    here = total.new_zeros(1, len(part.outputs), len(part.inputs))
+    add_squares_(
+        here,
+        lambda examples: x[examples].index_select(1, part.inputs)[:, None],
+        lambda examples: y[examples].index_select(2, part.outputs)[:, :, None],
+        len(x),
+    )
+    total[part.outputs[:, None], part.inputs] += here[0]
 
 
 def _along_positions(parts: list[Tensor]) -> Tensor:
