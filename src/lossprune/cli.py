@@ -18,6 +18,7 @@ from lossprune.data import DATASETS
 from lossprune.experiment.config import RunConfig, did_you_mean, flag
 from lossprune.experiment.folder import RunFolder
 from lossprune.experiment.record import DIVERGED, RunRecord, summarise
+from lossprune.report.config import CompareConfig, ReportConfig
 
 EXIT_OK, EXIT_ERROR, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
 
@@ -73,7 +74,7 @@ class Command:
     Attributes:
         config: the dataclass of its flags; its docstring is the help text.
         do: does it and returns the exit status.
-        argument: the name of a leading argument without a flag, if it takes one.
+        argument: the names of leading arguments without a flag, if it takes any.
     """
 
     config: type
@@ -98,8 +99,9 @@ def _dispatch(arguments: list[str], prog: str) -> int:
         )
     command = COMMANDS[name]
     leading = []
-    if command.argument and rest and not rest[0].startswith("-"):
-        leading, rest = rest[:1], rest[1:]
+    for _ in (command.argument or "").split():
+        if rest and not rest[0].startswith("-"):
+            leading, rest = [*leading, rest[0]], rest[1:]
     title = prog if prog != "lossprune" else f"lossprune {name}"
     config = parse(command, rest, title)
     return EXIT_OK if config is None else command.do(config, *leading)
@@ -265,8 +267,29 @@ def _demo(config: DemoConfig) -> int:
     return demo(threads=config.threads)
 
 
+def _report(config: ReportConfig, results: str = "results") -> int:
+    from lossprune.report.build import summarise_report, write_report
+
+    print(summarise_report(write_report(Path(results), config)))
+    return EXIT_OK
+
+
+def _compare(_: CompareConfig, *paths: str) -> int:
+    if len(paths) != 2:
+        raise ValueError(
+            f"compare takes two runs or two folders of results, got {len(paths)}: "
+            "lossprune compare A B"
+        )
+    from lossprune.report.comparison import compare
+
+    print(compare(Path(paths[0]), Path(paths[1])))
+    return EXIT_OK
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(RunConfig, _run),
+    "report": Command(ReportConfig, _report, argument="RESULTS"),
+    "compare": Command(CompareConfig, _compare, argument="A B"),
     "data": Command(DataConfig, _data, argument="NAME"),
     "demo": Command(DemoConfig, _demo),
 }

@@ -14,19 +14,27 @@ from lossprune.report.config import ReportConfig as ReportConfig
 if TYPE_CHECKING:
     from lossprune.report.build import Written as Written
     from lossprune.report.build import write_report as write_report
-    from lossprune.report.compare import compare as compare
+    from lossprune.report.comparison import compare as compare
     from lossprune.report.reading import Results as Results
     from lossprune.report.reading import read_results as read_results
 
 _HOMES = {
     "Written": "build",
     "write_report": "build",
-    "compare": "compare",
+    "compare": "comparison",
     "Results": "reading",
     "read_results": "reading",
 }
 
-__all__ = ["CompareConfig", "ReportConfig", *_HOMES]
+__all__ = [
+    "CompareConfig",
+    "ReportConfig",
+    "Results",
+    "Written",
+    "compare",
+    "read_results",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -50,11 +50,13 @@ def _write_runs(results: Results, folder: Path) -> Path:
     return path
 
 
-def summarise(written: Written) -> str:
+def summarise_report(written: Written) -> str:
     """Return what was read and written, in a few lines."""
     runs, left_out = written.results.runs, written.results.left_out
     status = runs["status"].value_counts()
-    told = [f"{status[name]} {name}" for name in ("finished", "running", "diverged") if name in status]
+    told = [
+        f"{status[name]} {name}" for name in ("finished", "running", "diverged") if name in status
+    ]
     lines = [f"{len(runs)} runs: {', '.join(told)}"]
     lines += [f"left out {item.path}: {item.reason}" for item in left_out[:5]]
     if len(left_out) > 5:

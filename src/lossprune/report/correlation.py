@@ -44,7 +44,11 @@ def spearman(
     rho = _correlation(x_level, y_level, np.ones(n))
     drawn = np.array(
         [
-            _correlation(x_level, y_level, np.bincount(generator.integers(n, size=n), minlength=n))
+            _correlation(
+                x_level,
+                y_level,
+                np.bincount(generator.integers(n, size=n), minlength=n).astype(float),
+            )
             for _ in range(resamples)
         ]
     )

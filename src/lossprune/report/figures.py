@@ -22,7 +22,7 @@ CRITERION_COLOURS = {"MP": "#767676", "LM": "#0072b2", "QM": "#d55e00", "OBD": "
 STAGE_COLOURS = ("#9a6fb0", "#0072b2", "#d55e00", "#009e73", "#b58900", "#767676")
 _OTHER = "#444444"
 
-_STYLE = {
+_STYLE: Any = {
     "figure.constrained_layout.use": True,
     "font.size": 9,
     "axes.spines.top": False,
@@ -103,7 +103,7 @@ def _lines_of(data: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     groups = list(data.groupby(["stages", "schedule"]))
     for place, ((stages, schedule), part) in enumerate(groups):
         colour = STAGE_COLOURS[place % len(STAGE_COLOURS)]
-        yield _method_name(stages, schedule), colour, part
+        yield _method_name(int(str(stages)), str(schedule)), colour, part
 
 
 def _colour(criterion: str) -> str:
@@ -188,7 +188,9 @@ def _draw_stage_changes(figure: Figure, data: pd.DataFrame) -> None:
 
 
 def _draw_change_and_gap(figure: Figure, data: pd.DataFrame) -> None:
-    found = {tuning: rho for (_, tuning), rho in series.correlations(data.assign(tuned=True)).items()}
+    found = {
+        tuning: rho for (_, tuning), rho in series.correlations(data.assign(tuned=True)).items()
+    }
     panels = _panels(figure, sorted(data["tuning"].unique()))
     for tuning, axes in panels.items():
         here = data[data["tuning"] == tuning]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def estimate(values: Iterable[float]) -> Estimate:
     return Estimate(n, mean, std, mean - half, mean + half)
 
 
-@lru_cache(maxsize=None)
+@cache
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
     """Return t with P(|T| < t) = ``level`` for Student's t with ``freedom`` degrees of freedom.
 

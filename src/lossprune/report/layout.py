@@ -8,7 +8,7 @@ trained on.  What is left is the seed, over which means are taken.
 
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,14 +19,20 @@ from lossprune.pruning.criteria import CRITERIA
 METHOD = ["criterion", "stages", "schedule"]
 _TRAINING = ["lr", "decay", "decay_every", "l2"]
 _TUNING = ["epochs", *_TRAINING]
+# A network's name begins with these, or they tell methods, tunings and seeds of it apart.
+_OF_THE_METHOD = {
+    "arch", "dataset", "sparsity", "criterion", "stages", "exponential", "reg", "seed", *_TUNING
+}  # fmt: skip
 _FLAG = {item.name: item.metadata["flag"] for item in RunConfig.__dataclass_fields__.values()}
 
 # Columns that are outcomes or names, not settings; every other one is a setting, known or not.
 _NOT_SETTINGS = {
     "folder", "start", "start_weights", "status", "message", "pruned", "removed", "prunable",
-    "seconds", "achieved_sparsity", "trained_epochs", "best_epoch", "loss_change", "error_gap", "device",
-    "torch",
+    "seconds", "achieved_sparsity", "trained_epochs", "best_epoch", "loss_change", "error_gap",
+    "device", "torch",
 }  # fmt: skip
+_DERIVED = {"prunes", "tuned", "diverged", "schedule", "family", "origin", "network", "tuning",
+            "training"}  # fmt: skip
 _SCORE_PREFIXES = ("before_", "pruned_", "best_", "last_")
 
 
@@ -34,7 +40,8 @@ def arrange(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs with the columns by which tables and figures group them.
 
     Added are ``family`` (architecture and data set), ``network``, ``tuning``, ``schedule``,
-    ``prunes``, ``tuned`` (finished training after pruning) and ``diverged``.  A run that never prunes has an empty ``network``: it belongs to its family.
+    ``prunes``, ``tuned`` (finished training after pruning) and ``diverged``.  A run that never
+    prunes has an empty ``network``: it belongs to its family.
     """
     runs = runs.copy()
     runs["prunes"] = runs["prune_epoch"] >= 0
@@ -61,6 +68,18 @@ def families_and_networks(runs: pd.DataFrame) -> dict[str, str]:
         if family not in known.values():
             known[family] = family
     return dict(sorted(known.items()))
+
+
+def settings_of(*frames: pd.DataFrame) -> dict[str, str]:
+    """Return the columns that are settings, and their flags; unknown ones by their own name."""
+    names = dict.fromkeys(name for frame in frames for name in frame.columns)
+    flags = {**_FLAG, "has_start": "model_0"}
+    return {name: flags.get(name, str(name)) for name in names if _is_setting(name)}
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as dictionaries by column."""
+    return cast(list[dict[str, Any]], frame.to_dict("records"))
 
 
 def criterion_order(criteria: Iterable[str]) -> list[str]:
@@ -94,25 +113,15 @@ def _networks(runs: pd.DataFrame) -> pd.Series:
     ]
     names = pd.Series("", index=runs.index, dtype=object)
     for _, group in pruning.groupby("family"):
-        others = [
-            name
-            for name in group.columns
-            if _is_setting(name) and name not in ("arch", "dataset", "sparsity")
-        ]
+        others = [name for name in settings_of(group) if name not in _OF_THE_METHOD]
         varying = [name for name in [*others, "origin", "training"] if _values(group[name]) > 1]
-        names[group.index] = [_network_name(row, varying) for row in group.to_dict("records")]
+        named = [_network_name(row, varying) for row in rows_of(group)]
+        names.loc[group.index] = np.array(named, dtype=object)
     return names
 
 
 def _is_setting(name: str) -> bool:
-    """Whether a column is a setting that two comparable prunings must share."""
-    derived = {"prunes", "schedule", "family", "origin", "network", "training", "exponential"}
-    return not (
-        name in _NOT_SETTINGS
-        or name in derived
-        or name in (*METHOD, "reg", "seed", *_TUNING)
-        or name.startswith(_SCORE_PREFIXES)
-    )
+    return not (name in _NOT_SETTINGS or name in _DERIVED or name.startswith(_SCORE_PREFIXES))
 
 
 def _network_name(row: dict[str, Any], varying: list[str]) -> str:
@@ -139,7 +148,9 @@ def _short(origin: str) -> str:
     parts = [part.partition("=") for part in folder.split(",")]
     if not all(equals for _, equals, _ in parts):
         return origin
-    default = {item.metadata["flag"]: item.default for item in RunConfig.__dataclass_fields__.values()}
+    default = {
+        item.metadata["flag"]: item.default for item in RunConfig.__dataclass_fields__.values()
+    }
     kept = [
         f"{name} {value}"
         for name, _, value in parts
@@ -169,7 +180,7 @@ def _described(
     }
     return [
         ", ".join(f"{_FLAG[name]} {row[name]:g}" for name in varying.get(row["family"], []))
-        for row in runs[["family", *names]].to_dict("records")
+        for row in rows_of(runs[["family", *names]])
     ]
 
 

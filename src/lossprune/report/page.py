@@ -14,7 +14,7 @@ from lossprune.report.page_data import as_json, embedded_details, page_data
 from lossprune.report.reading import Results
 from lossprune.report.tables import Table
 
-_PARTS = Path(__file__).parent / "page"
+_PARTS = Path(__file__).parent / "templates"
 
 
 def write_page(
@@ -34,12 +34,14 @@ def write_page(
     data["files"] = {"log": LOG, "record": RECORD}
     page = out / "index.html"
     page.write_text(
-        _environment().get_template("page.html.j2").render(
+        _environment()
+        .get_template("page.html.j2")
+        .render(
             counts=_counts(results),
             left_out=results.left_out,
             name=results.root.resolve().name,
             version=lossprune.__version__,
-            data=Markup(as_json(data)),  # noqa: S704 (escaped for a script element)
+            data=Markup(as_json(data)),
             details=embedded_details(results, embed),
             style=_part("page.css"),
             script=_part("charts.js") + _part("page.js"),
@@ -52,7 +54,7 @@ def write_page(
 
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("lossprune.report", "page"),
+        loader=PackageLoader("lossprune.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -61,7 +63,7 @@ def _environment() -> Environment:
 
 
 def _part(name: str) -> Markup:
-    return Markup((_PARTS / name).read_text(encoding="utf-8"))  # noqa: S704 (our own file)
+    return Markup((_PARTS / name).read_text(encoding="utf-8"))
 
 
 def _counts(results: Results) -> dict[str, Any]:

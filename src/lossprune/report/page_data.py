@@ -14,9 +14,9 @@ import pandas as pd
 from lossprune.experiment.folder import LOG, RECORD
 from lossprune.report import series
 from lossprune.report.command_line import command_of
-from lossprune.report.layout import criterion_order, families_and_networks
+from lossprune.report.layout import METHOD, criterion_order, families_and_networks, rows_of
 from lossprune.report.reading import Results
-from lossprune.report.tables import Table
+from lossprune.report.tables import BEST, Table
 from lossprune.report.writing import reg_text, shown
 
 _POINTS = 80  # of a curve or of a run's stages: more than a panel has pixels to tell apart
@@ -41,7 +41,12 @@ def page_data(results: Results, tables: tuple[Table, ...], figures: list[str]) -
     best = series.at_best_reg(runs)["run"]
     return {
         "networks": [
-            {"name": name, "family": family, "correlations": _correlations(runs, name)}
+            {
+                "name": name,
+                "family": family,
+                "correlations": _correlations(runs, name),
+                "leader": _leader(tables, name),
+            }
             for name, family in networks.items()
         ],
         "criteria": criterion_order(runs.loc[runs["prunes"], "criterion"]),
@@ -105,7 +110,7 @@ def _runs(results: Results, networks: dict[str, str], best: set[int]) -> list[di
     rows = []
     path = os.path.relpath(results.root) if results.root.is_absolute() else str(results.root)
     names = list(networks)
-    for run, row in enumerate(results.runs.to_dict("records")):
+    for run, row in enumerate(rows_of(results.runs)):
         shown_row = {key: _plain(row[column]) for key, column in _RUN_COLUMNS.items()}
         shown_row["reg"], shown_row["best"] = float(row["reg"]), run in best
         shown_row["network"] = names.index(row["network"]) if row["prunes"] else -1
@@ -124,9 +129,31 @@ def _correlations(runs: pd.DataFrame, network: str) -> list[dict[str, Any]]:
     ]
 
 
+def _leader(tables: tuple[Table, ...], network: str) -> dict[str, Any] | None:
+    """Return the criterion and π with the lowest mean loss change at its best λ, and its errors."""
+    change, error, *_ = (
+        table.frame[(table.frame["network"] == network) & (table.frame["choice"] == BEST)]
+        for table in tables
+    )
+    change = change[change["n"] > 0]
+    if change.empty:
+        return None
+    first = rows_of(change.nsmallest(1, "mean"))[0]
+    own = error[(error[METHOD] == [first[name] for name in METHOD]).all(axis=1) & (error["n"] > 0)]
+    return {
+        "method": f"{first['criterion']} π {first['stages']}, λ {reg_text(first['reg'])}",
+        "change": f"{first['mean']:+.4f}",
+        "n": int(first["n"]),
+        "errors": [
+            {"error": f"{100 * row['mean']:.2f} %", "n": int(row["n"]), "tuning": row["tuning"]}
+            for row in rows_of(own)
+        ],
+    }
+
+
 def _table(table: Table) -> dict[str, Any]:
     rows = []
-    for row in table.frame.to_dict("records"):
+    for row in rows_of(table.frame):
         values = {str(name): value for name, value in row.items()}
         rows.append(
             {

@@ -8,7 +8,7 @@ import pandas as pd
 
 from lossprune.report.choice import best_reg_after_pruning, pruned_runs
 from lossprune.report.correlation import Correlation, spearman
-from lossprune.report.layout import METHOD
+from lossprune.report.layout import METHOD, rows_of
 from lossprune.report.reading import EPOCH_COLUMNS, STAGE_COLUMNS, Results
 
 METHOD_KEYS = ["network", *METHOD]
@@ -78,7 +78,7 @@ def _along(
 ) -> pd.DataFrame:
     chosen = at_best_reg(results.runs)
     parts = []
-    for row in chosen[["run", *METHOD_KEYS, "reg", "seed"]].to_dict("records"):
+    for row in rows_of(chosen[["run", *METHOD_KEYS, "reg", "seed"]]):
         values = getattr(results.histories[row["run"]], what)
         if not len(values):
             continue
@@ -96,13 +96,11 @@ def layers(results: Results) -> pd.DataFrame:
     from lossprune.report.layers import layer_sparsity
 
     rows = []
-    for row in at_best_reg(results.runs)[["run", "folder", *METHOD_KEYS, "reg", "seed"]].to_dict(
-        "records"
-    ):
+    keys = ["run", *METHOD_KEYS, "reg", "seed"]
+    for row in rows_of(at_best_reg(results.runs)[["folder", *keys]]):
         sparsities = layer_sparsity(results.root / row["folder"]) or {}
         rows += [
             {**row, "position": position, "layer": name, "sparsity": sparsity}
             for position, (name, sparsity) in enumerate(sparsities.items())
         ]
-    columns = ["run", *METHOD_KEYS, "reg", "seed", "position", "layer", "sparsity"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*keys, "position", "layer", "sparsity"])

@@ -13,7 +13,7 @@ import pandas as pd
 
 from lossprune.report.choice import BY_ERROR, best_reg, best_reg_after_pruning, pruned_runs
 from lossprune.report.intervals import estimate
-from lossprune.report.layout import METHOD, criterion_order
+from lossprune.report.layout import METHOD, criterion_order, rows_of
 
 BEST, ZERO, BEST_TUNED = "best λ", "λ = 0", "best λ after fine-tuning"
 _ESTIMATE = ["n", "mean", "std", "low", "high"]
@@ -221,7 +221,7 @@ def _chosen(
     keys = ["network", *METHOD, "reg"]
     groups = dict(iter(runs.groupby(keys)))
     none = runs.iloc[:0]
-    for choice in choices.to_dict("records"):
+    for choice in rows_of(choices):
         yield choice, groups.get(tuple(choice[name] for name in keys), none)
 
 

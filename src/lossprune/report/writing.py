@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lossprune.report.layout import rows_of
 from lossprune.report.tables import Column, Table
 
 NOTHING = "–"
@@ -73,7 +74,7 @@ def to_latex(table: Table) -> str:
 def sections(table: Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Give each network and its rows."""
     for network, rows in table.frame.groupby("network", sort=True):
-        yield str(network), rows.to_dict("records")
+        yield str(network), rows_of(rows)
 
 
 def shown(row: dict[str, Any], column: Column) -> str:

@@ -67,7 +67,7 @@ function lossFigure(shown) {
   const magnitude = runs.filter((run) => run.criterion === "MP");
   if (magnitude.length < runs.length) runs = runs.filter((run) => run.criterion !== "MP");
   const colours = methodColours(runs), regs = ascending(runs.map((run) => run.reg)), x = categories(regs, FACETS.reg);
-  const level = magnitude.length < runs.length + magnitude.length && magnitude.length ? averaged(magnitude, (run) => run.lossAfter) : null;
+  const level = runs.some((run) => run.criterion !== "MP") && magnitude.length ? averaged(magnitude, (run) => run.lossAfter) : null;
   const values = runs.map((run) => run.lossAfter).concat(level ? [level.y] : []);
   const y = linear(values);
   const levels = level ? [{ y: level.y, colour: colourOf("MP"), title: `MP: ${short(level.y)} (n = ${level.n})` }] : [];
@@ -86,9 +86,7 @@ function lossFigure(shown) {
 }
 
 function errorFigure(shown) {
-  const runs = shown.filter((run) => run.tuned && run.best && run.error !== null);
-  const tuned = shown.filter((run) => run.tuned && run.error !== null && bestReg.get(methodKey(run)) === run.reg);
-  const rows = tuned.length ? tuned : runs;
+  const rows = shown.filter((run) => run.tuned && run.error !== null && bestReg.get(methodKey(run)) === run.reg);
   const stages = ascending(rows.map((run) => run.stages)), x = categories(stages, String), y = linear(rows.map((run) => 100 * run.error));
   const criteria = DATA.criteria.filter((name) => rows.some((run) => run.criterion === name));
   const panels = [...groups(rows, (run) => run.tuning)].map(([tuning, own]) => panel({
@@ -197,13 +195,25 @@ function table(name, columns, rows) {
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name, "data-table": name }, el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body)));
 }
 
+// A column that says the same of every method of a network is left to the files.
+function tellsSomething(own, place, network) {
+  const heading = own.columns[place].heading;
+  const cells = new Set(own.rows.filter((row) => row.network === network).map((row) => row.cells[place]));
+  if (heading === "schedule") return cells.has("linear");
+  if (heading === "diverged" || heading === "unfinished") return cells.size > 1 || !cells.has("0");
+  if (heading === "fine-tuning") return [...cells].filter(Boolean).length > 1;
+  return true;
+}
+
 function drawTables() {
   const network = DATA.networks[state.network].name;
   const any = (facet, values) => !state[facet].size || !values.length || values.some((value) => state[facet].has(value));
   id("summaries").replaceChildren(...DATA.tables.map((own) => {
     const rows = own.rows.filter((row) => row.network === network && any("criterion", row.criterion) && any("stages", row.stages) && any("reg", row.reg));
     const links = ["csv", "md", "tex"].map((kind) => el("a", { href: `tables/${own.name}.${kind}` }, { csv: "CSV", md: "Markdown", tex: "LaTeX" }[kind]));
-    return el("div", { class: "block" }, el("h3", {}, own.title), el("p", { class: "caption" }, own.caption, ...links.flatMap((link) => [" ", link])), rows.length ? table(own.name, own.columns, rows) : el("p", { class: "empty" }, "No row passes the filters."));
+    const kept = own.columns.map((_, place) => place).filter((place) => tellsSomething(own, place, network));
+    const shown = rows.map((row) => ({ cells: kept.map((place) => row.cells[place]), sort: kept.map((place) => row.sort[place]) }));
+    return el("div", { class: "block" }, el("h3", {}, own.title), el("p", { class: "caption" }, own.caption, ...links.flatMap((link) => [" ", link])), rows.length ? table(own.name, kept.map((place) => own.columns[place]), shown) : el("p", { class: "empty" }, "No row passes the filters."));
   }));
   id("seed-note").hidden = !state.seed.size;
 }
@@ -283,19 +293,16 @@ async function open(run) {
   id("detail-body").append(el("h3", {}, "Log"), el("pre", { id: "detail-log", tabindex: "0" }, texts.log), el("h3", {}, "Record"), el("pre", { id: "detail-record", tabindex: "0" }, texts.record));
 }
 
+// The method is chosen by the loss right after pruning; its test error is looked up, not searched.
 function drawHeadlines() {
-  const network = DATA.networks[state.network].name, tiles = [];
-  const lowest = (name, choice) => {
-    const own = DATA.tables.find((found) => found.name === name), heading = (text) => own.columns.findIndex((column) => column.heading.endsWith(text));
-    const rows = own.rows.filter((row) => row.network === network && row.cells.includes(choice) && row.sort[heading("mean")] !== null);
-    rows.sort((a, b) => a.sort[heading("mean")] - b.sort[heading("mean")]);
-    return rows.length ? { mean: rows[0].cells[heading("mean")], n: rows[0].cells[heading("n")] === undefined ? "" : rows[0].cells[own.columns.findIndex((column) => column.heading === "n")], method: `${rows[0].criterion[0]} π ${rows[0].stages[0]}, λ ${FACETS.reg(rows[0].reg[0])}` } : null;
-  };
+  const tiles = [];
   const add = (label, value, under) => tiles.push(el("div", { class: "tile" }, el("dt", {}, label), el("dd", {}, value, el("small", {}, under))));
-  const loss = lowest("loss-change", "best λ"), error = lowest("error-after-fine-tuning", "best λ");
-  if (loss) add("Lowest loss change by pruning", loss.mean, `${loss.method}, n = ${loss.n}`);
-  if (error) add("Lowest test error after fine-tuning", error.mean, `${error.method}, n = ${error.n}`);
-  for (const rho of DATA.networks[state.network].correlations) if (rho.rho !== null) add("Loss change and error gap, Spearman’s ρ", rho.rho.toFixed(2), `95 % interval ${rho.low.toFixed(2)} to ${rho.high.toFixed(2)}, n = ${rho.n}, ${rho.tuning}`);
+  const { leader, correlations } = DATA.networks[state.network];
+  if (leader) {
+    add("Lowest loss change by pruning", leader.change, `${leader.method}, n = ${leader.n}`);
+    for (const { error, n, tuning } of leader.errors) add("Its test error after fine-tuning", error, `${leader.method}, n = ${n}, ${tuning}`);
+  }
+  for (const rho of correlations) if (rho.rho !== null) add("Loss change and error gap, Spearman’s ρ", rho.rho.toFixed(2), `95 % interval ${rho.low.toFixed(2)} to ${rho.high.toFixed(2)}, n = ${rho.n}, ${rho.tuning}`);
   id("headlines").replaceChildren(...tiles);
 }
 
@@ -317,6 +324,7 @@ function draw() {
   drawRuns(runs);
   const active = Object.keys(FACETS).reduce((sum, facet) => sum + state[facet].size, 0);
   id("active").textContent = active ? `(${active} set)` : "";
+  id("clear").disabled = !active;
 }
 
 function reset() {

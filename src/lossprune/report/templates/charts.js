@@ -142,5 +142,5 @@ function figure(title, caption, legend, panels, files) {
     ? [el("ul", { class: "legend" }, ...legend.map(({ label, colour }) => el("li", {}, el("i", { style: `background:${colour}` }), label))), el("div", { class: "panels" }, ...panels)]
     : [el("p", { class: "empty" }, "No run here has what this figure shows.")];
   const note = el("p", { class: "caption" }, caption, ...links.flatMap((link) => [" ", link]));
-  return el("section", { class: "figure" }, el("h3", {}, title), note, ...body);
+  return el("section", { class: panels.length === 1 ? "figure half" : "figure" }, el("h3", {}, title), note, ...body);
 }
