@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lossprune.pruning.criteria import CRITERIA as CRITERIA
     from lossprune.pruning.criteria import Criterion as Criterion
+    from lossprune.pruning.curvature.estimators import ESTIMATORS as ESTIMATORS
+    from lossprune.pruning.curvature.estimators import EmpiricalFisher as EmpiricalFisher
+    from lossprune.pruning.curvature.estimators import Estimator as Estimator
+    from lossprune.pruning.curvature.estimators import Exact as Exact
+    from lossprune.pruning.curvature.estimators import MonteCarlo as MonteCarlo
+    from lossprune.pruning.curvature.estimators import Tolerance as Tolerance
     from lossprune.pruning.curvature.losses import LOSSES as LOSSES
     from lossprune.pruning.curvature.losses import Loss as Loss
     from lossprune.pruning.curvature.measure import Statistics as Statistics
@@ -26,14 +32,20 @@ if TYPE_CHECKING:
 _HOMES = {
     "CRITERIA": "criteria",
     "Criterion": "criteria",
+    "ESTIMATORS": "curvature.estimators",
+    "EmpiricalFisher": "curvature.estimators",
+    "Estimator": "curvature.estimators",
+    "Exact": "curvature.estimators",
     "LOSSES": "curvature.losses",
     "Loss": "curvature.losses",
     "Mask": "mask",
+    "MonteCarlo": "curvature.estimators",
     "PruningError": "errors",
     "PruningResult": "stages",
     "SCHEDULES": "schedules",
     "StageRecord": "stages",
     "Statistics": "curvature.measure",
+    "Tolerance": "curvature.estimators",
     "measure": "curvature.measure",
     "prune": "stages",
     "prune_by_stage": "stages",

@@ -8,13 +8,17 @@ import torch
 class PrivateRandomness:
     """Random states of our own, which start as torch's global ones are and then go their own way.
 
+    The CPU's may start from a ``state`` that is given instead.
+
     Entered, they are in force; left, the global ones are back as they were.  Entered again, they
     go on where they were left: a shuffling loader draws fresh examples at every stage, yet the
     caller's generators never move.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, state: torch.Tensor | None = None) -> None:
         self._states = _states()
+        if state is not None:
+            self._states[0] = state
 
     def __enter__(self) -> "PrivateRandomness":
         self._outer = _states()

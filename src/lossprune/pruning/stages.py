@@ -1,14 +1,16 @@
 """The stage loop: measure → score → select."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lossprune.pruning.criteria import Criterion, find_criterion
+from lossprune.pruning.curvature.distributed import shared_random_state
+from lossprune.pruning.curvature.estimators import Estimator, find_estimator
 from lossprune.pruning.curvature.examples import Batch, check_examples, device_of, take
 from lossprune.pruning.curvature.losses import Loss, find_loss
 from lossprune.pruning.curvature.measure import Statistics, mean_loss, measure
@@ -17,6 +19,7 @@ from lossprune.pruning.mask import Mask
 from lossprune.pruning.prunable import check_mask, prunable_weights
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.schedules import sparsities
+from lossprune.pruning.scoring import predicted_change, saliencies
 from lossprune.pruning.selection import select_smallest
 
 
@@ -65,6 +68,9 @@ def prune(
     schedule: str | Sequence[float] = "exponential",
     reg: float = 0.0,
     loss: str | Loss = "cross_entropy",
+    estimator: str | Estimator = "exact",
+    memory: int | None = None,
+    seed: int | None = None,
 ) -> PruningResult:
     """Find which weights of ``model`` to remove so that a model of its loss rises least.
 
@@ -88,6 +94,13 @@ def prune(
         schedule: ``"exponential"``, ``"linear"``, or a rising sequence of sparsities.
         reg: λ ≥ 0, the step-size penalty.
         loss: a name in ``LOSSES`` or a :class:`Loss`.
+        estimator: of the GGN diagonal: a name in ``ESTIMATORS`` or an :class:`Estimator`.
+        memory: bytes that a measurement may take at once; as in :func:`measure`.
+        seed: of what an estimator draws, for each stage apart; if not given it draws from
+            torch's global generator as it stands, and leaves that as it was.
+
+    Under an initialised ``torch.distributed`` group every process must call this with the same
+    model and data; they share the work, and each gets the same mask.
 
     Raises:
         ValueError: an argument out of range.
@@ -113,6 +126,9 @@ def prune(
         schedule=schedule,
         reg=reg,
         loss=loss,
+        estimator=estimator,
+        memory=memory,
+        seed=seed,
     )
     mask, records = Mask.dense(model), []
     for after, record in pruning:
@@ -132,6 +148,9 @@ def prune_by_stage(
     schedule: str | Sequence[float] = "exponential",
     reg: float = 0.0,
     loss: str | Loss = "cross_entropy",
+    estimator: str | Estimator = "exact",
+    memory: int | None = None,
+    seed: int | None = None,
     start: Mask | None = None,
     completed: int = 0,
 ) -> Iterator[tuple[Mask, StageRecord]]:
@@ -149,7 +168,17 @@ def prune_by_stage(
     steps = sparsities(schedule, sparsity, stages)
     if not 0 <= completed < len(steps):
         raise ValueError(f"completed must be between 0 and {len(steps) - 1}, got {completed!r}")
-    pruning = _Pruning(model, find_criterion(criterion), data, examples, reg, find_loss(loss))
+    pruning = _Pruning(
+        model,
+        find_criterion(criterion),
+        data,
+        examples,
+        reg,
+        find_loss(loss),
+        find_estimator(estimator),
+        memory,
+        seed,
+    )
     pruning.check(steps)
     device = device_of(pruning.weights.values())
     if start is not None:
@@ -168,6 +197,9 @@ class _Pruning:
         examples: int | None,
         reg: float,
         loss: Loss,
+        estimator: Estimator,
+        memory: int | None,
+        seed: int | None,
     ) -> None:
         self.model = model
         self.weights = prunable_weights(model)
@@ -176,7 +208,11 @@ class _Pruning:
         self.examples = examples
         self.reg = reg
         self.loss = loss
-        self.randomness = PrivateRandomness()
+        self.estimator = estimator
+        self.memory = memory
+        self.seed = seed
+        # Processes that prune together draw together: their loaders shuffle alike.
+        self.randomness = PrivateRandomness(shared_random_state())
 
     def check(self, steps: Sequence[float]) -> None:
         if not (isinstance(self.reg, (int, float)) and 0 <= self.reg < float("inf")):
@@ -227,21 +263,21 @@ class _Pruning:
         statistics = before = after = None
         if self.data is not None:
             batches = list(take(self.data, self.examples))
-            statistics = self._measure(batches, mask)
+            statistics = self._measure(batches, mask, stage)
             before = statistics.loss
         with torch.no_grad():
             marked = select_smallest(
-                self._saliencies(statistics),
+                saliencies(self.criterion, self.weights, statistics, self.reg),
                 mask,
                 round(sparsity * mask.total) - mask.removed,
             )
-            predicted = self._predicted_change(statistics, marked)
+            predicted = predicted_change(self.criterion, self.weights, statistics, marked)
         mask = Mask(
             {name: kept & ~marked[name] for name, kept in mask.items()},
             criterion=self.criterion.name,
         )
         if statistics is not None:
-            after = mean_loss(self.model, batches, mask=mask, loss=self.loss)
+            after = mean_loss(self.model, batches, mask=mask, loss=self.loss, memory=self.memory)
         return mask, StageRecord(
             stage=stage,
             sparsity=mask.sparsity,
@@ -253,7 +289,10 @@ class _Pruning:
             seconds=time.perf_counter() - began,
         )
 
-    def _measure(self, batches: list[Batch], mask: Mask) -> Statistics:
+    def _measure(self, batches: list[Batch], mask: Mask, stage: int) -> Statistics:
+        generator = None
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(_mixed(self.seed, stage))
         return measure(
             self.model,
             batches,
@@ -261,49 +300,12 @@ class _Pruning:
             loss=self.loss,
             gradient=self.criterion.gradient,
             ggn_diagonal=self.criterion.curvature,
+            estimator=self.estimator,
+            memory=self.memory,
+            generator=generator,
         )
 
-    def _saliencies(self, statistics: Statistics | None) -> dict[str, Tensor]:
-        saliencies = {}
-        for name, weight in self.weights.items():
-            theta, g, h = _terms(name, weight, statistics)
-            saliency = self.criterion.saliency(theta, g, h)
-            self._check_shape("saliency", saliency, name, theta)
-            saliency = saliency + 0.5 * self.reg * theta**2
-            bad = saliency.numel() - int(saliency.isfinite().sum())
-            if bad:
-                raise PruningError(
-                    f"the saliency of {name!r} is not finite in {bad} of {saliency.numel()} entries"
-                )
-            saliencies[name] = saliency
-        return saliencies
 
-    def _predicted_change(
-        self, statistics: Statistics | None, marked: Mapping[str, Tensor]
-    ) -> float | None:
-        if self.criterion.change is None:
-            return None
-        total = 0.0
-        for name, weight in self.weights.items():
-            theta, g, h = _terms(name, weight, statistics)
-            change = self.criterion.change(theta, g, h)
-            self._check_shape("change", change, name, theta)
-            total += float(change[marked[name]].sum(dtype=torch.float64))
-        return total
-
-    def _check_shape(self, what: str, got: Any, name: str, theta: Tensor) -> None:
-        """Broadcasting would hide what a criterion of one's own gets wrong."""
-        if not isinstance(got, Tensor) or got.shape != theta.shape:
-            shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-            raise PruningError(
-                f"the {what} of criterion {self.criterion.name!r} must have the shape of {name!r}, "
-                f"{tuple(theta.shape)}, got {shape}"
-            )
-
-
-def _terms(name: str, weight: Tensor, statistics: Statistics | None) -> tuple[Any, Any, Any]:
-    """θ, g and h of one parameter; None for what was not measured."""
-    theta = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    if statistics is None:
-        return theta, None, None
-    return theta, statistics.gradient.get(name), statistics.ggn_diagonal.get(name)
+def _mixed(seed: int, stage: int) -> int:
+    """A seed of the stage's own, far from those of other stages and of seeds close by."""
+    return (seed * 1_000_003 + stage * 998_244_353) % 2**63

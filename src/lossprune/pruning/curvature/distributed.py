@@ -39,3 +39,13 @@ def raise_together(error: PruningError | None, device: torch.device) -> None:
         raise error
     if failed.item():
         raise PruningError("another process of the group could not measure its examples")
+
+
+def shared_random_state() -> Tensor:
+    """Return torch's global random state: the first process's, if several work together."""
+    state = torch.get_rng_state()
+    if processes() > 1:
+        box = [state]
+        dist.broadcast_object_list(box, src=0)
+        state = box[0]
+    return state

@@ -31,6 +31,8 @@ def tile(kept: Tensor, *, by_rows: bool) -> list[Tile] | None:
     [Tile(outputs=tensor([0]), inputs=tensor([0, 3]))]
     """
     rows = kept.any(1).nonzero().flatten()
+    if not len(rows):  # the layer has no weight left
+        return []
     groups = rows.split(_ROWS) if by_rows else [rows]
     tiles = [Tile(group, kept[group].any(0).nonzero().flatten()) for group in groups]
     covered = sum(len(part.outputs) * len(part.inputs) for part in tiles)

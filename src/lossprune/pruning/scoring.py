@@ -1,0 +1,79 @@
+"""From statistics to saliencies, and to the change of the loss that a criterion predicts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lossprune.pruning.criteria import Criterion
+from lossprune.pruning.curvature.measure import Statistics
+from lossprune.pruning.errors import PruningError
+
+
+def saliencies(
+    criterion: Criterion,
+    weights: Mapping[str, Tensor],
+    statistics: Statistics | None,
+    reg: float,
+) -> dict[str, Tensor]:
+    """Return the criterion's saliency + ½ λ θ² of every weight, by parameter name.
+
+    Raises:
+        PruningError: a saliency is not finite, or not of its parameter's shape (named).
+    """
+    scores = {}
+    for name, weight in weights.items():
+        theta, g, h = _terms(name, weight, statistics)
+        saliency = criterion.saliency(theta, g, h)
+        _check_shape(criterion, "saliency", saliency, name, theta)
+        saliency = saliency + 0.5 * reg * theta**2
+        bad = saliency.numel() - int(saliency.isfinite().sum())
+        if bad:
+            raise PruningError(
+                f"the saliency of {name!r} is not finite in {bad} of {saliency.numel()} entries"
+            )
+        scores[name] = saliency
+    return scores
+
+
+def predicted_change(
+    criterion: Criterion,
+    weights: Mapping[str, Tensor],
+    statistics: Statistics | None,
+    marked: Mapping[str, Tensor],
+) -> float | None:
+    """Return the ΔL that the criterion's model predicts for removing the marked weights.
+
+    The penalty is not in it.  None where the criterion does not model the loss.
+
+    Raises:
+        PruningError: the change is not of its parameter's shape (named).
+    """
+    if criterion.change is None:
+        return None
+    total = 0.0
+    for name, weight in weights.items():
+        theta, g, h = _terms(name, weight, statistics)
+        change = criterion.change(theta, g, h)
+        _check_shape(criterion, "change", change, name, theta)
+        total += float(change[marked[name]].sum(dtype=torch.float64))
+    return total
+
+
+def _terms(name: str, weight: Tensor, statistics: Statistics | None) -> tuple[Any, Any, Any]:
+    """θ, g and h of one parameter; None for what was not measured."""
+    theta = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    if statistics is None:
+        return theta, None, None
+    return theta, statistics.gradient.get(name), statistics.ggn_diagonal.get(name)
+
+
+def _check_shape(criterion: Criterion, what: str, got: Any, name: str, theta: Tensor) -> None:
+    """Broadcasting would hide what a criterion of one's own gets wrong."""
+    if not isinstance(got, Tensor) or got.shape != theta.shape:
+        shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+        raise PruningError(
+            f"the {what} of criterion {criterion.name!r} must have the shape of {name!r}, "
+            f"{tuple(theta.shape)}, got {shape}"
+        )
