@@ -361,12 +361,7 @@ class TestNumbersThatAreNotFinite:
         [
             "MP",
             "LM",
-            pytest.param(
-                "QM",
-                marks=pytest.mark.xfail(
-                    strict=True, raises=AssertionError, reason="NaN is taken for interaction"
-                ),
-            ),
+            "QM",
         ],
     )
     def test_loss(self, criterion):
