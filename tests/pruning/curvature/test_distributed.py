@@ -1,0 +1,62 @@
+"""Several processes share the examples and agree on the mask, to the last bit."""
+
+import importlib.util
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+MEMBER = Path(__file__).with_name("group_member.py")
+
+
+@pytest.fixture(scope="module")
+def alone():
+    spec = importlib.util.spec_from_file_location("group_member", MEMBER)
+    member = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(member)
+    return member.outcomes()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def group(request, tmp_path_factory):
+    """What every process of a group of that size found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    folder, world = tmp_path_factory.mktemp("group"), request.param
+    files = [folder / f"{rank}.pt" for rank in range(world)]
+    members = [
+        subprocess.Popen([sys.executable, MEMBER, str(rank), str(world), port, file])
+        for rank, file in enumerate(files)
+    ]
+    assert [member.wait(timeout=120) for member in members] == [0] * world
+    return [torch.load(file, weights_only=True) for file in files]
+
+
+@pytest.mark.parametrize("what", ["measured", "one example"])
+def test_statistics_are_those_of_one_process(alone, group, what):
+    """19 examples in parts of different sizes, and one: fewer than there are processes."""
+    expected = alone[what]
+    for member in group:
+        found = member[what]
+        assert found["examples"] == expected["examples"]
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-12)
+        for statistic in ("gradient", "ggn_diagonal"):
+            assert same(found[statistic], group[0][what][statistic])
+            for name, tensor in expected[statistic].items():
+                torch.testing.assert_close(found[statistic][name], tensor, rtol=1e-10, atol=1e-16)
+
+
+@pytest.mark.parametrize("what", ["MP", "LM", "QM", "shuffled"])
+def test_mask_is_that_of_one_process(alone, group, what):
+    """Also where every process has a loader that shuffles from another state of its own."""
+    for member in group:
+        assert same(member[what]["mask"], alone[what]["mask"])
+        assert member[what]["losses"] == pytest.approx(alone[what]["losses"], rel=1e-12)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
