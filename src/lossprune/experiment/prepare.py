@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import lossprune
 from lossprune.data import Dataset, load
+from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
 from lossprune.experiment.record import RunRecord, Start
@@ -55,12 +57,15 @@ class StageExamples:
         return self.dataset.batches(train, _EXAMPLES_PER_BATCH, order=order)
 
 
-def prepare(config: RunConfig, unfinished: RunRecord | None = None) -> Setting:
+def prepare(
+    config: RunConfig, unfinished: RunRecord | None = None, cache: Cache | None = None
+) -> Setting:
     """Load data and network and check what flags alone cannot tell.
 
     Args:
         config: the run.
         unfinished: the record of the same run, if it was interrupted: it goes on where it ran.
+        cache: keeps the data set and the start network for the next run.
 
     Raises:
         ValueError: no CUDA; wrong data; a network that does not fit them or ``--model_0``; fewer
@@ -69,9 +74,18 @@ def prepare(config: RunConfig, unfinished: RunRecord | None = None) -> Setting:
     """
     device = _choose_device(config.device, unfinished)
     generator = torch.Generator().manual_seed(config.seed)
-    start = None if config.start is None else read_network(config.start)
-    dataset = load(
-        config.dataset_name, config.data_path, seed=config.seed, device=device, mirror=config.mirror
+    cache = cache or Cache()
+    start = None if config.start is None else _read_start(config.start, cache)
+    dataset = cache.get(
+        "dataset",
+        (*dataset_key(config), str(device)),
+        lambda: load(
+            config.dataset_name,
+            config.data_path,
+            seed=config.seed,
+            device=device,
+            mirror=config.mirror,
+        ),
     )
     network = NETWORKS[config.arch](
         shape=dataset.shape, classes=len(dataset.classes), generator=generator
@@ -90,6 +104,19 @@ def prepare(config: RunConfig, unfinished: RunRecord | None = None) -> Setting:
         start=Start(path, sha256, weights_sha256(network.state_dict())),
         environment=_environment(device),
     )
+
+
+def dataset_key(config: RunConfig) -> tuple[str, str, int]:
+    """What determines the examples of a run's data set, for a cache."""
+    return config.dataset_name, str(config.data_path.absolute()), config.seed
+
+
+def _read_start(path: Path, cache: Cache) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    if not path.is_file():
+        return read_network(path)  # which says what is wrong
+    stat = path.stat()
+    key = (str(path.absolute()), stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    return cache.get("network", key, lambda: read_network(path))
 
 
 def _choose_device(name: str, unfinished: RunRecord | None) -> torch.device:

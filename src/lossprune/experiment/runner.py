@@ -1,16 +1,24 @@
 """One run: train or load, prune, fine-tune, record; killed at any moment, it goes on."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
+from lossprune.experiment.cache import Cache
 from lossprune.experiment.checkpoint import Checkpoint
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import BEST, CHECKPOINT, LAST, LOG, MASK, RECORD, RunFolder
-from lossprune.experiment.network_file import network_bytes
-from lossprune.experiment.prepare import Setting, StageExamples, computing, prepare
+from lossprune.experiment.network_file import network_bytes, weights_sha256
+from lossprune.experiment.prepare import (
+    Setting,
+    StageExamples,
+    computing,
+    dataset_key,
+    prepare,
+)
 from lossprune.experiment.progress import Progress, Silent
 from lossprune.experiment.record import (
     DIVERGED,
@@ -21,15 +29,24 @@ from lossprune.experiment.record import (
     describe,
     describe_stage,
 )
-from lossprune.pruning import Mask, prune_by_stage
+from lossprune.pruning import CRITERIA, Mask, Statistics, prune_by_stage
 from lossprune.pruning.prunable import prunable_weights
 from lossprune.training import DivergedError, evaluate, make_optimizer, train_epoch
 
 
-def run(config: RunConfig, progress: Progress | None = None) -> RunRecord:
+def run(
+    config: RunConfig,
+    progress: Progress | None = None,
+    *,
+    cache: Cache | None = None,
+    checkpoint_seconds: float = 0.0,
+) -> RunRecord:
     """Do the run that ``config`` describes, or what is left of it, and return its record.
 
     Everything is in ``config.folder`` when it returns; a run found finished is not touched.
+    ``cache`` is what runs in one process share: data, start network, its evaluation and its first
+    stage's statistics.  Between two checkpoints of pruning stages at least ``checkpoint_seconds``
+    go by; 0 keeps every stage.  Neither changes the result.
 
     Raises:
         ValueError, FileNotFoundError: as :func:`lossprune.experiment.prepare.prepare`; another
@@ -41,22 +58,36 @@ def run(config: RunConfig, progress: Progress | None = None) -> RunRecord:
         return record
     unfinished = folder.record()
     with computing(config, unfinished):
-        setting = prepare(config, unfinished)
+        setting = prepare(config, unfinished, cache)
         with folder.locked():
             # Another process may have finished it while this one was loading the data.
-            return folder.settled() or _Run(setting, folder, progress or Silent()).finish()
+            return (
+                folder.settled()
+                or _Run(
+                    setting, folder, progress or Silent(), cache or Cache(), checkpoint_seconds
+                ).finish()
+            )
 
 
 class _Run:
     """A run under way: each step ends in a checkpoint that holds all of it."""
 
-    def __init__(self, setting: Setting, folder: RunFolder, progress: Progress) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        folder: RunFolder,
+        progress: Progress,
+        cache: Cache,
+        checkpoint_seconds: float,
+    ) -> None:
         self.config = setting.config
         self.device = setting.device
         self.dataset = setting.dataset
         self.network = setting.network
         self.folder = folder
         self.progress = progress
+        self.cache = cache
+        self.checkpoint_seconds = checkpoint_seconds
         self.mask: Mask | None = None
         self.record = RunRecord(
             config=setting.config.settings,
@@ -65,7 +96,7 @@ class _Run:
             prunable=sum(weight.numel() for weight in prunable_weights(setting.network).values()),
         )
         self._restart_optimizer()
-        self._clock = time.perf_counter()
+        self._clock = self._saved = time.perf_counter()
 
     def finish(self) -> RunRecord:
         """Do all steps that are left."""
@@ -97,7 +128,8 @@ class _Run:
         return True
 
     def _begin(self) -> None:
-        scores = self._evaluate()
+        key = (self.record.start.weights_sha256, *self._conditions())
+        scores = self.cache.get("scores", key, self._evaluate)
         self.progress.note(f"start: {describe(scores)}")
         now = EpochRecord(0, scores)
         self._commit(best=now, last=now)
@@ -166,13 +198,32 @@ class _Run:
                 reg=config.reg,
                 start=self.mask,
                 completed=completed,
+                recall=self._recall,
             ):
                 self.mask = mask
-                self._commit(stages=(*self.record.stages, asdict(stage)), removed=mask.removed)
+                self._set(stages=(*self.record.stages, asdict(stage)), removed=mask.removed)
+                if time.perf_counter() - self._saved >= self.checkpoint_seconds:
+                    self._commit()
                 told = describe_stage(asdict(stage), config.stages).split(": ", 1)[1]
                 self.progress.advance("stage", stage.stage, config.stages, told)
                 examples.stage += 1
         self._apply_mask()
+
+    def _recall(self, stage: int, measure: Callable[[], Statistics]) -> Statistics:
+        """Measure, or share the first stage: from the second one on each run has its own mask."""
+        if stage > 1:
+            return measure()
+        criterion = CRITERIA[self.config.criterion]
+        key = (
+            weights_sha256(self.network.state_dict()),
+            (criterion.gradient, criterion.curvature, self.config.examples),
+            *self._conditions(),
+        )
+        return self.cache.get("statistics", key, measure)
+
+    def _conditions(self) -> tuple[object, ...]:
+        """What else a measurement of a network depends on, to the last bit."""
+        return *dataset_key(self.config), str(self.device), torch.get_num_threads()
 
     def _apply_mask(self) -> None:
         assert self.mask is not None  # there is at least one stage
@@ -210,6 +261,7 @@ class _Run:
             dict(self.mask) if self.mask is not None and pruning_or_pruned else {},
         )
         self.folder.write(CHECKPOINT, checkpoint.to_bytes())
+        self._saved = time.perf_counter()
         self._write_derived()
 
     def _write_derived(self) -> None:

@@ -1,7 +1,7 @@
 """The stage loop: measure → score → select."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,11 +153,15 @@ def prune_by_stage(
     seed: int | None = None,
     start: Mask | None = None,
     completed: int = 0,
+    recall: Callable[[int, Callable[[], Statistics]], Statistics] | None = None,
 ) -> Iterator[tuple[Mask, StageRecord]]:
     """Prune as :func:`prune`, giving mask and record after every stage.
 
     ``start`` is the mask after ``completed`` stages, to go on from there: the masks are those of
     a pruning that was never stopped, if the data gives the same examples at the same stage.
+
+    ``recall(stage, measure)`` gives a stage's statistics where given: ``measure()``, or what that
+    returned before for the same network, mask, examples and criterion.
 
     Raises:
         ValueError: as :func:`prune`, at once; ``completed`` is not below the number of stages, or
@@ -178,6 +182,7 @@ def prune_by_stage(
         find_estimator(estimator),
         memory,
         seed,
+        recall,
     )
     pruning.check(steps)
     device = device_of(pruning.weights.values())
@@ -200,6 +205,7 @@ class _Pruning:
         estimator: Estimator,
         memory: int | None,
         seed: int | None,
+        recall: Callable[[int, Callable[[], Statistics]], Statistics] | None,
     ) -> None:
         self.model = model
         self.weights = prunable_weights(model)
@@ -211,6 +217,7 @@ class _Pruning:
         self.estimator = estimator
         self.memory = memory
         self.seed = seed
+        self.recall = recall or (lambda stage, measure: measure())
         # Processes that prune together draw together: their loaders shuffle alike.
         self.randomness = PrivateRandomness(shared_random_state())
 
@@ -263,7 +270,8 @@ class _Pruning:
         statistics = before = after = None
         if self.data is not None:
             batches = list(take(self.data, self.examples))
-            statistics = self._measure(batches, mask, stage)
+            kept = mask  # as it is now: the name goes on to this stage's own mask
+            statistics = self.recall(stage, lambda: self._measure(batches, kept, stage))
             before = statistics.loss
         with torch.no_grad():
             marked = select_smallest(
