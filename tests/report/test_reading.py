@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+from lossprune.report.reading import read_results
+
+
+def test_every_record_below_a_folder_is_read(maker):
+    maker.run(seed=1, folder="a/b/one")
+    maker.run(seed=2, folder="two", epochs=6)
+    maker.baseline()
+    results = read_results(maker.root)
+    assert sorted(results.runs["seed"]) == [1, 2, 1111]
+    assert results.runs["folder"].tolist()[0] == "a/b/one"
+    last = results.histories[results.runs.index[results.runs["folder"] == "two"][0]]
+    assert last.stages.shape == (14, 3)
+    assert last.epochs[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_one_run_is_a_folder_of_results_too(maker):
+    path = maker.run(loss=1.5)
+    runs = read_results(path).runs
+    assert runs["folder"].tolist() == ["."]
+    assert runs["loss_change"].tolist() == [1.25]
+
+
+DAMAGES = {
+    "cut": (lambda text: text[:100], "is not a record of a run"),
+    "empty": (lambda text: "", "is not a record of a run"),
+    "list": (lambda text: "[]", "unexpected"),
+    "no config": (lambda text: json.dumps({"start": {}}), "is not a record of a run"),
+    "no seed": (lambda text: text.replace('"seed"', '"sead"'), "has no setting seed"),
+    "word": (lambda text: text.replace('"pi": 14', '"pi": "many"'), "setting pi is 'many'"),
+    "flag": (lambda text: text.replace('"exp": true', '"exp": 1'), "setting exp is 1"),
+    "score": (lambda text: text.replace('"train_loss": 1.0', '"train_loss": "x"'), "could not"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_record_that_cannot_be_used_is_left_out_and_named(maker, kind):
+    maker.run(seed=1)
+    bad = maker.run(seed=2, folder="bad") / "record.json"
+    damage, reason = DAMAGES[kind]
+    assert damage(bad.read_text()) != bad.read_text()
+    bad.write_text(damage(bad.read_text()))
+    results = read_results(maker.root)
+    assert results.runs["seed"].tolist() == [1]
+    assert [item.path for item in results.left_out] == ["bad"]
+    assert reason in results.left_out[0].reason
+
+
+def test_nothing_to_report_is_said_in_one_sentence(command, tmp_path):
+    for where, told in (("nowhere", "no folder of results at nowhere"), (".", "no record.json in")):
+        answer = command("report", where)
+        assert answer.status == 2
+        assert answer.err.startswith(f"error: {told}")
+        assert answer.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_records_are_read_by_several_processes_as_by_one(maker, monkeypatch):
+    for seed in range(510):
+        maker.run(seed=seed, loss=1 + seed / 7, epochs=0, stages=1, mask=False)
+    monkeypatch.setattr("lossprune.report.reading._cores", lambda: 2)
+    several = read_results(maker.root)
+    monkeypatch.setattr("lossprune.report.reading._cores", lambda: 1)
+    one = read_results(maker.root)
+    assert len(one.runs) == 510
+    assert several.runs.equals(one.runs)
