@@ -1,0 +1,117 @@
+"""Where a sweep stands: what is running, done, failed and still to do, and the best so far."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lossprune.experiment.record import DIVERGED, FINISHED
+from lossprune.sweep.job import FAILED, Outcome
+from lossprune.sweep.plan import PlannedRun
+
+BLOCKED = "blocked"
+
+
+def label_runs(runs: Sequence[PlannedRun]) -> dict[PlannedRun, str]:
+    """Name each run by the flags in which the runs of a plan differ."""
+    labels = {run: "baseline " * (not run.config.prunes) for run in runs}
+    for prunes in (False, True):
+        group = [run for run in runs if run.config.prunes == prunes]
+        settings = {run: {"pm": run.config.criterion, **run.config.settings} for run in group}
+        varying = [
+            name
+            for name in dict.fromkeys(name for values in settings.values() for name in values)
+            if len({values[name] for values in settings.values()}) > 1
+        ]
+        varying = sorted(varying or ["pm", "seed"], key=lambda name: (name == "seed", name))
+        for run in group:
+            labels[run] += " ".join(f"{name}={settings[run][name]}" for name in varying)
+    return labels
+
+
+@dataclass
+class Board:
+    """Counts and a few numbers; what it holds does not grow with what the runs compute.
+
+    Attributes:
+        total: runs of the plan.
+        found: of them, runs that had been done before.
+        capacity: runs that can go at a time.
+        running: since when, by label.
+        outcomes: of every run that came to an end, by label.
+        best: label and outcome of the pruned network of lowest validation error.
+    """
+
+    total: int
+    found: int = 0
+    capacity: int = 0
+    running: dict[str, float] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    best: tuple[str, Outcome] | None = None
+    began: float = field(default_factory=time.monotonic)
+    ended: int = 0
+
+    def settle(self, label: str, outcome: Outcome, *, found: bool = False) -> None:
+        """Note the end of a run."""
+        self.outcomes[label] = outcome
+        self.found += found
+        self.ended += not found and outcome.status in (FINISHED, DIVERGED, FAILED)
+        if outcome.pruned_loss is None or outcome.valid_error is None:
+            return
+        if self.best is None or outcome.valid_error < (self.best[1].valid_error or 0.0):
+            self.best = (label, outcome)
+
+    def count(self, status: str) -> int:
+        """Return how many runs ended so."""
+        return sum(outcome.status == status for outcome in self.outcomes.values())
+
+    @property
+    def left(self) -> int:
+        """How many runs have not come to an end."""
+        return self.total - len(self.outcomes)
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds until all is done, if the others take as long as those done by this command."""
+        if not self.ended:
+            return None
+        return (time.monotonic() - self.began) / self.ended * self.left
+
+    def summary(self) -> str:
+        """Return all of it in one line."""
+        parts = [f"{self.count(FINISHED)} of {self.total} finished"]
+        if self.found:
+            parts[0] += f" ({self.found} before)"
+        if self.running:
+            parts.append(f"{len(self.running)} running")
+        for status in (DIVERGED, FAILED, BLOCKED):
+            if self.count(status):
+                parts.append(f"{self.count(status)} {status}")
+        if self.left and self.eta is not None:
+            parts.append(f"{duration(self.eta)} left")
+        return ", ".join(parts)
+
+
+def describe_outcome(outcome: Outcome) -> str:
+    """Return what came of a run, in a few words."""
+    if outcome.status != FINISHED:
+        return f"{outcome.status}: {outcome.message}"
+    words = [f"{outcome.seconds:.1f} s"]
+    if outcome.pruned_loss is not None:
+        words.append(f"training loss {outcome.pruned_loss:.4f} after pruning")
+    if outcome.valid_error is not None:
+        words.append(f"validation error {outcome.valid_error:.2%} at best")
+    return ", ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it.
+
+    >>> duration(75), duration(7300)
+    ('1 min 15 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

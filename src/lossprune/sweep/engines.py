@@ -1,0 +1,191 @@
+"""Where runs are done.  Scheduling is ``concurrent.futures``' on one machine, and Ray's on many."""
+
+import logging
+import multiprocessing
+import os
+import time
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from lossprune.sweep.job import LOST, Job, Outcome
+
+
+class Engine(Protocol):
+    """Does jobs somewhere else; one that was lost with its worker is answered ``"lost"``."""
+
+    threads: int | None
+    patience: float
+
+    def capacity(self) -> int:
+        """Return how many jobs run at a time, as of now."""
+        ...
+
+    def submit(self, job: Job) -> "Future[Outcome]":
+        """Begin a job; only while fewer than ``capacity()`` run."""
+        ...
+
+    def collect(self, future: "Future[Outcome]") -> Outcome:
+        """Return what came of a job whose future is done."""
+        ...
+
+    def close(self) -> None:
+        """End all jobs that still run, at once: whatever they are doing, they can go on later."""
+        ...
+
+
+def split_cores(workers: int) -> list[list[int]]:
+    """Return the cores of each worker: equal shares of those this process may use.
+
+    With more workers than cores several share one.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return [[] for _ in range(workers)]
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // workers)
+    return [
+        [cores[(slot * share + i) % len(cores)] for i in range(share)] for slot in range(workers)
+    ]
+
+
+class LocalEngine:
+    """Processes on this machine, each pinned to its cores.
+
+    Every worker is a process pool of one: so a worker that is killed takes one run with it, and it
+    is known which, where a larger pool would end all of its workers.
+    """
+
+    patience = 0.0
+
+    def __init__(self, workers: int) -> None:
+        methods = multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context(
+            "forkserver" if "forkserver" in methods else "spawn"
+        )
+        if "forkserver" in methods:  # loads torch once, so that a worker starts in a moment
+            self._context.set_forkserver_preload(["lossprune.sweep.worker"])
+        self._cores = split_cores(workers)
+        self.threads: int | None = len(self._cores[0]) or max(1, (os.cpu_count() or 1) // workers)
+        self._leashes: list[Connection | None] = [None] * workers
+        self._pools = [self._pool(slot) for slot in range(workers)]
+        self._slots: dict[Future[Outcome], int] = {}
+
+    def capacity(self) -> int:
+        """Return the number of workers."""
+        return len(self._pools)
+
+    def submit(self, job: Job) -> "Future[Outcome]":
+        """Give a job to a worker that is free."""
+        taken = set(self._slots.values())
+        slot = next(slot for slot in range(len(self._pools)) if slot not in taken)
+        try:
+            future = self._pools[slot].submit(_execute, job)
+        except BrokenProcessPool:  # it died while it had nothing to do
+            self._renew(slot)
+            future = self._pools[slot].submit(_execute, job)
+        self._slots[future] = slot
+        return future
+
+    def collect(self, future: "Future[Outcome]") -> Outcome:
+        """Return the outcome; a worker that died is replaced."""
+        slot = self._slots.pop(future)
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            self._renew(slot)
+            return Outcome(LOST, "its worker died (killed, or out of memory)", again=True)
+
+    def close(self) -> None:
+        """End all workers."""
+        for leash in self._leashes:
+            if leash is not None:
+                leash.close()
+        for pool in self._pools:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _renew(self, slot: int) -> None:
+        leash = self._leashes[slot]
+        if leash is not None:
+            leash.close()
+        self._pools[slot].shutdown(wait=False)
+        self._pools[slot] = self._pool(slot)
+
+    def _pool(self, slot: int) -> ProcessPoolExecutor:
+        theirs, self._leashes[slot] = self._context.Pipe(duplex=False)
+        return ProcessPoolExecutor(
+            1, self._context, initializer=_begin, initargs=(theirs, self._cores[slot], slot)
+        )
+
+
+class RayEngine:
+    """Tasks on a Ray cluster, placed by Ray wherever the CPUs and GPUs of one run are free.
+
+    The nodes share this library, ``--path`` and ``--data_path``.  They may come and go.
+
+    Raises:
+        ValueError: Ray is not installed, or there is no cluster at the address.
+    """
+
+    patience = 60.0  # the run of a lost node may be held until its process is gone
+
+    def __init__(self, address: str, cpus: float, gpus: float) -> None:
+        try:
+            import ray
+            from ray.exceptions import RayError
+        except ImportError:
+            raise ValueError(
+                f"--ray {address}: Ray is not installed; install lossprune[ray]"
+            ) from None
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"--ray {address}: there is no cluster to join: {said}") from None
+        self._ray, self._lost = ray, RayError
+        self._share = {"CPU": cpus, "GPU": gpus}
+        self.threads: int | None = max(1, int(cpus))
+        self._task = ray.remote(
+            num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
+        )(_execute)
+        self._known = (0.0, 0)
+
+    def capacity(self) -> int:
+        """Return how many runs the cluster's nodes have room for; asked of it once a second."""
+        asked, room = self._known
+        if time.monotonic() - asked > 1.0:
+            has = self._ray.cluster_resources()
+            room = min(
+                int(has.get(kind, 0) // share) for kind, share in self._share.items() if share
+            )
+            self._known = (time.monotonic(), room)
+        return room
+
+    def submit(self, job: Job) -> "Future[Outcome]":
+        """Hand a job to Ray."""
+        return self._task.remote(job).future()
+
+    def collect(self, future: "Future[Outcome]") -> Outcome:
+        """Return the outcome; a run whose node or process was lost is known by Ray's error."""
+        try:
+            return future.result()
+        except self._lost as error:
+            return Outcome(
+                LOST, f"its node or process was lost ({type(error).__name__})", again=True
+            )
+
+    def close(self) -> None:
+        """Leave the cluster, which ends the tasks that it still does for us."""
+        self._ray.shutdown()
+
+
+def _execute(job: Job) -> Outcome:
+    from lossprune.sweep.worker import execute
+
+    return execute(job)
+
+
+def _begin(leash: Connection, cores: list[int], slot: int) -> None:
+    from lossprune.sweep.worker import begin
+
+    begin(leash, cores, slot)

@@ -1,0 +1,93 @@
+"""What an engine is given and what it gives back: plain values that travel between processes."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lossprune.experiment.config import RunConfig
+from lossprune.experiment.folder import RunFolder
+from lossprune.experiment.record import RunRecord
+
+ERROR = "error.json"
+"""In a run's folder: why its last attempt failed."""
+
+FAILED, BUSY, LOST = "failed", "busy", "lost"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do.
+
+    Attributes:
+        config: the run.
+        patience: seconds to wait for a folder that another process holds.
+        tensorboard: folder for TensorBoard files, or None.
+    """
+
+    config: RunConfig
+    patience: float = 0.0
+    tensorboard: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run: a few numbers, not its record, so that a driver stays small.
+
+    Attributes:
+        status: ``"finished"`` or ``"diverged"``, of the record; ``"failed"``; ``"busy"``: another
+            process has it; ``"lost"``: its worker died.
+        message: one sentence, where it is not finished.
+        seconds: of computing.
+        pruned_loss: training loss right after pruning, or None.
+        valid_error: of the best network, or None.
+        again: whether the reason was outside the run, so that the same command tries it again.
+        full: whether there was no space left.
+    """
+
+    status: str
+    message: str | None = None
+    seconds: float = 0.0
+    pruned_loss: float | None = None
+    valid_error: float | None = None
+    again: bool = False
+    full: bool = False
+
+    @classmethod
+    def of(cls, record: RunRecord) -> "Outcome":
+        """Return the outcome of a run that came to its end."""
+        pruned, best = record.after_pruning, record.best
+        return cls(
+            record.status,
+            record.message,
+            record.seconds,
+            None if pruned is None else pruned.scores.train_loss,
+            None if best is None else best.scores.valid_error,
+        )
+
+
+def note_failure(folder: RunFolder, outcome: Outcome, details: str = "") -> None:
+    """Leave word of a failure in the run's folder; where that cannot be written, none is left."""
+    said = {**asdict(outcome), "details": details, "when": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write(ERROR, (json.dumps(said, indent=1) + "\n").encode())
+    except (OSError, ValueError):
+        pass
+
+
+def noted_failure(folder: RunFolder) -> Outcome | None:
+    """Return the failure of the last attempt, or None."""
+    try:
+        said = json.loads(folder.read(ERROR))
+        return Outcome(**{name: said[name] for name in Outcome.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def last_lines(folder: RunFolder, count: int = 3) -> list[str]:
+    """Return the last lines of the run's log."""
+    try:
+        return (folder.path / "log.txt").read_text(encoding="utf-8").splitlines()[-count:]
+    except OSError:
+        return []

@@ -1,0 +1,150 @@
+"""Reading plans: TOML files and the command line's ``flag=value`` pairs, checked flag by flag."""
+
+import tomllib
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from lossprune.experiment.config import RunConfig, did_you_mean
+from lossprune.sweep.plan import FIELDS, Choices, Plan
+
+_HINTS = get_type_hints(RunConfig)
+# What is said of a sweep as a whole, by flags of the command.
+_ELSEWHERE = ("path", "data_path", "mirror", "debug")
+
+
+def _bundled() -> dict[str, str]:
+    folder = files("lossprune.sweep") / "plans"
+    texts = {item.name.removesuffix(".toml"): item for item in folder.iterdir()}
+    order = ("mlp-mnist", "vgg11-cifar10", "preactresnet18-cifar10")
+    return {name: texts[name].read_text(encoding="utf-8") for name in order}
+
+
+PLANS = _bundled()
+"""The published grids, by name: the text of each plan."""
+
+
+def read_plan(source: str) -> Plan:
+    """Read a bundled plan by its name, or a file.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        ValueError: it is not TOML, or names a flag or value that is not accepted.
+    """
+    if source in PLANS:
+        return parse_plan(PLANS[source], source)
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"PLAN must be one of {', '.join(PLANS)} or a TOML file, got {source!r}"
+            + did_you_mean(source, PLANS)
+        )
+    try:
+        return parse_plan(path.read_text(encoding="utf-8"), path.name.removesuffix(".toml"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a TOML file: it is not text") from None
+
+
+def parse_plan(text: str, name: str) -> Plan:
+    """Return the plan that a TOML text describes; errors as :func:`read_plan`."""
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"plan {name} is not TOML: {error}") from None
+    baseline, drop = content.pop("baseline", None), content.pop("drop", [])
+    if not isinstance(drop, list) or not all(isinstance(rule, dict) for rule in drop):
+        raise ValueError(f"plan {name}: drop must be written [[drop]], a table for each rule")
+    axes = {flag: _axis(flag, value, name) for flag, value in content.items()}
+    if baseline is not None:
+        if not isinstance(baseline, dict):
+            raise ValueError(f"plan {name}: baseline must be a table, [baseline]")
+        if "model_0" in axes:
+            raise ValueError(f"plan {name}: give model_0 or [baseline], not both")
+        baseline = {
+            flag: check_value(flag, value, f"plan {name} [baseline]")
+            for flag, value in baseline.items()
+        }
+        baseline.setdefault("pe", -1)
+    rules = tuple({flag: _axis(flag, value, name) for flag, value in rule.items()} for rule in drop)
+    return Plan(name, axes, baseline, rules)
+
+
+def parse_choices(text: str | None, option: str) -> Choices:
+    """Return the pairs of ``pm=QM,pi=14``, each value of its flag's type.
+
+    >>> parse_choices("pm=QM,pi=14", "only")
+    (('pm', 'QM'), ('pi', 14))
+    """
+    pairs = []
+    for part in (text or "").split(","):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not part.strip():
+            continue
+        if not equals:
+            raise ValueError(f"--{option} must be flag=value,flag=value, got {text!r}")
+        flag = name.removeprefix("baseline.") if option == "set" else name
+        pairs.append((name, check_value(flag, _typed(flag, value, option), f"--{option}")))
+    return tuple(pairs)
+
+
+def _typed(flag: str, text: str, option: str) -> Any:
+    """Read a value as the flag's type would."""
+    kinds = _kinds(_field(flag, f"--{option}").name)
+    if bool in kinds:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    return None if text == "None" and type(None) in kinds else text
+
+
+def _axis(flag: str, value: Any, name: str) -> tuple[Any, ...]:
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise ValueError(f"plan {name}: {flag} is an empty list")
+    return tuple(check_value(flag, one, f"plan {name}") for one in values)
+
+
+def check_value(flag: str, value: Any, where: str) -> Any:
+    """Return the value as the type of its flag, or raise a ValueError that says what it must be."""
+    kinds = _kinds(_field(flag, where).name)
+    if isinstance(value, bool) or bool in kinds:
+        if isinstance(value, bool) and bool in kinds:
+            return value
+    elif isinstance(value, (int, float)) and float in kinds:
+        return float(value)
+    elif isinstance(value, str) and Path in kinds:
+        return Path(value)
+    elif isinstance(value, tuple(kinds)):
+        return value
+    accepted = " or ".join(_KIND_NAMES[kind] for kind in kinds)
+    raise ValueError(f"{where}: {flag} must be {accepted}, got {value!r}")
+
+
+_KIND_NAMES = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Path: "a path",
+    type(None): "None",
+}
+
+
+def _kinds(field_name: str) -> Iterable[type]:
+    return get_args(_HINTS[field_name]) or (_HINTS[field_name],)
+
+
+def _field(flag: str, where: str) -> Any:
+    if flag in _ELSEWHERE:
+        raise ValueError(f"{where}: {flag} is a flag of the sweep itself: give --{flag}")
+    if flag not in FIELDS:
+        raise ValueError(
+            f"{where}: unknown flag {flag!r}"
+            + (did_you_mean(flag, FIELDS) or "; see lossprune run --help")
+        )
+    return FIELDS[flag]

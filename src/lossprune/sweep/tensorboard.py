@@ -1,0 +1,32 @@
+"""A run's curves as TensorBoard files (extra ``tensorboard``)."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from lossprune.experiment.record import RunRecord
+
+
+def write_events(record: RunRecord, folder: Path) -> None:
+    """Write losses and errors by epoch, and what each pruning stage did, replacing older files.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "--tensorboard: TensorBoard is not installed; install lossprune[tensorboard]"
+        ) from None
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        pruned = [] if record.after_pruning is None else [record.after_pruning]
+        for row in sorted([*record.epochs, *pruned], key=lambda row: row.epoch):
+            for name, value in asdict(row.scores).items():
+                split, what = name.split("_")
+                writer.add_scalar(f"{what}/{split}", value, row.epoch)
+        for stage in record.stages:
+            for name in ("sparsity", "loss_before", "loss_after", "predicted_change"):
+                if stage[name] is not None:
+                    writer.add_scalar(f"stage/{name}", stage[name], stage["stage"])

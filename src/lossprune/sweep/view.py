@@ -1,0 +1,138 @@
+"""What a person sees of a sweep: a live table on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from lossprune.experiment.folder import RunFolder
+from lossprune.experiment.record import DIVERGED, FINISHED
+from lossprune.sweep.board import BLOCKED, Board, describe_outcome, duration
+from lossprune.sweep.job import FAILED, Outcome, last_lines
+
+_REDRAW_SECONDS = 0.5
+_LAST = 8  # ended runs that the table shows
+
+
+class View(Protocol):
+    """What a sweep tells as it goes."""
+
+    def begin(self, board: Board) -> None:
+        """Say where it stands before anything is done."""
+
+    def tick(self, board: Board) -> None:
+        """Be called about twice a second, or more often."""
+
+    def note(self, text: str) -> None:
+        """Say one thing."""
+
+    def ended(self, label: str, outcome: Outcome, folder: RunFolder, board: Board) -> None:
+        """Say how a run ended."""
+
+
+class Lines:
+    """A line for each run that ends, on standard error."""
+
+    def begin(self, board: Board) -> None:
+        """Print the summary."""
+        self.note(board.summary())
+
+    def tick(self, board: Board) -> None:
+        """Print nothing."""
+
+    def note(self, text: str) -> None:
+        """Print the text."""
+        print(text, file=sys.stderr, flush=True)
+
+    def ended(self, label: str, outcome: Outcome, folder: RunFolder, board: Board) -> None:
+        """Print ``[3/415] pm=QM pi=14 …: how it went``, and of a failed one its last lines."""
+        place = f"[{len(board.outcomes)}/{board.total}]"
+        left = "" if board.eta is None else f" ({duration(board.eta)} left)"
+        self.note(f"{place} {label}: {describe_outcome(outcome)}{left}")
+        if outcome.status in (FAILED, DIVERGED):
+            for line in last_lines(folder):
+                self.note(f"    {line}")
+
+
+class Live:
+    """A table redrawn in place: counts, what runs and how far it is, what ended last."""
+
+    def __init__(self, live: Any, running: Callable[[], dict[str, Path]]) -> None:
+        self._live = live
+        self._running = running
+        self._last: deque[tuple[str, Outcome]] = deque(maxlen=_LAST)
+        self._drawn = 0.0
+
+    def begin(self, board: Board) -> None:
+        """Draw it."""
+        self._draw(board)
+
+    def tick(self, board: Board) -> None:
+        """Draw it anew, if it is time."""
+        if time.monotonic() - self._drawn >= _REDRAW_SECONDS or not board.left:
+            self._draw(board)
+
+    def note(self, text: str) -> None:
+        """Print the text above the table."""
+        self._live.console.print(text, highlight=False, markup=False)
+
+    def ended(self, label: str, outcome: Outcome, folder: RunFolder, board: Board) -> None:
+        """Put it into the table; a failure is printed above it, with its last lines."""
+        self._last.append((label, outcome))
+        if outcome.status in (FAILED, DIVERGED):
+            self.note(f"{label}: {describe_outcome(outcome)}")
+            for line in last_lines(folder):
+                self.note(f"    {line}")
+
+    def _draw(self, board: Board) -> None:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        self._drawn = time.monotonic()
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="ellipsis", no_wrap=True)
+        table.add_column(overflow="ellipsis", no_wrap=True)
+        styles = {FINISHED: "green", FAILED: "red", DIVERGED: "yellow", BLOCKED: "yellow"}
+        for label, outcome in self._last:
+            style = styles.get(outcome.status, "")
+            table.add_row(Text(outcome.status, style), Text(label), Text(describe_outcome(outcome)))
+        for label, folder in self._running().items():
+            since = duration(time.monotonic() - board.running.get(label, time.monotonic()))
+            table.add_row(
+                Text("running", "cyan"), Text(label), Text(f"{since}, {progress(folder)}")
+            )
+        lines: list[Any] = [Text(board.summary(), "bold"), table]
+        if board.best is not None:
+            lines.append(Text(f"best so far: {board.best[0]}: {describe_outcome(board.best[1])}"))
+        self._live.update(Group(*lines), refresh=True)
+
+
+def progress(folder: Path) -> str:
+    """Return how far a run is, from its record."""
+    try:
+        record = RunFolder(folder).record()
+    except ValueError:
+        record = None
+    if record is None:
+        return "beginning"
+    if record.before_pruning is not None and record.after_pruning is None:
+        return f"pruning stage {len(record.stages)} of {record.config['pi']}"
+    return f"epoch {len(record.epochs)} of {record.config['nepochs']}"
+
+
+@contextmanager
+def shown(running: Callable[[], dict[str, Path]]) -> Iterator[View]:
+    """Give a live table where standard error is a terminal, else plain lines."""
+    if not sys.stderr.isatty():
+        yield Lines()
+        return
+    from rich.console import Console
+    from rich.live import Live as RichLive
+
+    with RichLive(console=Console(stderr=True), auto_refresh=False) as live:
+        yield Live(live, running)

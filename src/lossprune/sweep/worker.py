@@ -1,0 +1,95 @@
+"""The side that computes: one run after the other in a process that keeps what they share."""
+
+import contextlib
+import errno
+import functools
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+
+import torch
+
+import lossprune.experiment.runner
+from lossprune.experiment import FolderBusyError, RunFolder, RunRecord
+from lossprune.experiment.cache import Cache
+from lossprune.sweep.job import BUSY, ERROR, FAILED, Job, Outcome, note_failure
+
+# Of each kind, what consecutive runs of a plan use: one data set a seed, and for every criterion
+# the first statistics of one start network, which are as large as it.
+_KEPT = {"dataset": 2, "network": 2, "scores": 64, "statistics": 4}
+# A short stage takes less time than making it safe. A run that is killed repeats as much.
+_CHECKPOINT_SECONDS = 2.0
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@functools.cache
+def process_cache() -> Cache:
+    """Return what the runs of this process share."""
+    return Cache(_KEPT)
+
+
+def execute(job: Job) -> Outcome:
+    """Do a run, or what is left of it; never raises."""
+    folder = RunFolder(job.config.folder)
+    deadline = time.monotonic() + job.patience
+    while True:
+        try:
+            record = _run(job)
+            (folder.path / ERROR).unlink(missing_ok=True)
+            if job.tensorboard is not None:
+                from lossprune.sweep.tensorboard import write_events
+
+                write_events(record, job.tensorboard / job.config.name)
+            return Outcome.of(record)
+        except FolderBusyError as error:
+            if time.monotonic() >= deadline:
+                return Outcome(BUSY, str(error), again=True)
+            time.sleep(0.5)
+        except Exception as error:
+            outcome = _failure(error)
+            note_failure(folder, outcome, traceback.format_exc())
+            return outcome
+
+
+def _run(job: Job) -> RunRecord:
+    return lossprune.experiment.runner.run(
+        job.config, cache=process_cache(), checkpoint_seconds=_CHECKPOINT_SECONDS
+    )
+
+
+def _failure(error: Exception) -> Outcome:
+    """An error of the system may pass; what a run's own settings cause comes again."""
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    system = isinstance(cause, (OSError, MemoryError)) and not isinstance(cause, FileNotFoundError)
+    system = system or isinstance(error, torch.OutOfMemoryError)
+    message = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, (ValueError, OSError)):
+        message = f"{type(error).__name__}: {message}"
+    full = isinstance(cause, OSError) and cause.errno in _NO_SPACE
+    return Outcome(FAILED, message, again=system, full=full)
+
+
+def begin(leash: Connection, cores: Sequence[int], slot: int) -> None:
+    """Make this process a worker: on its own cores, and ended when the driver ends.
+
+    Args:
+        leash: a pipe whose other end only the driver holds.
+        cores: to run on; none: wherever the system puts it.
+        slot: the number of this worker; it takes the GPU of that number, counted around.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the driver decides
+    threading.Thread(target=_end_with, args=(leash,), daemon=True).start()
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(slot % torch.cuda.device_count())
+
+
+def _end_with(leash: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        leash.recv()
+    os._exit(1)  # as if killed: a run survives that, and no finalizer may hang
