@@ -19,6 +19,7 @@ from lossprune.experiment.config import RunConfig, did_you_mean, flag
 from lossprune.experiment.folder import RunFolder
 from lossprune.experiment.record import DIVERGED, RunRecord, summarise
 from lossprune.report.config import CompareConfig, ReportConfig
+from lossprune.sweep.command import StatusConfig, SweepConfig, run_sweep, show_status
 
 EXIT_OK, EXIT_ERROR, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
 
@@ -288,6 +289,8 @@ def _compare(_: CompareConfig, *paths: str) -> int:
 
 COMMANDS: dict[str, Command] = {
     "run": Command(RunConfig, _run),
+    "sweep": Command(SweepConfig, run_sweep, argument="PLAN"),
+    "status": Command(StatusConfig, show_status, argument="RESULTS"),
     "report": Command(ReportConfig, _report, argument="RESULTS"),
     "compare": Command(CompareConfig, _compare, argument="A B"),
     "data": Command(DataConfig, _data, argument="NAME"),

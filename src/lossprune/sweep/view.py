@@ -15,6 +15,7 @@ from lossprune.sweep.job import FAILED, Outcome, last_lines
 
 _REDRAW_SECONDS = 0.5
 _LAST = 8  # ended runs that the table shows
+_STYLES = {FINISHED: "green", FAILED: "red", DIVERGED: "yellow", BLOCKED: "yellow"}
 
 
 class View(Protocol):
@@ -93,23 +94,30 @@ class Live:
         from rich.text import Text
 
         self._drawn = time.monotonic()
-        table = Table(box=None, pad_edge=False, show_header=False)
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="ellipsis", no_wrap=True)
-        table.add_column(overflow="ellipsis", no_wrap=True)
-        styles = {FINISHED: "green", FAILED: "red", DIVERGED: "yellow", BLOCKED: "yellow"}
+        table = Table(box=None, pad_edge=False)
+        table.add_column("run", min_width=9)
+        table.add_column("", ratio=1)
+        for name in ("time", "pruned loss", "valid error"):
+            table.add_column(name, justify="right", no_wrap=True)
         for label, outcome in self._last:
-            style = styles.get(outcome.status, "")
-            table.add_row(Text(outcome.status, style), Text(label), Text(describe_outcome(outcome)))
+            style = _STYLES.get(outcome.status, "")
+            table.add_row(Text(outcome.status, style), label, *_cells(outcome))
         for label, folder in self._running().items():
             since = duration(time.monotonic() - board.running.get(label, time.monotonic()))
-            table.add_row(
-                Text("running", "cyan"), Text(label), Text(f"{since}, {progress(folder)}")
-            )
+            table.add_row(Text("running", "cyan"), f"{label}: {progress(folder)}", since)
         lines: list[Any] = [Text(board.summary(), "bold"), table]
         if board.best is not None:
             lines.append(Text(f"best so far: {board.best[0]}: {describe_outcome(board.best[1])}"))
         self._live.update(Group(*lines), refresh=True)
+
+
+def _cells(outcome: Outcome) -> list[str]:
+    loss, error = outcome.pruned_loss, outcome.valid_error
+    return [
+        duration(outcome.seconds),
+        "" if loss is None else f"{loss:.4f}",
+        "" if error is None else f"{error:.2%}",
+    ]
 
 
 def progress(folder: Path) -> str:
