@@ -1,11 +1,12 @@
 """The page in a real browser; without Chromium and chromedriver these skip."""
 
-import csv
 from pathlib import Path
 
 import pytest
 
-from lossprune.report import ReportConfig, write_report
+from lossprune.report.page import write_page
+from lossprune.report.reading import read_results
+from lossprune.report.tables import all_tables
 from tests.report.browser import Browser, browser, missing
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
@@ -17,11 +18,15 @@ def window():
         yield opened
 
 
+def draw(results: Path, out: Path, embed: float = 1e7) -> Path:
+    read = read_results(results)
+    write_page(read, all_tables(read.runs), out, [], embed)
+    return out
+
+
 @pytest.fixture(scope="module")
 def report(digits_results, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("report")
-    write_report(digits_results, ReportConfig(out=out))
-    return out
+    return draw(digits_results, tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture
@@ -58,7 +63,7 @@ def choose(page: Browser, facet: str, value: str) -> None:
     page.click(f'#filter-{facet} input[value="{value}"]')
 
 
-def test_it_draws_every_figure_table_and_run_without_a_complaint(page, report):
+def test_it_draws_every_figure_table_and_run_without_a_complaint(page, digits_results):
     titles = page.run(
         "return [...document.querySelectorAll('#charts h3')].map((h) => h.textContent)"
     )
@@ -77,8 +82,8 @@ def test_it_draws_every_figure_table_and_run_without_a_complaint(page, report):
     )
     assert all(marks)
     assert len(column(page, "runs", "seed")) == 20
-    with (report / "tables" / "loss-change.csv").open() as file:
-        means = [f"{float(row['mean']):+.4f}" for row in csv.DictReader(file)]
+    loss_change = all_tables(read_results(digits_results).runs)[0].frame
+    means = [f"{mean:+.4f}" for mean in loss_change["mean"]]
     assert column(page, "loss-change", "ΔL mean") == means
     assert page.console() == []
 
@@ -124,7 +129,7 @@ def test_filters_act_together_and_on_figures_and_tables(page):
         "return [...document.querySelectorAll('#charts .figure')[0].querySelectorAll('figcaption')]"
         ".map((caption) => caption.textContent)"
     )
-    assert panels == ["QM"]
+    assert panels == ["QM, n = 2"]
     choose(page, "stages", "5")
     choose(page, "stages", "1")
     choose(page, "criterion", "QM")
@@ -224,8 +229,7 @@ def test_two_networks_are_shown_one_at_a_time(window, maker, tmp_path):
         maker.run(seed=seed, sparsity=0.9, loss=1.0)
         maker.run(seed=seed, sparsity=0.95, loss=2.0)
     maker.run(seed=3, sparsity=0.95, status="diverged", folder="</script><b>bad</b>")
-    write_report(maker.root, ReportConfig(out=tmp_path / "out", embed_mb=0))
-    window.open(tmp_path / "out" / "index.html")
+    window.open(draw(maker.root, tmp_path, embed=0) / "index.html")
     assert column(window, "runs", "loss after") == ["1", "1"]
     window.run(
         "const s = document.getElementById('network'); s.value = '1';"

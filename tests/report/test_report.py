@@ -9,8 +9,10 @@ import pytest
 
 from lossprune.report.command_line import command_of
 from lossprune.report.layers import layer_sparsity
+from lossprune.report.page import write_page
 from lossprune.report.page_data import as_json, embedded_details
 from lossprune.report.reading import read_results
+from lossprune.report.tables import all_tables
 
 FIGURES = {
     "loss-against-lambda",
@@ -59,22 +61,17 @@ def test_a_real_results_folder_is_reported_whole(command, digits_results, tmp_pa
     assert differing == set(), "the same results make the same bytes"
 
 
-def test_the_table_is_what_the_records_say(command, digits_results, tmp_path):
-    command("report", digits_results, "--out", "out")
+def test_the_table_is_what_the_records_say(digits_results):
     changes = []
     for path in digits_results.glob("*pi=5,pm=QM*reg=0.0,*/record.json"):
         record = json.loads(path.read_text())
         before, after = (record[f"{when}_pruning"]["scores"] for when in ("before", "after"))
         changes.append(after["train_loss"] - before["train_loss"])
-    with (tmp_path / "out" / "tables" / "loss-change.csv").open() as file:
-        (row,) = [
-            row
-            for row in csv.DictReader(file)
-            if (row["criterion"], row["stages"], row["choice"]) == ("QM", "5", "λ = 0")
-        ]
-    assert len(changes) == 2
-    assert float(row["mean"]) == pytest.approx(sum(changes) / 2, rel=1e-12)
-    assert float(row["std"]) == pytest.approx(abs(changes[0] - changes[1]) / 2**0.5, rel=1e-9)
+    frame = all_tables(read_results(digits_results).runs)[0].frame
+    row = frame.query("criterion == 'QM' and stages == 5 and choice == 'λ = 0'").iloc[0]
+    assert len(changes) == row["n"] == 2
+    assert row["mean"] == pytest.approx(sum(changes) / 2, rel=1e-12)
+    assert row["std"] == pytest.approx(abs(changes[0] - changes[1]) / 2**0.5, rel=1e-9)
 
 
 def test_the_command_of_a_run_is_that_run(command, digits_results):
@@ -108,10 +105,10 @@ def test_partly_finished_and_damaged_results_are_reported(command, maker, tmp_pa
     assert "1 left out: their records cannot be used" in page
 
 
-def test_the_page_needs_nothing_from_anywhere(command, maker, tmp_path):
+def test_the_page_needs_nothing_from_anywhere(maker, tmp_path):
     maker.run()
-    command("report", maker.root, "--out", "out")
-    page = (tmp_path / "out" / "index.html").read_text()
+    results = read_results(maker.root)
+    page = write_page(results, all_tables(results.runs), tmp_path, [], 1e6).read_text()
     outside = re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)
     assert outside == []
     assert "default-src 'none'" in page

@@ -134,6 +134,12 @@ def _draw_loss_by_reg(figure: Figure, data: pd.DataFrame) -> None:
     figure.legend(labels.values(), labels.keys(), loc="outside right upper")
 
 
+def _title_with_n(axes: Axes, criterion: str, data: pd.DataFrame) -> None:
+    own = data[data["criterion"] == criterion]
+    seeds = own.groupby(["stages", "schedule"])["seed"].nunique()
+    axes.set_title(criterion + _n_text(seeds), fontsize=9, loc="left", fontweight="bold")
+
+
 def _n_text(counts: pd.Series) -> str:
     low, high = int(counts.min()), int(counts.max())
     return f"  (n = {low})" if low == high else f"  (n = {low}–{high})"
@@ -170,6 +176,7 @@ def _draw_stage_changes(figure: Figure, data: pd.DataFrame) -> None:
     panels = _panels(figure, criteria, sharex=True, sharey=True)
     labels: dict[str, Any] = {}
     for criterion, axes in panels.items():
+        _title_with_n(axes, criterion, data)
         axes.plot(ends, ends, color="0.5", lw=0.8, ls="--")
         for label, colour, part in _lines_of(data):
             part = part[part["criterion"] == criterion]
@@ -212,6 +219,7 @@ def _draw_layers(figure: Figure, data: pd.DataFrame) -> None:
     labels: dict[str, Any] = {}
     names = data.drop_duplicates("position").sort_values("position")["layer"].tolist()
     for criterion, axes in panels.items():
+        _title_with_n(axes, criterion, data)
         for label, colour, part in _lines_of(data):
             part = part[part["criterion"] == criterion]
             kept = 100 * (1 - part.groupby("position")["sparsity"].mean())
@@ -233,6 +241,7 @@ def _draw_curves(figure: Figure, data: pd.DataFrame) -> None:
     panels = _panels(figure, criteria, sharey=True)
     labels: dict[str, Any] = {}
     for criterion, axes in panels.items():
+        _title_with_n(axes, criterion, data)
         for label, colour, part in _lines_of(data):
             part = part[part["criterion"] == criterion]
             if part.empty:

@@ -58,6 +58,12 @@ function filesOf(prefix) {
   return DATA.figures.filter((path) => path.startsWith(`figures/${prefix}--${slug}.`)).map((path) => ({ path, label: path.split(".").pop().toUpperCase() }));
 }
 
+function nText(own, key) {
+  const counts = [...groups(own, key).values()].map((rows) => unique(rows.map((row) => row.seed)).length);
+  const [low, high] = [Math.min(...counts), Math.max(...counts)];
+  return low === high ? `n = ${low}` : `n = ${low}–${high}`;
+}
+
 function perCriterion(runs, draw) {
   return DATA.criteria.filter((name) => runs.some((run) => run.criterion === name)).map((name) => draw(name, runs.filter((run) => run.criterion === name)));
 }
@@ -72,7 +78,7 @@ function lossFigure(shown) {
   const y = linear(values);
   const levels = level ? [{ y: level.y, colour: colourOf("MP"), title: `MP: ${short(level.y)} (n = ${level.n})` }] : [];
   const panels = perCriterion(runs, (criterion, own) => panel({
-    title: criterion, x, y, xLabel: "λ", yLabel: "training loss", levels,
+    title: `${criterion}, ${nText(own, (run) => `${methodOf(run)} ${run.reg}`)}`, x, y, xLabel: "λ", yLabel: "training loss", levels,
     lines: [...groups(own, methodOf)].map(([method, rows]) => ({
       colour: colours.get(method),
       points: regs.filter((reg) => rows.some((run) => run.reg === reg)).map((reg) => {
@@ -82,7 +88,7 @@ function lossFigure(shown) {
     })),
   }));
   const legend = legendOf(colours).concat(level ? [{ label: `MP, n = ${level.n}`, colour: colourOf("MP") }] : []);
-  return figure("Loss after pruning against λ", "Training loss right after pruning, mean over the seeds shown; the band is from the lowest to the highest.", legend, panels, filesOf("loss-against-lambda"));
+  return figure("Loss after pruning against λ", "Training loss right after pruning, mean over the seeds shown; the band is from the lowest to the highest. n counts seeds.", legend, panels, filesOf("loss-against-lambda"));
 }
 
 function errorFigure(shown) {
@@ -90,7 +96,7 @@ function errorFigure(shown) {
   const stages = ascending(rows.map((run) => run.stages)), x = categories(stages, String), y = linear(rows.map((run) => 100 * run.error));
   const criteria = DATA.criteria.filter((name) => rows.some((run) => run.criterion === name));
   const panels = [...groups(rows, (run) => run.tuning)].map(([tuning, own]) => panel({
-    title: tuning, x, y, xLabel: "stages π", yLabel: "test error, %",
+    title: `${tuning}, ${nText(own, (run) => `${run.criterion} ${methodOf(run)}`)}`, x, y, xLabel: "stages π", yLabel: "test error, %",
     lines: [...groups(own, (run) => run.criterion + (run.schedule === "linear" ? " linear" : ""))].map(([name, part]) => ({
       colour: colourOf(part[0].criterion),
       points: ascending(part.map((run) => run.stages)).map((count) => {
@@ -108,7 +114,7 @@ function stageFigure(shown) {
   const all = parts.flatMap((part) => part.points.flatMap(([, predicted, realised]) => [predicted, realised])).filter((value) => value !== null);
   const x = symlog(all, 0.001), ends = bounds(all);
   const panels = perCriterion(parts, (criterion, own) => panel({
-    title: criterion, x, y: x, xLabel: "predicted ΔL of a stage", yLabel: "realised ΔL of a stage", diagonal: ends,
+    title: `${criterion}, ${nText(own, methodOf)}`, x, y: x, xLabel: "predicted ΔL of a stage", yLabel: "realised ΔL of a stage", diagonal: ends,
     dots: own.flatMap((part) => part.points.filter((point) => point[1] !== null && point[2] !== null).map(([stage, predicted, realised]) => ({
       x: predicted, y: realised, colour: colours.get(methodOf(part)),
       title: `${criterion} ${methodOf(part)}, stage ${stage}, seed ${part.seed}: predicted ${short(predicted)}, realised ${short(realised)}`,
@@ -137,7 +143,7 @@ function layerFigure(shown) {
   const places = names.map((_, place) => place), x = categories(places, (place) => names[place].replace(/\.weight$/, ""));
   const y = log(parts.flatMap((part) => part.kept.map((kept) => 100 * Math.max(kept, 1e-5))));
   const panels = perCriterion(parts, (criterion, own) => panel({
-    title: criterion, x, y, xLabel: "layer", yLabel: "weights kept, %", tilt: names.length > 4,
+    title: `${criterion}, ${nText(own, methodOf)}`, x, y, xLabel: "layer", yLabel: "weights kept, %", tilt: names.length > 4,
     lines: [...groups(own, methodOf)].map(([method, rows]) => ({
       colour: colours.get(method),
       points: places.map((place) => {
@@ -154,7 +160,7 @@ function curveFigure(shown) {
   const colours = methodColours(parts);
   const x = linear(parts.flatMap((part) => part.points.map((point) => point[0]))), y = log(parts.flatMap((part) => part.points.map((point) => 100 * point[1])));
   const panels = perCriterion(parts, (criterion, own) => panel({
-    title: criterion, x, y, xLabel: "epoch", yLabel: "validation error, %",
+    title: `${criterion}, ${nText(own, methodOf)}`, x, y, xLabel: "epoch", yLabel: "validation error, %",
     lines: [...groups(own, methodOf)].map(([method, rows]) => {
       const epochs = groups(rows.flatMap((row) => row.points), (point) => point[0]);
       return { colour: colours.get(method), bare: true, points: [...epochs].sort((a, b) => a[0] - b[0]).map(([epoch, points]) => ({ x: epoch, y: averaged(points, (point) => (point[1] === null ? null : 100 * point[1])).y })) };
