@@ -1,6 +1,6 @@
 """A whole pruning run beside the published algorithm, and what following the mask saves.
 
-``python -m benchmarks.pruning --network VGG11 --weights vgg11.safetensors --data_path images.tar.gz``
+``python -m benchmarks.pruning --network VGG11 --weights vgg11.safetensors --data_path images.tar``
 prunes by QM in 14 stages of 1000 images to a sparsity of 0.956.  After every stage the same
 statistics are measured on 100 images with the mask given, and on a copy of the network with its
 weights zeroed, where nothing tells that they could be left out: the ratio is what following the
