@@ -6,6 +6,7 @@ import pytest
 
 from lossprune.report.choice import best_reg_after_pruning
 from lossprune.report.reading import read_results
+from lossprune.report.series import training_curves
 from lossprune.report.tables import BEST, BEST_TUNED, ZERO, all_tables
 from lossprune.report.writing import to_csv, to_latex, to_markdown
 
@@ -76,6 +77,13 @@ def test_a_pruning_evaluated_alone_and_before_tuning_is_one_measurement(maker):
     assert (row["n"], row["mean"]) == (2, 1.0)
     assert row["std"] == pytest.approx(math.sqrt(0.125))
     assert only(tuning.frame, choice=BEST)["tuning"] == "4 epochs"
+
+
+def test_of_the_same_pruning_the_longest_trained_gives_the_curve(maker):
+    maker.run(epochs=0, folder="a")
+    maker.run(epochs=4, folder="b")
+    maker.run(epochs=2, folder="c")
+    assert training_curves(read_results(maker.root))["epoch"].tolist() == [1, 2, 3, 4]
 
 
 def test_unfinished_and_diverged_runs_are_counted_and_not_averaged(maker):
