@@ -55,6 +55,7 @@ def test_the_defaults_are_the_published_ones():
         "dataset": "cifar10",
         "dec": 1.0,
         "dec_every": 1,
+        "estimator": "exact",
         "exp": False,
         "l2": 0.0005,
         "lr": 0.01,
@@ -68,6 +69,17 @@ def test_the_defaults_are_the_published_ones():
         "reg": 0.0,
         "seed": 1111,
     }
+
+
+def test_an_estimator_is_named_where_it_is_not_the_default():
+    assert "estimator" not in RunConfig().name
+    assert ",estimator=monte-carlo:5," in RunConfig(estimator="monte-carlo:5").name
+
+
+@pytest.mark.parametrize("estimator", ["exct", "monte-carlo:0", "tolerance:1", "exact:3"])
+def test_a_wrong_estimator_is_refused(estimator):
+    with pytest.raises(ValueError, match=f"--estimator.*{estimator}"):
+        RunConfig(estimator=estimator)
 
 
 def test_the_folder_lies_under_the_path():

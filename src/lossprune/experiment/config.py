@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 from lossprune.data import DATASETS
 from lossprune.networks import NETWORKS
 from lossprune.pruning.criteria import CRITERIA
+from lossprune.pruning.curvature.estimators import ESTIMATORS, find_estimator
 
 T = TypeVar("T")
 
@@ -69,6 +70,12 @@ class RunConfig:
     start: Path | None = flag(
         None, "model_0", "network to start from, such as a best_model.pt; none: a new one", "always"
     )
+    estimator: str = flag(
+        "exact",
+        "estimator",
+        f"of the curvature: {', '.join(ESTIMATORS)}; a value may follow, as in monte-carlo:20",
+        "changed",
+    )
     epochs: int = flag(200, "nepochs", "epochs in all", "always")
     lr: float = flag(0.01, "lr", "learning rate", "always")
     decay: float = flag(1.0, "dec", "factor on the learning rate every dec_every epochs", "always")
@@ -91,6 +98,11 @@ class RunConfig:
             _one_of("dataset", self.dataset, DATASETS)
         _one_of("pm", self.criterion, CRITERIA)
         _one_of("device", self.device, DEVICES)
+        _one_of("estimator", self.estimator.partition(":")[0], ESTIMATORS)
+        try:
+            find_estimator(self.estimator)
+        except ValueError as error:
+            raise ValueError(f"--estimator {self.estimator}: {error}") from None
         _check("pr", self.sparsity, 0 <= self.sparsity < 1, "a number in [0, 1)")
         _at_least("pi", self.stages, 1)
         _at_least("pe", self.prune_epoch, -1)
@@ -132,7 +144,7 @@ class RunConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What determines the result, by flag: the protocol's flags and the data set."""
+        """What determines the result, by flag: the protocol's flags, data set and estimator."""
         values = {item.metadata["flag"]: getattr(self, item.name) for item in fields(self)}
         values["model_0"] = None if self.start is None else True
         values["dataset"] = self.dataset_name
@@ -145,6 +157,10 @@ class RunConfig:
         parts = self.settings
         if self.dataset_name == self._implied_dataset:
             del parts["dataset"]
+        for item in fields(self):
+            changed = getattr(self, item.name) != item.default
+            if item.metadata["named"] == "changed" and item.name != "dataset" and not changed:
+                del parts[item.metadata["flag"]]
         return ",".join(f"{name}={value}" for name, value in parts.items())
 
     @property

@@ -147,6 +147,7 @@ def _check_pruning(config: RunConfig, dataset: Dataset, network: nn.Module) -> N
         stages=config.stages,
         schedule=config.schedule,
         reg=config.reg,
+        estimator=config.estimator,
     )
 
 

@@ -196,6 +196,8 @@ class _Run:
                 stages=config.stages,
                 schedule=config.schedule,
                 reg=config.reg,
+                estimator=config.estimator,
+                seed=config.seed,
                 start=self.mask,
                 completed=completed,
                 recall=self._recall,
@@ -217,6 +219,7 @@ class _Run:
         key = (
             weights_sha256(self.network.state_dict()),
             (criterion.gradient, criterion.curvature, self.config.examples),
+            self.config.estimator,
             *self._conditions(),
         )
         return self.cache.get("statistics", key, measure)
