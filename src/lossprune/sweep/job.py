@@ -43,6 +43,7 @@ class Outcome:
         valid_error: of the best network, or None.
         again: whether the reason was outside the run, so that the same command tries it again.
         full: whether there was no space left.
+        busy: seconds that a worker spent on it, this time.
     """
 
     status: str
@@ -52,6 +53,7 @@ class Outcome:
     valid_error: float | None = None
     again: bool = False
     full: bool = False
+    busy: float = 0.0
 
     @classmethod
     def of(cls, record: RunRecord) -> "Outcome":

@@ -34,11 +34,20 @@ class RunStatus:
 
 
 def note_plan(path: Path, name: str, folders: Sequence[Path]) -> None:
-    """Leave word of a plan in a results folder, so that its runs to come can be counted."""
-    sweeps = RunFolder(path / SWEEPS)
-    sweeps.path.mkdir(parents=True, exist_ok=True)
+    """Leave word of a plan in a results folder, so that its runs to come can be counted.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
     said = {"plan": name, "runs": [folder.name for folder in folders]}
-    sweeps.write(f"{name}.json", json.dumps(said, indent=0).encode())
+    target = path / SWEEPS / f"{name}.json"
+    part = target.with_name(f".{os.getpid()}.part")  # several sweeps may say so at once
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(said, indent=0))
+        part.replace(target)
+    except OSError as error:
+        raise ValueError(f"cannot write {target}: {error.strerror or error}") from None
 
 
 def read_status(path: Path) -> dict[str, RunStatus]:

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import torch
@@ -34,6 +35,12 @@ def process_cache() -> Cache:
 
 def execute(job: Job) -> Outcome:
     """Do a run, or what is left of it; never raises."""
+    began = time.perf_counter()
+    outcome = _execute(job)
+    return replace(outcome, busy=time.perf_counter() - began)
+
+
+def _execute(job: Job) -> Outcome:
     folder = RunFolder(job.config.folder)
     deadline = time.monotonic() + job.patience
     while True:

@@ -1,0 +1,160 @@
+"""Sweeps small enough for a test, on real MNIST where it is at hand."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from lossprune import Mask
+
+PLAN = """
+arch = "MLP"
+dataset = "{dataset}"
+nepochs = 0
+pe = 0
+pr = 0.95
+nex = {nex}
+exp = true
+pm = ["LM", "QM"]
+pi = [1, {stages}]
+reg = 1e-3
+[baseline]
+nepochs = 1
+"""
+
+
+class Grid:
+    """A plan of 1 + 4 runs, swept by a process of its own."""
+
+    def __init__(self, folder: Path, data_path: Path | None) -> None:
+        self.plan = folder / "grid.toml"
+        self.path = folder / "results"
+        name, stages, nex = ("mnist", 30, 1000) if data_path else ("digits", 100, 200)
+        self.plan.write_text(PLAN.format(dataset=name, stages=stages, nex=nex))
+        self.data = [] if data_path is None else ["--data_path", str(data_path)]
+
+    def command(self, *more: str) -> list[str]:
+        words = ["sweep", str(self.plan), "--path", str(self.path), "--workers", "2", *self.data]
+        return [sys.executable, "-m", "lossprune.cli", *words, *more]
+
+    def start(self, *more: str, **options) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.command(*more), stderr=subprocess.PIPE, text=True, **options)
+
+    def start_on_ray(self, address: str) -> subprocess.Popen[str]:
+        command = self.command("--ray", address)
+        at = command.index("--workers")
+        return subprocess.Popen(command[:at] + command[at + 2 :], stderr=subprocess.PIPE, text=True)
+
+    def finish(self, *more: str) -> subprocess.CompletedProcess[str]:
+        """Sweep to the end, which must be a good one."""
+        done = subprocess.run(
+            self.command(*more), capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    @property
+    def runs(self) -> dict[str, dict]:
+        """The records by folder, but for times."""
+        return {
+            record.parent.name: without_times(json.loads(record.read_text()))
+            for record in sorted(self.path.glob("*/record.json"))
+        }
+
+    @staticmethod
+    def without_times(value):
+        return without_times(value)
+
+    def statuses(self) -> dict[str, str]:
+        return {name: record["status"] for name, record in self.runs.items()}
+
+    def networks(self) -> dict[str, bytes]:
+        """The bytes of all networks."""
+        files = self.path.glob("*/*.pt")
+        return {str(file.relative_to(self.path)): file.read_bytes() for file in files}
+
+    def masks(self) -> dict[str, Mask]:
+        return {file.parent.name: Mask.load(file) for file in self.path.glob("*/*.safetensors")}
+
+    def wait_for_pruning(self, stages: int = 3) -> list[Path]:
+        """Wait until runs are within their pruning, and return their folders."""
+        return self.wait_until(lambda: [f for f in self.path.glob("*") if self.pruning(f, stages)])
+
+    def pruning(self, folder: Path, stages: int) -> bool:
+        try:
+            record = json.loads((folder / "record.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return record["status"] == "running" and record["config"]["pi"] > stages
+
+    @staticmethod
+    def wait_until(found: Callable[[], Sequence], seconds: float = 60) -> list:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            value = list(found())
+            if value:
+                return value
+            time.sleep(0.01)
+        raise AssertionError("it did not happen in time")
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        return {name: without_times(item) for name, item in value.items() if name != "seconds"}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="session")
+def grid_data(shared_data) -> Path | None:
+    return shared_data if (shared_data / "MNIST" / "raw").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, grid_data) -> Grid:
+    """The same sweep, done without any fault."""
+    grid = Grid(tmp_path_factory.mktemp("undisturbed"), grid_data)
+    grid.finish("--tensorboard")
+    assert len(grid.runs) == 5
+    return grid
+
+
+@pytest.fixture
+def grid(tmp_path, grid_data, undisturbed) -> Grid:
+    """A sweep whose baseline is done and nothing else."""
+    grid = Grid(tmp_path, grid_data)
+    (baseline,) = undisturbed.path.glob("*pe=-1*")
+    grid.path.mkdir()
+    shutil.copytree(baseline, grid.path / baseline.name)
+    return grid
+
+
+@pytest.fixture
+def digits_grid(tmp_path) -> Grid:
+    """The same on the small digits, with nothing done."""
+    return Grid(tmp_path, None)
+
+
+@pytest.fixture
+def check_same(undisturbed) -> Callable[[Grid], None]:
+    """Compare a sweep that something happened to with the undisturbed one, to the bit."""
+
+    def check(grid: Grid) -> None:
+        assert grid.networks() == undisturbed.networks()
+        assert grid.masks() == undisturbed.masks()
+        here, there = grid.runs, undisturbed.runs
+        assert here.keys() == there.keys()
+        for record in (*here.values(), *there.values()):
+            record["start"].pop("path")
+        for name, record in here.items():
+            for part, value in record.items():
+                assert value == there[name][part], (name, part)
+        kept = {"log.txt", "record.json", "best_model.pt", "last_model.pt", "mask.safetensors"}
+        for folder in grid.path.glob("arch=*"):
+            assert {file.name for file in folder.iterdir()} <= kept
+
+    return check

@@ -1,0 +1,174 @@
+"""Plans: the README's own loops, axes, constraints, and what is said of wrong ones."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lossprune.cli import COMMANDS, parse
+from lossprune.sweep import PLANS, read_plan
+from lossprune.sweep.plan import arguments, select
+from lossprune.sweep.plan_file import parse_choices, parse_plan
+
+LOOPS = {
+    "mlp-mnist": "mlp.sh",
+    "vgg11-cifar10": "vgg11.sh",
+    "preactresnet18-cifar10": "preactresnet18.sh",
+}
+
+SMALL = """
+arch = "MLP"
+dataset = "digits"
+seed = [1, 2]
+pm = ["MP", "QM"]
+pi = [1, 3]
+lr = 0.1
+[baseline]
+nepochs = 7
+[[drop]]
+pm = "MP"
+pi = 3
+"""
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_bundled_plan_is_the_readmes_loop_run_for_run(name, tmp_path, root):
+    """Bash itself expands the README's loops; a stub notes the commands that it would run."""
+    (tmp_path / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$*" >> calls\n')
+    (tmp_path / "python").chmod(0o755)
+    subprocess.run(
+        ["bash", "-e", root / "tests" / "experiment" / "protocol" / LOOPS[name]],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        check=True,
+    )
+    lines = (tmp_path / "calls").read_text().splitlines()
+    loop = [parse(COMMANDS["run"], line.split()[1:]) for line in lines]
+    runs = read_plan(name).expand()
+    assert [run.config for run in runs[:5]] == loop[:5]
+    assert sum(run.baseline is None for run in runs) == 5
+    assert len(runs) == len(loop) == 415
+    assert {run.config.folder for run in runs} == {config.folder for config in loop}
+    assert {run.config for run in runs} == set(loop)
+    for run in runs[5:]:
+        assert run.baseline is not None
+        assert run.config.start == run.baseline.folder / "best_model.pt"
+
+
+def names(runs) -> list[tuple]:
+    return [(run.config.seed, run.config.criterion, run.config.stages) for run in runs]
+
+
+def test_lists_are_axes_and_constraints_drop_combinations():
+    runs = parse_plan(SMALL, "small").expand()
+    assert names(runs) == [
+        (1, "MP", 1),
+        (2, "MP", 1),
+        *[(seed, *rest) for seed in (1, 2) for rest in (("MP", 1), ("QM", 1), ("QM", 3))],
+    ]
+    assert [run.config.prunes for run in runs] == [False] * 2 + [True] * 6
+
+
+def test_a_baseline_takes_over_the_training_flags_of_its_runs():
+    baseline = parse_plan(SMALL, "small").expand()[0].config
+    assert (baseline.lr, baseline.epochs, baseline.dataset) == (0.1, 7, "digits")
+    assert (baseline.criterion, baseline.stages, baseline.sparsity) == ("MP", 1, 0.956)
+
+
+def test_set_reaches_the_baselines_too():
+    plan = parse_plan(SMALL, "small").changed(parse_choices("nepochs=2,pi=5", "set"))
+    runs = plan.expand()
+    assert {run.config.epochs for run in runs} == {2}
+    assert {run.config.stages for run in runs if run.config.prunes} == {5}
+    assert {run.config.stages for run in runs if not run.config.prunes} == {1}
+
+
+def test_a_baseline_can_be_set_alone():
+    choices = parse_choices("nepochs=0,baseline.nepochs=9", "set")
+    runs = parse_plan(SMALL, "small").changed(choices).expand()
+    assert [run.config.epochs for run in runs] == [9, 9, 0, 0, 0, 0, 0, 0]
+
+
+def test_only_keeps_the_baselines_that_its_runs_need():
+    runs = read_plan("mlp-mnist").expand()
+    chosen = select(runs, [1112], parse_choices("pm=QM,pi=14", "only"))
+    assert len(chosen) == 1 + 9
+    assert not chosen[0].config.prunes
+    assert {run.config.seed for run in chosen} == {1112}
+    assert names(chosen[1:]) == [(1112, "QM", 14)] * 9
+    twice = select(runs, [], parse_choices("pi=14,pi=140,reg=1e-3", "only"))
+    assert len(twice) == 5 + 5 * 3 * 2
+
+
+def test_a_start_network_can_be_given_instead_of_a_baseline():
+    (run,) = parse_plan('model_0 = "here.pt"\nseed = 3', "own").expand()
+    assert run.config.start == Path("here.pt")
+    assert run.baseline is None
+
+
+def test_every_command_says_its_own_run():
+    for run in read_plan("vgg11-cifar10").expand()[::41]:
+        assert parse(COMMANDS["run"], arguments(run.config)) == run.config
+
+
+def test_a_dry_run_lists_folders_commands_and_the_count(command, tmp_path):
+    answer = command("sweep", "mlp-mnist", "--dry-run", "--seeds", "1111", "--path", "here")
+    lines = answer.out.splitlines()
+    assert answer.status == 0
+    assert lines[-1] == "83 runs: 1 baselines, 82 prunings"
+    assert len(lines) == 2 * 83 + 1
+    assert lines[0] == (
+        "here/arch=MLP,dec=1.0,dec_every=1,exp=False,l2=0.0005,lr=0.01,model_0=None,nepochs=800,"
+        "nex=1000,pe=-1,pi=1,pm=MP,pr=0.956,reg=0.0,seed=1111"
+    )
+    assert lines[1] == "  lossprune run --arch MLP --pe -1 --nepochs 800 --path here"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "sweep takes a PLAN: one of mlp-mnist, vgg11-cifar10, preactresnet18-cifar10, or"),
+        (["mlp-minst"], "got 'mlp-minst'; did you mean mlp-mnist?"),
+        (["mlp-mnist", "--only", "pm"], "--only must be flag=value,flag=value, got 'pm'"),
+        (["mlp-mnist", "--only", "pm=QM,pi=2"], "leave no run of the plan: none has pm=QM, pi=2"),
+        (["mlp-mnist", "--set", "pii=3"], "--set: unknown flag 'pii'; did you mean pi?"),
+        (["mlp-mnist", "--set", "pi=3.5"], "--set: pi must be a whole number, got '3.5'"),
+        (["mlp-mnist", "--set", "pr=1.5"], "--pr must be a number in [0, 1), got 1.5"),
+        (["mlp-mnist", "--set", "path=x"], "path is a flag of the sweep itself: give --path"),
+        (["mlp-mnist", "--seeds", "a"], "--seeds must be whole numbers, such as 1111,1112"),
+        (["mlp-mnist", "--workers", "0"], "--workers must be a whole number of at least 1, got 0"),
+        (["mlp-mnist", "--ray", "auto", "--workers", "2"], "two engines: give one of them"),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_sentence(command, tmp_path, arguments, said):
+    answer = command("sweep", *arguments)
+    assert answer.status == 2
+    assert said in answer.err
+    assert len(answer.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pm = [", "plan own is not TOML"),
+        ("pm = []", "plan own: pm is an empty list"),
+        ('pi = ["a"]', "plan own: pi must be a whole number, got 'a'"),
+        ("pi = true", "plan own: pi must be a whole number, got True"),
+        ("exp = 1", "plan own: exp must be true or false, got 1"),
+        ("[drop]\npi = 1", "drop must be written [[drop]]"),
+        ("baseline = 1", "baseline must be a table"),
+        ('model_0 = "x"\n[baseline]', "give model_0 or [baseline], not both"),
+        ("pi = 1\n[[drop]]\npi = 1", "plan own stands for no runs"),
+        ("pi = 1\n[other]\npe = 1", "unknown flag 'other'"),
+        ("[baseline]\nlr = -1.0", "own [baseline]: --lr must be a number greater than 0"),
+    ],
+)
+def test_a_wrong_plan_is_told_in_one_sentence(command, tmp_path, text, said):
+    (tmp_path / "own.toml").write_text(text)
+    answer = command("sweep", "own.toml", "--dry-run")
+    assert answer.status == 2
+    assert said in answer.err
+    assert len(answer.err.splitlines()) == 1

@@ -1,0 +1,43 @@
+"""The Ray engine on a cluster of two nodes on this machine, one of which is lost."""
+
+import pytest
+
+from lossprune.cli import main
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (extra ray)")
+
+
+@pytest.fixture
+def cluster():
+    """A head without CPUs, so that all runs are on the two nodes that can be lost."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000}
+    )
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def add_node(cluster):
+    return cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+
+
+def test_a_lost_node_loses_no_run(grid, check_same, cluster):
+    nodes = [add_node(cluster), add_node(cluster)]
+    process = grid.start_on_ray(cluster.address)
+    grid.wait_until(lambda: folders if len(folders := grid.wait_for_pruning()) == 2 else [])
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    add_node(cluster)  # nodes come and go
+    _, said = process.communicate(timeout=150)
+    assert process.returncode == 0, said
+    assert "its node or process was lost" in said
+    assert "5 of 5 finished" in said
+    check_same(grid)
+
+
+def test_no_cluster_is_told_in_one_sentence(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "mlp-mnist", "--ray", "127.0.0.1:1"]) == 2
+    assert "error: --ray 127.0.0.1:1: there is no cluster to join" in capfd.readouterr().err
