@@ -78,7 +78,7 @@ def set_batch_norm_(model: nn.Module, dataset: Dataset | None) -> None:
             model(inputs)
 
 
-def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
+def seconds(function: Callable[[], Any], repeats: int) -> float:
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -87,12 +87,14 @@ def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
     return min(times)
 
 
-def saved(model: nn.Module, mask: lossprune.Mask, batches: Batches) -> tuple[float, float]:
+def saved(
+    model: nn.Module, mask: lossprune.Mask, batches: Batches, repeats: int
+) -> tuple[float, float]:
     """Seconds for the statistics of 100 images at a mask: following it, and not."""
     zeroed = mask.apply_(copy.deepcopy(model))
     return (
-        seconds(lambda: lossprune.measure(model, batches, mask=mask)),
-        seconds(lambda: lossprune.measure(zeroed, batches)),
+        seconds(lambda: lossprune.measure(model, batches, mask=mask), repeats),
+        seconds(lambda: lossprune.measure(zeroed, batches), repeats),
     )
 
 
@@ -103,6 +105,7 @@ def main() -> int:
     parser.add_argument("--data_path", type=Path, default=None, help="folder or archive of images")
     parser.add_argument("--stages", type=int, default=14)
     parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=2, help="timings of what is saved")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
@@ -135,7 +138,7 @@ def main() -> int:
         reg=REG,
     ):
         examples.stage += 1
-        following, without = saved(model, mask, first)
+        following, without = saved(model, mask, first, arguments.repeats)
         stages.append(
             {
                 "stage": record.stage,

@@ -166,9 +166,14 @@ def describe_stage(stage: Mapping[str, Any], stages: int) -> str:
     predicted = stage["predicted_change"]
     return (
         f"stage {stage['stage']}/{stages}: sparsity {stage['sparsity']:.5f} "
-        f"loss {stage['loss_before']:.5f} -> {stage['loss_after']:.5f} "
+        f"loss {_number(stage['loss_before'])} -> {_number(stage['loss_after'])} "
         f"predicted change {'none' if predicted is None else format(predicted, '.5f')}"
     )
+
+
+def _number(value: float | None) -> str:
+    """JSON has no NaN: a loss that was not finite is null there."""
+    return "nan" if value is None else format(value, ".5f")
 
 
 def summarise(record: RunRecord) -> str:

@@ -1,5 +1,7 @@
 """Chunks, columns a few at a time, and every way of squaring give the same statistics."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -79,3 +81,24 @@ def test_wide_layers_in_single_precision(agrees):
     statistics = lossprune.measure(model, [(inputs, targets)])
 
     agrees(statistics, model, inputs, targets, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("curvature", [False, True])
+def test_nothing_is_left_behind(curvature):
+    """Not even for the garbage collector: a pruning of many stages would fill the memory first."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3), nn.Sigmoid())
+    batches = [(torch.randn(6, 4), torch.arange(6) % 3)]
+    lossprune.measure(model, batches, ggn_diagonal=curvature)
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors_alive()
+        for _ in range(3):
+            lossprune.measure(model, batches, ggn_diagonal=curvature)
+        assert tensors_alive() == before
+    finally:
+        gc.enable()
+
+
+def tensors_alive():
+    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())

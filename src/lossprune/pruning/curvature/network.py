@@ -92,7 +92,8 @@ class Network:
         def note(tensor: Tensor) -> Tensor:
             if _storage(tensor) not in constants:
                 saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
-            return tensor
+            # Detached, as a node that saves its own output would otherwise keep itself for ever.
+            return tensor.detach()
 
         with (
             saved_tensors_hooks(note, lambda tensor: tensor),
