@@ -39,5 +39,7 @@ def test_a_lost_node_loses_no_run(grid, check_same, cluster):
 
 def test_no_cluster_is_told_in_one_sentence(capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["sweep", "mlp-mnist", "--ray", "127.0.0.1:1"]) == 2
-    assert "error: --ray 127.0.0.1:1: there is no cluster to join" in capfd.readouterr().err
+    for address in ("127.0.0.1:1", "auto"):
+        assert main(["sweep", "mlp-mnist", "--ray", address]) == 2
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"error: --ray {address}: there is no cluster to join: ")

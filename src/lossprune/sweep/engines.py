@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import socket
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -137,6 +138,7 @@ class RayEngine:
             raise ValueError(
                 f"--ray {address}: Ray is not installed; install lossprune[ray]"
             ) from None
+        _check_reachable(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -177,6 +179,17 @@ class RayEngine:
     def close(self) -> None:
         """Leave the cluster, which ends the tasks that it still does for us."""
         self._ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray would try for minutes before it says that nobody is there."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not (host and port.isdecimal()):
+        return  # "auto": Ray knows where
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--ray {address}: there is no cluster to join: {error}") from None
 
 
 def _execute(job: Job) -> Outcome:
