@@ -34,7 +34,7 @@ class Grid:
     def __init__(self, folder: Path, data_path: Path | None) -> None:
         self.plan = folder / "grid.toml"
         self.path = folder / "results"
-        name, stages, nex = ("mnist", 30, 1000) if data_path else ("digits", 100, 200)
+        name, stages, nex = ("mnist", 20, 1000) if data_path else ("digits", 100, 200)
         self.plan.write_text(PLAN.format(dataset=name, stages=stages, nex=nex))
         self.data = [] if data_path is None else ["--data_path", str(data_path)]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lossprune.experiment.folder import RunFolder
-from lossprune.experiment.record import DIVERGED, FINISHED
+from lossprune.experiment.record import FINISHED
 from lossprune.sweep.board import BLOCKED, Board, label_runs
 from lossprune.sweep.engines import Engine
 from lossprune.sweep.job import (
@@ -67,9 +67,8 @@ class Driver:
             if not self._flying:
                 if self.stopped:
                     break
-                time.sleep(
-                    _POLL_SECONDS / 5
-                )  # no node is there yet, or others hold all that is left
+                # No node is there yet, or others hold all that is left.
+                time.sleep(_POLL_SECONDS / 5)
             done, _ = wait(self._flying, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
                 run = self._flying.pop(future)
@@ -86,7 +85,7 @@ class Driver:
     def _look(self) -> None:
         """Find what is done already, what has failed, and what can begin."""
         ended: dict[Path, Outcome] = {}
-        for run in self.runs:
+        for run in _longest_first(self.runs):
             outcome = self._found(run)
             folder = run.config.folder
             if outcome is not None:
@@ -131,11 +130,8 @@ class Driver:
     def _startable(self) -> Iterator[PlannedRun]:
         """Runs whose time has come, in order; those that are held elsewhere wait a while."""
         now = time.monotonic()
-        room = self.board.capacity - len(self._flying)
-        found = 0
-        for run in list(self._ready) if self._not_before else _first(self._ready, room):
-            if self._not_before.get(run, 0.0) <= now and found < room:
-                found += 1
+        for run in list(self._ready):
+            if self._not_before.get(run, 0.0) <= now:
                 yield run
 
     def _collect(self, run: PlannedRun, outcome: Outcome) -> None:
@@ -164,11 +160,17 @@ class Driver:
         self.board.settle(self.labels[run], outcome, found=found)
         if not found or outcome.status != FINISHED:
             self.view.ended(self.labels[run], outcome, RunFolder(run.config.folder), self.board)
-        if outcome.status in (FAILED, DIVERGED) and found:
-            # A baseline that failed before holds back what starts from it.
-            for dependent in self._waiting.pop(run.config.folder, []):
-                self._begin_or_block(dependent, outcome)
 
 
-def _first(runs: deque[PlannedRun], count: int) -> list[PlannedRun]:
-    return [runs[i] for i in range(min(max(count, 0), len(runs)))]
+def _longest_first(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """Order the runs of one baseline so that no long one is left alone at the end.
+
+    Baselines stay first, and their runs together: those share data and a start network.
+    """
+    order = {run.config.folder: place for place, run in enumerate(runs)}
+
+    def key(run: PlannedRun) -> tuple[bool, int, int, int]:
+        start = order[run.config.folder] if run.baseline is None else order[run.baseline.folder]
+        return run.baseline is not None, start, -run.config.epochs, -run.config.stages
+
+    return sorted(runs, key=key)
