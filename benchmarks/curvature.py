@@ -99,6 +99,7 @@ def run_side(task: dict[str, Any]) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "peak_bytes": peak,
+        "statistics_bytes": sum(t.nbytes for t in (*gradient.values(), *diagonal.values())),
         "flops": flops.get_total_flops() * EXAMPLES[task["network"]] / 4,
         "rate": product_rate(task["device"]),
     }
@@ -167,6 +168,7 @@ def compare(network: str, arguments: argparse.Namespace, folder: Path) -> dict[s
             "lowest": min(seconds),
             "highest": max(seconds),
             "peak_bytes": max(run["peak_bytes"] for run in runs),
+            "statistics_bytes": runs[0]["statistics_bytes"],
             "flops": runs[0]["flops"],
             "rate_share": max(
                 run["flops"] / min(run["seconds"]) / max(r["rate"] for r in runs) for run in runs
@@ -189,10 +191,11 @@ def show(row: dict[str, Any]) -> None:
     print(f"\n{row['network']}, {row['examples']} examples")
     for side in SIDES:
         s = row[side]
+        peak, statistic = s["peak_bytes"] / 2**20, s["statistics_bytes"] / 2**20
         print(
             f"  {side:<10} {s['seconds']:8.3f} s ({s['lowest']:.3f} to {s['highest']:.3f})   "
-            f"peak {s['peak_bytes'] / 2**20:6.0f} MiB   {s['flops'] / 1e9:7.0f} Gflop   "
-            f"{100 * s['rate_share']:3.0f} % of the product rate"
+            f"peak {peak:6.0f} MiB, {peak - statistic:.0f} beside the statistics   "
+            f"{s['flops'] / 1e9:7.0f} Gflop   {100 * s['rate_share']:3.0f} % of the product rate"
         )
     low, high = min(row["ratios"]), max(row["ratios"])
     print(

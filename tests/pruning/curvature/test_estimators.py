@@ -132,3 +132,40 @@ def test_empirical_fisher_is_the_mean_squared_gradient(model, batch, by_autograd
 def test_what_is_not_accepted(model, batch, name, message):
     with pytest.raises(ValueError, match=message):
         lossprune.measure(model, [batch], estimator=name)
+
+
+def test_tolerance_leaves_out_the_smallest_eigenvalues_and_nothing_else():
+    """Against the definition: all eigenvalues of all examples, sorted, cut at the tolerance."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    inputs, targets = torch.randn(30, 6).double() * 3, torch.arange(30) % 4
+    tolerance = 0.2
+
+    statistics = lossprune.measure(model, [(inputs, targets)], estimator=f"tolerance:{tolerance}")
+
+    p = model(inputs).detach().softmax(1)
+    values, vectors = torch.linalg.eigh(p.diag_embed() - p[:, :, None] * p[:, None, :])
+    threshold = None
+    skipped = 0.0
+    for value in sorted(values.clamp(min=0).flatten().tolist()):
+        if skipped + value > tolerance * float(values.sum()):
+            threshold = value
+            break
+        skipped += value
+    weights = dict(model.named_parameters())
+    expected = {name: torch.zeros_like(weights[name]) for name in statistics.ggn_diagonal}
+    for n in range(len(inputs)):
+        outputs = model(inputs[n : n + 1])[0]
+        for k in range(4):
+            if values[n, k] < threshold - 1e-12:
+                continue
+            column = vectors[n, :, k] * values[n, k].sqrt()
+            found = torch.autograd.grad(
+                outputs @ column, [weights[name] for name in expected], retain_graph=True
+            )
+            for total, part in zip(expected.values(), found, strict=True):
+                total += part.square() / len(inputs)
+    assert statistics.skipped == pytest.approx(skipped / float(values.sum()), rel=1e-9)
+    assert 0.1 < statistics.skipped <= tolerance
+    for name, tensor in expected.items():
+        torch.testing.assert_close(statistics.ggn_diagonal[name], tensor, rtol=1e-9, atol=1e-15)

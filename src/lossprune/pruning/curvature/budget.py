@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 # What a column needs beside its kept gradients: those under way through the network.
 _UNDER_WAY = 2
+# What products and convolutions work in: this much, or half of a smaller budget.
+_WORK = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -16,9 +18,9 @@ class Budget:
         column: the gradients at all the layers' outputs, of one example and column.
 
     >>> Budget(memory=1000, graph=20, column=10).examples(columns=8)
-    8
+    4
     >>> Budget(memory=1000, graph=20, column=10).columns(examples=10)
-    6
+    1
     """
 
     memory: int
@@ -27,9 +29,14 @@ class Budget:
 
     def examples(self, columns: int) -> int:
         """Return how many examples fit with that many columns each; at least one."""
-        return max(1, self.memory // max(1, self.graph + (columns + _UNDER_WAY) * self.column))
+        example = self.graph + (columns + _UNDER_WAY) * self.column
+        return max(1, self._free // max(1, example))
+
+    @property
+    def _free(self) -> int:
+        return self.memory - min(_WORK, self.memory // 2)
 
     def columns(self, examples: int) -> int:
         """Return how many columns at once fit with that many examples; at least one."""
-        free = self.memory // examples - self.graph
+        free = self._free // examples - self.graph
         return max(1, free // max(1, self.column) - _UNDER_WAY)

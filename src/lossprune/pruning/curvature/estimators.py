@@ -38,15 +38,13 @@ class Columns:
     def packed(self, examples: Callable[[int], int]) -> Iterator[tuple[Tensor, int]]:
         """Yield indices of examples, and how many columns they use: those with as many together.
 
-        ``examples(k)`` says how many examples of k columns go together.
+        ``examples(k)`` says how many examples of k columns may go together.
         """
         assert self.counts is not None
-        order = self.counts.argsort(descending=True, stable=True)
-        while len(order):
-            count = int(self.counts[order[0]])
-            size = examples(count)
-            yield order[:size], count
-            order = order[size:]
+        for count in self.counts.unique().tolist():
+            alike = (self.counts == count).nonzero().flatten()
+            for chosen in alike.split(examples(count)):
+                yield chosen, count
 
 
 class Estimator(Protocol):

@@ -257,16 +257,22 @@ class _Measurement:
             )
 
     def _add_gradient(self, outputs: Tensor, targets: Tensor) -> None:
-        found = torch.autograd.grad(
+        """Let autograd add to the sums in place, layer by layer."""
+        weights = self.network.weights
+        for name, total in self.gradient.items():
+            if weights[name].dtype == total.dtype and weights[name].stride() == total.stride():
+                weights[name].grad = total
+        torch.autograd.backward(
             outputs,
-            list(self.network.weights.values()),
             self.loss.gradient(outputs.detach(), targets),
             retain_graph=True,
-            allow_unused=True,
+            inputs=list(weights.values()),
         )
-        for total, part in zip(self.gradient.values(), found, strict=True):
-            if part is not None:
+        for name, total in self.gradient.items():
+            part = weights[name].grad
+            if part is not None and part is not total:
                 total += part
+            weights[name].grad = None
 
     def _add_packed(self, inputs: Tensor, targets: Tensor, budget: Budget) -> None:
         """Choose the columns of many examples first, then take those with as many together."""

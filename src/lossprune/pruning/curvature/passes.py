@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lossprune.pruning.curvature.budget import Budget
 from lossprune.pruning.curvature.layers import LayerCall
-from lossprune.pruning.curvature.squares import add_squares_
+from lossprune.pruning.curvature.squares import add_squares_, prefers_direct
 from lossprune.pruning.curvature.tiles import Tile, tile
 
 
@@ -84,11 +84,15 @@ def _add_weight_(total: Tensor, uses: Sequence[_Use], kept: Tensor | None) -> No
         return _along_positions([use.columns(examples) for use in uses])
 
     examples = uses[0].gradients.shape[0]
-    total = total.view(uses[0].call.geometry.grouped(total))
+    shape = uses[0].call.geometry.grouped(total)
+    total = total.view(shape)
+    first = gradients(slice(0, 1))
     tiles = None
-    if kept is not None and total.shape[0] == 1:
-        many_positions = gradients(slice(0, 1)).shape[-1] > 1
-        tiles = tile(kept.view(total.shape[1:]), by_rows=many_positions)
+    if kept is not None and not kept.any():
+        return
+    # Only the direct way, a product for every example, costs so much that leaving out pays.
+    if kept is not None and shape[0] == 1 and prefers_direct(shape, first.shape[1], first.shape[4]):
+        tiles = tile(kept.view(shape[1:]))
     if tiles is None:
         add_squares_(total, patches, gradients, examples)
         return

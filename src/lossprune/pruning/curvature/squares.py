@@ -17,6 +17,7 @@ Three ways to compute it, chosen by counted cost:
 docs/curvature.md has their costs and measurements.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -46,9 +47,10 @@ def add_squares_(total: Tensor, patches: Block, gradients: Block, examples: int)
     """
     first = gradients(slice(0, 1))
     columns, positions = first.shape[1], first.shape[4]
+    shape = (total.shape[0], total.shape[1], total.shape[2])
     if positions == 1:
         _add_factored_(total, patches, gradients, examples)
-    elif _pairs_cost(total, columns, positions) < _direct_cost(total, columns, positions):
+    elif not prefers_direct(shape, columns, positions):
         _add_pairs_(total, patches, gradients, examples, positions)
     elif has_fast_product(first) and total.shape[0] == 1:
         _add_direct_(total, patches, gradients, examples)
@@ -56,17 +58,24 @@ def add_squares_(total: Tensor, patches: Block, gradients: Block, examples: int)
         _add_batched_(total, patches, gradients, examples, columns)
 
 
-def _direct_cost(total: Tensor, columns: int, positions: int) -> int:
+def prefers_direct(shape: tuple[int, int, int], columns: int, positions: int) -> bool:
+    """Whether a weight of shape (g, o, i) is cheaper done directly than by pairs of positions."""
+    return positions > 1 and _direct_cost(shape, columns, positions) <= _pairs_cost(
+        shape, columns, positions
+    )
+
+
+def _direct_cost(shape: tuple[int, int, int], columns: int, positions: int) -> int:
     """Multiply-adds, and passes in their worth, for one example done directly."""
-    return columns * total.numel() * (positions + _PASS)
+    return columns * math.prod(shape) * (positions + _PASS)
 
 
-def _pairs_cost(total: Tensor, columns: int, positions: int) -> int:
+def _pairs_cost(shape: tuple[int, int, int], columns: int, positions: int) -> int:
     """The same for one example done by pairs of positions."""
-    groups, outputs, inputs = total.shape
+    groups, outputs, inputs = shape
     pairs = positions * (positions + 1) // 2
     forming = groups * (outputs * (columns * positions**2 + _PASS * pairs) + _PASS * inputs * pairs)
-    return total.numel() * pairs + forming
+    return math.prod(shape) * pairs + forming
 
 
 def _blocks(examples: int, elements: int, most: int) -> Iterator[slice]:

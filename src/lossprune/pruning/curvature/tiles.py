@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 # Output channels in a tile.  Fewer would leave out more, but make products too thin to be fast.
-_ROWS = 64
+_ROWS = 128
 # Tiles pay for gathering their rows and columns if they cover no more than this of the weight.
-_WORTHWHILE = 0.8
+_WORTHWHILE = 0.6
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,20 @@ class Tile:
     inputs: Tensor
 
 
-def tile(kept: Tensor, *, by_rows: bool) -> list[Tile] | None:
+def tile(kept: Tensor) -> list[Tile] | None:
     """Cover the kept entries of a weight, (o, i), with tiles; None where that saves too little.
 
     Each tile leaves out the outputs that have lost all their inputs, and the inputs (a channel at
-    a kernel position) that none of its outputs uses any more.  With ``by_rows`` there are several,
-    of a few outputs each, which together cover less than one would.
+    a kernel position) that none of its outputs uses any more.
 
     >>> import torch
     >>> kept = torch.tensor([[True, False, False, True], [False] * 4])
-    >>> tile(kept, by_rows=False)
+    >>> tile(kept)
     [Tile(outputs=tensor([0]), inputs=tensor([0, 3]))]
     """
     rows = kept.any(1).nonzero().flatten()
     if not len(rows):  # the layer has no weight left
         return []
-    groups = rows.split(_ROWS) if by_rows else [rows]
-    tiles = [Tile(group, kept[group].any(0).nonzero().flatten()) for group in groups]
+    tiles = [Tile(some, kept[some].any(0).nonzero().flatten()) for some in rows.split(_ROWS)]
     covered = sum(len(part.outputs) * len(part.inputs) for part in tiles)
     return tiles if covered <= _WORTHWHILE * kept.numel() else None
