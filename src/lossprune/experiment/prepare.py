@@ -175,14 +175,30 @@ def computing(config: RunConfig, unfinished: RunRecord | None) -> Iterator[None]
     An interrupted run goes on with as many threads as it had, unless ``--threads`` says otherwise:
     another number may round differently.
     """
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    threads = torch.get_num_threads()
     recorded = None if unfinished is None else unfinished.environment.get("threads")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for the below
     try:
         torch.set_num_threads(config.threads or recorded or threads)
+        with _deterministic():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Choose deterministic algorithms on a GPU; on a CPU there are no others for what runs here.
+
+    Not on a CPU also because the switch alone makes torch import its compiler, for two seconds.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    try:
         torch.use_deterministic_algorithms(True, warn_only=True)
         yield
     finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
