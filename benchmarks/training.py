@@ -10,7 +10,6 @@ not depend on the pixels.
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.hardware import hardware
 from lossprune.data import Dataset, Split, load
 from lossprune.experiment import RunConfig, run
 from lossprune.networks import NETWORKS
@@ -118,20 +118,6 @@ def random_mnist() -> Dataset:
     names = tuple("0123456789")
     splits = (split(50_000), split(10_000), split(10_000))
     return Dataset("random images of MNIST's size", *splits, names, (0.1307,), (0.3081,))
-
-
-def hardware() -> dict[str, object]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-    }
 
 
 def main() -> None:
