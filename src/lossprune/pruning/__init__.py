@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from lossprune.pruning.curvature.measure import measure as measure
     from lossprune.pruning.errors import PruningError as PruningError
     from lossprune.pruning.mask import Mask as Mask
+    from lossprune.pruning.result import PruningResult as PruningResult
+    from lossprune.pruning.result import StageRecord as StageRecord
     from lossprune.pruning.schedules import SCHEDULES as SCHEDULES
     from lossprune.pruning.schedules import sparsities as sparsities
-    from lossprune.pruning.stages import PruningResult as PruningResult
-    from lossprune.pruning.stages import StageRecord as StageRecord
     from lossprune.pruning.stages import prune as prune
     from lossprune.pruning.stages import prune_by_stage as prune_by_stage
 
@@ -41,9 +41,9 @@ _HOMES = {
     "Mask": "mask",
     "MonteCarlo": "curvature.estimators",
     "PruningError": "errors",
-    "PruningResult": "stages",
+    "PruningResult": "result",
     "SCHEDULES": "schedules",
-    "StageRecord": "stages",
+    "StageRecord": "result",
     "Statistics": "curvature.measure",
     "Tolerance": "curvature.estimators",
     "measure": "curvature.measure",

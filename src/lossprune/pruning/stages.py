@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,43 +17,10 @@ from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.prunable import check_mask, prunable_weights
 from lossprune.pruning.randomness import PrivateRandomness
+from lossprune.pruning.result import PruningResult, StageRecord
 from lossprune.pruning.schedules import sparsities
 from lossprune.pruning.scoring import predicted_change, saliencies
 from lossprune.pruning.selection import select_smallest
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """What one stage did.  Losses are means over the examples that this stage was measured on.
-
-    Attributes:
-        stage: 1 for the first.
-        sparsity: after the stage, exactly removed / prunable.
-        removed: weights removed so far.
-        loss_before: at the mask of the stage before; None without data.
-        loss_after: at the mask of this stage, on the same examples; None without data.
-        predicted_change: the model's ΔL for the weights this stage removed, without the penalty;
-            None where the criterion does not model the loss.
-        realised_change: ``loss_after − loss_before``; None without data.
-        seconds: wall time of the stage.
-    """
-
-    stage: int
-    sparsity: float
-    removed: int
-    loss_before: float | None
-    loss_after: float | None
-    predicted_change: float | None
-    realised_change: float | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class PruningResult:
-    """A mask, and how it came about stage by stage."""
-
-    mask: Mask
-    stages: tuple[StageRecord, ...]
 
 
 def prune(
