@@ -55,8 +55,23 @@ class TestMapping:
         assert (mask.removed, mask.total) == (7, 23)
         assert mask.sparsity == 7 / 23
 
+    def test_layer_by_layer(self):
+        kept = torch.ones(7, 3, dtype=torch.bool)
+        kept.view(-1)[:5] = False
+        empty = torch.zeros(0, 4, dtype=torch.bool)
+        mask = lossprune.Mask({"b": kept, "a": torch.zeros(2, dtype=torch.bool), "c": empty})
+        assert [
+            (layer.name, layer.shape, layer.total, layer.kept, layer.removed, layer.sparsity)
+            for layer in mask.layers()
+        ] == [
+            ("b", (7, 3), 21, 16, 5, 5 / 21),
+            ("a", (2,), 2, 0, 2, 1.0),
+            ("c", (0, 4), 0, 0, 0, 0.0),
+        ]
+
     def test_empty(self):
         assert lossprune.Mask({}).sparsity == 0.0
+        assert lossprune.Mask({}).layers() == ()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int64])
     def test_takes_only_bool(self, dtype):

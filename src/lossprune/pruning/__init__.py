@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lossprune.pruning.curvature.measure import Statistics as Statistics
     from lossprune.pruning.curvature.measure import measure as measure
     from lossprune.pruning.errors import PruningError as PruningError
+    from lossprune.pruning.mask import LayerCounts as LayerCounts
     from lossprune.pruning.mask import Mask as Mask
     from lossprune.pruning.result import PruningResult as PruningResult
     from lossprune.pruning.result import StageRecord as StageRecord
@@ -37,6 +38,7 @@ _HOMES = {
     "Estimator": "curvature.estimators",
     "Exact": "curvature.estimators",
     "LOSSES": "curvature.losses",
+    "LayerCounts": "mask",
     "Loss": "curvature.losses",
     "Mask": "mask",
     "MonteCarlo": "curvature.estimators",

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,26 @@ from lossprune.pruning.errors import PruningError
 from lossprune.pruning.prunable import prunable_weights
 
 _FORMAT = "lossprune mask 1"
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """How many weights of one parameter a mask keeps and removes."""
+
+    name: str
+    shape: tuple[int, ...]
+    total: int
+    removed: int
+
+    @property
+    def kept(self) -> int:
+        """``total − removed``."""
+        return self.total - self.removed
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction that is removed: ``removed / total``."""
+        return self.removed / self.total if self.total else 0.0
 
 
 class Mask(Mapping[str, Tensor]):
@@ -51,6 +72,18 @@ class Mask(Mapping[str, Tensor]):
     def sparsity(self) -> float:
         """The fraction of the weights that is removed: ``removed / total``."""
         return self.removed / self.total if self.total else 0.0
+
+    def layers(self) -> tuple[LayerCounts, ...]:
+        """Return the counts of each parameter, in order.
+
+        >>> for layer in Mask({"fc.weight": torch.tensor([[True, False], [True, True]])}).layers():
+        ...     print(layer.name, layer.shape, layer.kept, layer.removed, layer.sparsity)
+        fc.weight (2, 2) 3 1 0.25
+        """
+        return tuple(
+            LayerCounts(name, tuple(kept.shape), kept.numel(), kept.numel() - int(kept.sum()))
+            for name, kept in self._kept.items()
+        )
 
     def __getitem__(self, name: str) -> Tensor:
         return self._kept[name]
