@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lossprune.report.config import ReportConfig
 from lossprune.report.figures import write_figures
+from lossprune.report.follow_up import write_plans
 from lossprune.report.page import write_page
 from lossprune.report.reading import Results, read_results
 from lossprune.report.tables import all_tables
@@ -36,6 +37,7 @@ def write_report(root: Path, config: ReportConfig) -> Written:
             folder.mkdir(parents=True, exist_ok=True)
         files = [path for table in tables for path in write_table(table, out / "tables")]
         files.append(_write_runs(results, out / "tables"))
+        files += write_plans(results.runs, out)
         figures = write_figures(results, out / "figures")
         names = [path.relative_to(out).as_posix() for path in figures]
         page = write_page(results, tables, out, names, config.embed_mb * _MEGABYTE)

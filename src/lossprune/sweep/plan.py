@@ -2,7 +2,7 @@
 
 A plan is a TOML file whose keys are the flags of ``lossprune run``.  A list is an axis; the runs
 are all combinations.  ``[baseline]`` names the network that each run starts from, ``[[drop]]``
-leaves combinations out.  ``docs/sweeps.md`` describes the format.
+leaves combinations out, ``[[keep]]`` all others.  ``docs/sweeps.md`` describes the format.
 """
 
 import shlex
@@ -45,12 +45,14 @@ class Plan:
         axes: values by flag, in the order of the file; a value given alone is an axis of one.
         baseline: the flags in which the start network's run differs; None: none is trained.
         drop: runs that agree with one of these in every flag named are left out.
+        keep: where given, only runs that agree with one of these in every flag named are done.
     """
 
     name: str
     axes: Mapping[str, tuple[Any, ...]]
     baseline: Flags | None = None
     drop: tuple[Mapping[str, tuple[Any, ...]], ...] = ()
+    keep: tuple[Mapping[str, tuple[Any, ...]], ...] = ()
 
     def changed(self, changes: Choices) -> "Plan":
         """Return the plan with flags set, on baselines too; ``baseline.lr`` sets theirs alone.
@@ -87,13 +89,16 @@ class Plan:
                 config = replace(config, start=baseline.folder / BEST)
             runs.setdefault(config.folder, PlannedRun(config, baseline))
         if not runs:
-            raise ValueError(f"plan {self.name} stands for no runs: [[drop]] leaves none")
+            raise ValueError(
+                f"plan {self.name} stands for no runs: [[keep]] and [[drop]] leave none"
+            )
         return tuple({**runs, **baselines}[folder] for folder in {**baselines, **runs})
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
         for values in product(*self.axes.values()):
             flags = dict(zip(self.axes, values, strict=True))
-            if not any(_matches(flags, rule) for rule in self.drop):
+            kept = not self.keep or any(_matches(flags, rule) for rule in self.keep)
+            if kept and not any(_matches(flags, rule) for rule in self.drop):
                 yield flags
 
     def _baseline_of(self, flags: Flags, common: Flags) -> RunConfig | None:

@@ -52,9 +52,8 @@ def parse_plan(text: str, name: str) -> Plan:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"plan {name} is not TOML: {error}") from None
-    baseline, drop = content.pop("baseline", None), content.pop("drop", [])
-    if not isinstance(drop, list) or not all(isinstance(rule, dict) for rule in drop):
-        raise ValueError(f"plan {name}: drop must be written [[drop]], a table for each rule")
+    baseline = content.pop("baseline", None)
+    drop, keep = (_rules(content.pop(kind, []), kind, name) for kind in ("drop", "keep"))
     axes = {flag: _axis(flag, value, name) for flag, value in content.items()}
     if baseline is not None:
         if not isinstance(baseline, dict):
@@ -66,8 +65,7 @@ def parse_plan(text: str, name: str) -> Plan:
             for flag, value in baseline.items()
         }
         baseline.setdefault("pe", -1)
-    rules = tuple({flag: _axis(flag, value, name) for flag, value in rule.items()} for rule in drop)
-    return Plan(name, axes, baseline, rules)
+    return Plan(name, axes, baseline, drop, keep)
 
 
 def parse_choices(text: str | None, option: str) -> Choices:
@@ -100,6 +98,12 @@ def _typed(flag: str, text: str, option: str) -> Any:
             except ValueError:
                 continue
     return None if text == "None" and type(None) in kinds else text
+
+
+def _rules(rules: Any, kind: str, name: str) -> tuple[dict[str, tuple[Any, ...]], ...]:
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+        raise ValueError(f"plan {name}: {kind} must be written [[{kind}]], a table for each rule")
+    return tuple({flag: _axis(flag, value, name) for flag, value in rule.items()} for rule in rules)
 
 
 def _axis(flag: str, value: Any, name: str) -> tuple[Any, ...]:

@@ -1,0 +1,92 @@
+"""The plan that comes after a report: the best λ of each criterion and π, for ``lossprune sweep``.
+
+A grid is evaluated right after pruning, which is cheap; what is then worth training is one λ of
+each criterion and π.  Which one it is, a report knows; the plan says it to the sweep.
+"""
+
+from pathlib import Path, PurePath
+from typing import Any
+
+import pandas as pd
+
+from lossprune.experiment.config import RunConfig
+from lossprune.experiment.folder import BEST
+from lossprune.report.choice import best_reg_after_pruning
+from lossprune.report.layout import METHOD, rows_of
+
+_TRAINING = ("epochs", "lr", "decay", "decay_every", "l2")
+_METHOD_FIELDS = ("criterion", "stages", "exponential", "reg")
+_FIELDS = {
+    name: item.metadata["flag"]
+    for name, item in RunConfig.__dataclass_fields__.items()
+    if item.metadata["named"] != "never" and name != "start"
+}
+
+
+def write_plans(runs: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write ``best.toml``, or ``best-1.toml`` and so on where there are several networks.
+
+    Only of prunings of trained networks that are runs of the same results: a plan trains the
+    networks that its runs start from, or finds them trained.
+    """
+    texts = [
+        text for _, group in runs[runs["pruned"]].groupby("network") if (text := _plan(group, runs))
+    ]
+    names = ["best"] if len(texts) == 1 else [f"best-{n}" for n in range(1, len(texts) + 1)]
+    paths = [folder / f"{name}.toml" for name in names]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text, encoding="utf-8")
+    return paths
+
+
+def _plan(pruned: pd.DataFrame, runs: pd.DataFrame) -> str | None:
+    baseline = _baseline(pruned, runs)
+    if baseline is None:
+        return None
+    first = rows_of(pruned.sort_values("epochs"))[0]
+    best = best_reg_after_pruning(pruned).merge(
+        pruned[[*METHOD, "exponential"]].drop_duplicates(), on=METHOD
+    )
+    axes: dict[str, Any] = {_FIELDS[name]: first[name] for name in _FIELDS if name in first}
+    axes["seed"] = sorted(int(seed) for seed in pruned["seed"].unique())
+    for name in _METHOD_FIELDS:
+        axes[_FIELDS[name]] = sorted(best[name].unique().tolist())
+    lines = [
+        f"# {first['network']}: of each criterion and π the λ with the lowest mean validation",
+        "# loss right after pruning, over the seeds measured. To train them on for 20 epochs:",
+        f"#   lossprune sweep best.toml --set nepochs=20,baseline.nepochs={baseline['epochs']}",
+        "",
+        *_entries(axes),
+        "",
+        "[baseline]",
+        "pe = -1",
+        *_entries({_FIELDS[name]: baseline[name] for name in _TRAINING}),
+    ]
+    for row in rows_of(best):
+        lines += ["", "[[keep]]", *_entries({_FIELDS[name]: row[name] for name in _METHOD_FIELDS})]
+    return "\n".join(lines) + "\n"
+
+
+def _baseline(pruned: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any] | None:
+    """Return the run that the prunings start from, of any seed; None where it is not among them."""
+    folders = {PurePath(start).parent.name for start in pruned["start"] if start.endswith(BEST)}
+    names = runs["folder"].map(lambda folder: PurePath(folder).name)
+    found = rows_of(runs[names.isin(folders) & ~runs["prunes"]])
+    return found[0] if found else None
+
+
+def _entries(flags: dict[str, Any]) -> list[str]:
+    return [f"{flag} = {_value(value)}" for flag, value in flags.items()]
+
+
+def _value(value: Any) -> str:
+    """A TOML value.
+
+    >>> _value([True, False]), _value("QM"), _value(1e-5)
+    ('[true, false]', '"QM"', '1e-05')
+    """
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else repr(value)
