@@ -1,0 +1,150 @@
+"""C files, compiled on the machine that runs them and loaded with ctypes.
+
+A compiler that sees the machine may use all of its vector instructions, which no wheel could.  The
+candidates are, in this order: the command in the environment variable ``CC``, ``cc``, ``gcc``,
+``clang``, and the compiler in the package ``ziglang`` (the extra ``deploy``), for machines without
+any.  What is built lies in the folder that ``LOSSPRUNE_CACHE`` names, else in the user's cache
+folder (``~/.cache/lossprune``), under a name that hashes the source, the flags, the compiler's
+version and the processor.  All of it may be deleted at any time.
+
+>>> compiler_available() in (True, False)
+True
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+CACHE_VARIABLE = "LOSSPRUNE_CACHE"
+
+
+class NoCompiler(RuntimeError):  # noqa: N818, as StopIteration: it says what is the case
+    """There is no C compiler, or none that can build the file."""
+
+
+def load(source: Path, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """Return the library built from one C file, from the cache if it was built before.
+
+    Built with ``-O3 -march=native -shared -fPIC`` and ``flags``; calls through ctypes release the
+    GIL.  Several processes may ask at once: each builds into a file of its own and renames it.
+
+    Args:
+        source: a C file; what it includes beside the system's headers is not part of the key.
+        flags: more flags for the compiler, such as ``("-DWIDTH=4", "-lm")``; libraries go last.
+
+    Raises:
+        NoCompiler: there is none, or the compiler rejects the file.
+        FileNotFoundError: ``source`` does not exist.
+    """
+    compiler = _compiler(os.environ.get("CC"))
+    if compiler is None:
+        raise NoCompiler(
+            "no C compiler: set CC to one, install cc, gcc or clang, "
+            'or pip install "lossprune[deploy]"'
+        )
+    command, version = compiler
+    used = (*_flags(), *flags)
+    text = source.read_bytes()
+    key = hashlib.sha256(repr((text, used, version, _processor())).encode()).hexdigest()
+    library = _folder() / f"{source.stem}-{key[:24]}.so"
+    if not library.is_file():
+        library = _build(command, used, source, library)
+    return ctypes.CDLL(str(library))
+
+
+def compiler_available() -> bool:
+    """Say whether :func:`load` finds a compiler on this machine."""
+    return _compiler(os.environ.get("CC")) is not None
+
+
+def _flags() -> tuple[str, ...]:
+    # Compilers built on LLVM otherwise use half of the widest registers.
+    wide = platform.machine() in ("x86_64", "AMD64")
+    return (
+        "-O3", "-march=native", *(["-mprefer-vector-width=512"] if wide else []),
+        "-std=gnu11", "-shared", "-fPIC",
+    )  # fmt: skip
+
+
+@functools.cache
+def _compiler(chosen: str | None) -> tuple[tuple[str, ...], str] | None:
+    """Return the first candidate that answers: its command and its version."""
+    for command in _candidates(chosen):
+        try:
+            answer = subprocess.run(
+                [*command, "--version"], capture_output=True, text=True, timeout=60, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return command, answer.stdout
+    return None
+
+
+def _candidates(chosen: str | None) -> Iterator[tuple[str, ...]]:
+    if chosen:
+        yield tuple(shlex.split(chosen))
+    for name in ("cc", "gcc", "clang"):
+        if found := shutil.which(name):
+            yield (found,)
+    if importlib.util.find_spec("ziglang"):
+        yield (sys.executable, "-m", "ziglang", "cc")
+
+
+@functools.cache
+def _processor() -> str:
+    """What ``-march=native`` depends on: the processor's model and its instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    kinds = ("model name", "flags", "CPU part", "Features", "isa")
+    return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
+
+
+def _folder() -> Path:
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen)
+    import pooch
+
+    return Path(pooch.os_cache("lossprune"))
+
+
+def _build(command: Sequence[str], flags: Sequence[str], source: Path, library: Path) -> Path:
+    """Compile into a temporary file and rename it.
+
+    Where the cache cannot be written, the library goes into a folder of this process's own.
+    """
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{library.stem}-", suffix=".so", dir=library.parent
+        )
+    except OSError:
+        library = Path(tempfile.mkdtemp(prefix="lossprune-")) / library.name
+        handle, name = tempfile.mkstemp(suffix=".so", dir=library.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        libraries = [flag for flag in flags if flag.startswith("-l")]
+        others = [flag for flag in flags if not flag.startswith("-l")]
+        done = subprocess.run(
+            [*command, *others, str(source), "-o", name, *libraries],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or ["no message"])[0]
+            raise NoCompiler(f"{shlex.join(command)} cannot build {source.name}: {said}")
+        part.replace(library)
+    finally:
+        part.unlink(missing_ok=True)
+    return library

@@ -1,0 +1,87 @@
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+from lossprune.kernels.compiler import NoCompiler, compiler_available, load
+
+needs_compiler = pytest.mark.skipif(not compiler_available(), reason="no C compiler here")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOSSPRUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def source(tmp_path):
+    file = tmp_path / "sum.c"
+    file.write_text("int sum(int a, int b) { return a + b + EXTRA; }\n")
+    return file
+
+
+@needs_compiler
+def test_a_function_can_be_called(cache, source):
+    library = load(source, flags=("-DEXTRA=0",))
+    assert library.sum(ctypes.c_int(2), ctypes.c_int(3)) == 5
+
+
+@needs_compiler
+def test_built_once_for_the_same_source_and_flags(cache, source):
+    load(source, flags=("-DEXTRA=0",))
+    first = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    load(source, flags=("-DEXTRA=0",))
+    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == first
+    assert load(source, flags=("-DEXTRA=7",)).sum(2, 3) == 12
+    source.write_text(source.read_text().replace("a + b", "a - b"))
+    assert load(source, flags=("-DEXTRA=0",)).sum(2, 3) == -1
+    assert len(list(cache.iterdir())) == 3
+
+
+@needs_compiler
+def test_processes_may_build_at_once(cache, source):
+    code = (
+        "import sys; from pathlib import Path; from lossprune.kernels.compiler import load; "
+        "print(load(Path(sys.argv[1]), flags=('-DEXTRA=1',)).sum(1, 1))"
+    )
+    command = [sys.executable, "-c", code, str(source)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[0].strip() for process in running] == ["3"] * 4
+    assert len(list(cache.iterdir())) == 1, "one library and nothing left over"
+
+
+@needs_compiler
+def test_a_file_that_is_wrong_is_named(cache, tmp_path):
+    file = tmp_path / "wrong.c"
+    file.write_text("int f( {\n")
+    with pytest.raises(NoCompiler, match=r"cannot build wrong\.c"):
+        load(file)
+    assert not list(cache.iterdir()), "nothing half-built is left"
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, source):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LOSSPRUNE_CACHE", str(tmp_path / "file" / "folder"))
+    assert load(source, flags=("-DEXTRA=0",)).sum(2, 3) == 5
+
+
+def test_without_a_compiler_one_sentence_says_so(cache, source):
+    code = (
+        "import sys; sys.modules['ziglang'] = None; from pathlib import Path\n"
+        "from lossprune.kernels.compiler import NoCompiler, compiler_available, load\n"
+        "import importlib.util; importlib.util.find_spec = lambda name: None\n"
+        "assert not compiler_available()\n"
+        "try: load(Path(sys.argv[1]))\n"
+        "except NoCompiler as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(source)],
+        env={"PATH": "/nowhere"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == (
+        "no C compiler: set CC to one, install cc, gcc or clang, "
+        'or pip install "lossprune[deploy]"\n'
+    )
