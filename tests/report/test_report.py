@@ -41,6 +41,7 @@ def test_a_real_results_folder_is_reported_whole(command, digits_results, tmp_pa
     slug = "mlp-on-digits-95.6-removed"
     assert set(files) == {
         "index.html",
+        "best.toml",
         "tables/runs.csv",
         *(
             f"tables/{name}.{suffix}"
@@ -59,6 +60,45 @@ def test_a_real_results_folder_is_reported_whole(command, digits_results, tmp_pa
         name for name, digest in digests(tmp_path / "again").items() if files[name] != digest
     }
     assert differing == set(), "the same results make the same bytes"
+
+
+def test_the_plan_of_the_best_penalties_is_what_a_sweep_does(command, maker, tmp_path):
+    for seed in (1111, 1112):
+        path = maker.baseline(seed, epochs=7)
+        start = f"results/{path.name}/best_model.pt"
+        maker.run("MP", 1, 0.0, seed, epochs=0, start=start)
+        for stages, best in ((1, 0.1), (14, 0.0)):
+            for reg in (0.0, 0.1):
+                # The training loss prefers the other one: it must not be what chooses.
+                loss = 1.0 if reg == best else 2.0
+                maker.run(
+                    "QM", stages, reg, seed, epochs=0, loss=3 - loss, valid_loss=loss,
+                    start=start, exponential=True,
+                )  # fmt: skip
+    assert command("report", maker.root, "--out", "out").status == 0
+    plan = tmp_path / "out" / "best.toml"
+    settings = "nepochs=3,baseline.nepochs=7"
+    assert settings.replace("=3", "=20") in plan.read_text()
+    answer = command("sweep", plan, "--set", settings, "--dry-run")
+    assert answer.out.splitlines()[-1] == "8 runs: 2 baselines, 6 prunings"
+    runs = [line for line in answer.out.splitlines() if line.startswith("results/")]
+    flags = [dict(part.split("=") for part in Path(run).name.split(",")) for run in runs]
+    chosen = {(run["pi"], run["pm"], run["reg"]) for run in flags if run["pe"] == "0"}
+    assert chosen == {("1", "MP", "0.0"), ("1", "QM", "0.1"), ("14", "QM", "0.0")}
+    assert {Path(run).name for run in runs if "pe=-1" in run} == {
+        path.name for path in maker.root.iterdir() if "pe=-1" in path.name
+    }
+
+
+def test_several_networks_have_plans_of_their_own_and_unknown_starts_none(command, maker, tmp_path):
+    start = f"results/{maker.baseline(1111).name}/best_model.pt"
+    maker.run("QM", 1, 0.0, start=start, sparsity=0.9)
+    maker.run("QM", 1, 0.0, start=start, sparsity=0.8)
+    maker.run("QM", 1, 0.0, sparsity=0.7)
+    assert command("report", maker.root, "--out", "out").status == 0
+    plans = sorted((tmp_path / "out").glob("*.toml"))
+    assert [plan.name for plan in plans] == ["best-1.toml", "best-2.toml"]
+    assert ["pr = 0.8\n" in plan.read_text() for plan in plans] == [True, False]
 
 
 def test_the_table_is_what_the_records_say(digits_results):

@@ -70,6 +70,18 @@ def test_lists_are_axes_and_constraints_drop_combinations():
     assert [run.config.prunes for run in runs] == [False] * 2 + [True] * 6
 
 
+def test_keep_leaves_out_all_other_combinations():
+    rules = '[[keep]]\npm = "QM"\npi = [1, 3]\n[[keep]]\npm = "MP"\npi = 3\nseed = 2\n'
+    runs = parse_plan(SMALL + rules, "small").expand()
+    pruned = [run.config for run in runs if run.config.prunes]
+    assert {(c.criterion, c.stages, c.seed) for c in pruned} == {
+        ("QM", 1, 1),
+        ("QM", 1, 2),
+        ("QM", 3, 1),
+        ("QM", 3, 2),
+    }  # fmt: skip  (what a [[drop]] names too is dropped)
+
+
 def test_a_baseline_takes_over_the_training_flags_of_its_runs():
     baseline = parse_plan(SMALL, "small").expand()[0].config
     assert (baseline.lr, baseline.epochs, baseline.dataset) == (0.1, 7, "digits")

@@ -70,9 +70,8 @@ def _plan(pruned: pd.DataFrame, runs: pd.DataFrame) -> str | None:
 def _baseline(pruned: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any] | None:
     """Return the run that the prunings start from, of any seed; None where it is not among them."""
     folders = {PurePath(start).parent.name for start in pruned["start"] if start.endswith(BEST)}
-    names = runs["folder"].map(lambda folder: PurePath(folder).name)
-    found = rows_of(runs[names.isin(folders) & ~runs["prunes"]])
-    return found[0] if found else None
+    dense = rows_of(runs[~runs["prunes"]])
+    return next((run for run in dense if PurePath(run["folder"]).name in folders), None)
 
 
 def _entries(flags: dict[str, Any]) -> list[str]:
