@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lossprune.pruning.criteria import CRITERIA as CRITERIA
     from lossprune.pruning.criteria import Criterion as Criterion
+    from lossprune.pruning.curvature.cross_entropy import CrossEntropy as CrossEntropy
+    from lossprune.pruning.curvature.elementwise import BinaryCrossEntropy as BinaryCrossEntropy
+    from lossprune.pruning.curvature.elementwise import MeanSquaredError as MeanSquaredError
     from lossprune.pruning.curvature.estimators import ESTIMATORS as ESTIMATORS
     from lossprune.pruning.curvature.estimators import EmpiricalFisher as EmpiricalFisher
     from lossprune.pruning.curvature.estimators import Estimator as Estimator
@@ -31,8 +34,10 @@ if TYPE_CHECKING:
     from lossprune.pruning.stages import prune_by_stage as prune_by_stage
 
 _HOMES = {
+    "BinaryCrossEntropy": "curvature.elementwise",
     "CRITERIA": "criteria",
     "Criterion": "criteria",
+    "CrossEntropy": "curvature.cross_entropy",
     "ESTIMATORS": "curvature.estimators",
     "EmpiricalFisher": "curvature.estimators",
     "Estimator": "curvature.estimators",
@@ -41,6 +46,7 @@ _HOMES = {
     "LayerCounts": "mask",
     "Loss": "curvature.losses",
     "Mask": "mask",
+    "MeanSquaredError": "curvature.elementwise",
     "MonteCarlo": "curvature.estimators",
     "PruningError": "errors",
     "PruningResult": "result",

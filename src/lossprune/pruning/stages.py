@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from lossprune.pruning.criteria import Criterion, find_criterion
+from lossprune.pruning.curvature.batch import Batch, Forward
 from lossprune.pruning.curvature.distributed import shared_random_state
 from lossprune.pruning.curvature.estimators import Estimator, find_estimator
-from lossprune.pruning.curvature.examples import Batch, check_examples, device_of, take
-from lossprune.pruning.curvature.losses import Loss, find_loss
+from lossprune.pruning.curvature.examples import check_examples, device_of, take
+from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.measure import Statistics, mean_loss, measure
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
@@ -33,7 +34,8 @@ def prune(
     stages: int | None = None,
     schedule: str | Sequence[float] = "exponential",
     reg: float = 0.0,
-    loss: str | Loss = "cross_entropy",
+    loss: str | Loss | LossFunction = "cross_entropy",
+    forward: Forward | None = None,
     estimator: str | Estimator = "exact",
     memory: int | None = None,
     seed: int | None = None,
@@ -51,15 +53,19 @@ def prune(
             its linear and convolution layers are pruned.
         criterion: a name in ``lossprune.CRITERIA`` or a :class:`Criterion`.
         sparsity: κ, the fraction of the prunable weights removed at the end, in [0, 1).
-        data: iterable of (inputs, targets), iterated anew at each stage, so an iterator will not
-            do for several.  A criterion that needs no statistics (MP) does without; given data,
-            its stages record their losses.
+        data: iterable of batches: (inputs, targets), dicts of the network's keyword arguments and
+            ``labels``, or whatever ``forward`` understands; iterated anew at each stage, so an
+            iterator will not do for several.  A criterion that needs no statistics (MP) does
+            without; given data, its stages record their losses.
         examples: how many to read a stage, exactly; None reads all.  A stage holds its examples
             until it ends, where the iterable puts them.
         stages: π; 1 if not given.
         schedule: ``"exponential"``, ``"linear"``, or a rising sequence of sparsities.
         reg: λ ≥ 0, the step-size penalty.
-        loss: a name in ``LOSSES`` or a :class:`Loss`.
+        loss: a name in ``LOSSES``, a :class:`Loss`, or, for criteria that need no curvature and
+            for ``estimator="empirical-fisher"``, any function of (outputs, targets).
+        forward: ``forward(model, batch)`` gives (outputs, targets) of batches of any other form;
+            as in :func:`measure`.
         estimator: of the GGN diagonal: a name in ``ESTIMATORS`` or an :class:`Estimator`.
         memory: bytes that a measurement may take at once; as in :func:`measure`.
         seed: of what an estimator draws, for each stage apart; if not given it draws from
@@ -92,6 +98,7 @@ def prune(
         schedule=schedule,
         reg=reg,
         loss=loss,
+        forward=forward,
         estimator=estimator,
         memory=memory,
         seed=seed,
@@ -113,7 +120,8 @@ def prune_by_stage(
     stages: int | None = None,
     schedule: str | Sequence[float] = "exponential",
     reg: float = 0.0,
-    loss: str | Loss = "cross_entropy",
+    loss: str | Loss | LossFunction = "cross_entropy",
+    forward: Forward | None = None,
     estimator: str | Estimator = "exact",
     memory: int | None = None,
     seed: int | None = None,
@@ -145,6 +153,7 @@ def prune_by_stage(
         examples,
         reg,
         find_loss(loss),
+        forward,
         find_estimator(estimator),
         memory,
         seed,
@@ -167,7 +176,8 @@ class _Pruning:
         data: Iterable[Any] | None,
         examples: int | None,
         reg: float,
-        loss: Loss,
+        loss: FullLoss,
+        forward: Forward | None,
         estimator: Estimator,
         memory: int | None,
         seed: int | None,
@@ -180,6 +190,7 @@ class _Pruning:
         self.examples = examples
         self.reg = reg
         self.loss = loss
+        self.forward = forward
         self.estimator = estimator
         self.memory = memory
         self.seed = seed
@@ -235,7 +246,7 @@ class _Pruning:
         batches: list[Batch] = []
         statistics = before = after = None
         if self.data is not None:
-            batches = list(take(self.data, self.examples))
+            batches = list(take(self.data, self.examples, self.forward))
             kept = mask  # as it is now: the name goes on to this stage's own mask
             statistics = self.recall(stage, lambda: self._measure(batches, kept, stage))
             before = statistics.loss
@@ -251,7 +262,14 @@ class _Pruning:
             criterion=self.criterion.name,
         )
         if statistics is not None:
-            after = mean_loss(self.model, batches, mask=mask, loss=self.loss, memory=self.memory)
+            after = mean_loss(
+                self.model,
+                batches,
+                mask=mask,
+                loss=self.loss,
+                memory=self.memory,
+                forward=self.forward,
+            )
         return mask, StageRecord(
             stage=stage,
             sparsity=mask.sparsity,
@@ -272,6 +290,7 @@ class _Pruning:
             batches,
             mask=mask,
             loss=self.loss,
+            forward=self.forward,
             gradient=self.criterion.gradient,
             ggn_diagonal=self.criterion.curvature,
             estimator=self.estimator,

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lossprune.pruning.curvature.examples import Batch
+from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.errors import PruningError
 
 
@@ -18,10 +18,15 @@ def processes() -> int:
 def share(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yield this process's part of every batch: contiguous, the parts of near-equal size."""
     world, rank = dist.get_world_size(), dist.get_rank()
-    for inputs, targets in batches:
-        part = slice(len(targets) * rank // world, len(targets) * (rank + 1) // world)
-        if len(targets[part]):
-            yield inputs[part], targets[part]
+    for batch in batches:
+        if batch.size is None:
+            raise PruningError(
+                "several processes can share only batches made of tensors with one entry per "
+                "example in tuples, lists or dicts"
+            )
+        part = slice(len(batch) * rank // world, len(batch) * (rank + 1) // world)
+        if len(batch[part]):
+            yield batch[part]
 
 
 def sum_over_processes_(tensors: Iterable[Tensor]) -> None:

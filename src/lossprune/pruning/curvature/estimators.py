@@ -6,45 +6,19 @@ the output Hessian H, or near it; the measured diagonal is the mean over example
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lossprune.pruning.curvature.columns import Columns
 
 if TYPE_CHECKING:  # so that the names can be listed without torch
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import torch
     from torch import Tensor
 
-    from lossprune.pruning.curvature.losses import Loss
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of some examples: n example, k column, c output.
-
-    Attributes:
-        vectors: (n, k, c).
-        counts: how many of the k columns of each example are in use, the first ones; (n,), on the
-            CPU.  None: all.
-        trace: Σ over examples of the trace of H.
-        skipped: how much of it the unused columns had.
-    """
-
-    vectors: Tensor
-    counts: Tensor | None = None
-    trace: float = 0.0
-    skipped: float = 0.0
-
-    def packed(self, examples: Callable[[int], int]) -> Iterator[tuple[Tensor, int]]:
-        """Yield indices of examples, and how many columns they use: those with as many together.
-
-        ``examples(k)`` says how many examples of k columns may go together.
-        """
-        assert self.counts is not None
-        for count in self.counts.unique().tolist():
-            alike = (self.counts == count).nonzero().flatten()
-            for chosen in alike.split(examples(count)):
-                yield chosen, count
+    from lossprune.pruning.curvature.losses import FullLoss
 
 
 class Estimator(Protocol):
@@ -58,9 +32,9 @@ class Estimator(Protocol):
     packs: bool
 
     def columns(
-        self, outputs: Tensor, targets: Tensor, loss: Loss, generator: torch.Generator
+        self, outputs: Tensor, targets: Any, loss: FullLoss, generator: torch.Generator
     ) -> Columns:
-        """Return the columns of examples with these outputs, (n, c), and targets, (n,)."""
+        """Return the columns of examples with these outputs and targets."""
         ...
 
 
@@ -71,10 +45,12 @@ class Exact:
     packs = False
 
     def columns(
-        self, outputs: Tensor, targets: Tensor, loss: Loss, generator: torch.Generator
+        self, outputs: Tensor, targets: Any, loss: FullLoss, generator: torch.Generator
     ) -> Columns:
         """Return the factor's columns."""
-        return Columns(loss.hessian_factor(outputs).transpose(0, 1))
+        return Columns(
+            loss.hessian_factor(outputs, targets).transpose(0, 1), loss.positions(outputs)
+        )
 
 
 @dataclass(frozen=True)
@@ -98,28 +74,47 @@ class Tolerance:
             raise ValueError(f"tolerance must be a number in [0, 1), got {self.tolerance!r}")
 
     def columns(
-        self, outputs: Tensor, targets: Tensor, loss: Loss, generator: torch.Generator
+        self, outputs: Tensor, targets: Any, loss: FullLoss, generator: torch.Generator
     ) -> Columns:
         """Return the columns, largest first, and how many of each example to use."""
         import torch
 
-        factor = loss.hessian_factor(outputs.double())  # (k, n, c)
-        hessian = torch.einsum("knc,knd->ncd", factor, factor)
+        factor = loss.hessian_factor(outputs.double(), targets)  # (k, *outputs)
+        positions = loss.positions(outputs)
+        places = [outputs.shape[dimension] for dimension in positions]
+        # (k, n, position, c)
+        axes = [d + 1 for d in positions]
+        axes = [0, 1, *axes, *(d for d in range(2, factor.ndim) if d not in axes)]
+        factor = factor.permute(axes)
+        rest = factor.shape[2 + len(positions) :]
+        factor = factor.reshape(*factor.shape[:2], math.prod(places), math.prod(rest))
+        rank = min(factor.shape[0], factor.shape[3])
+        hessian = torch.einsum("knpc,knpd->npcd", factor, factor)
         values, vectors = torch.linalg.eigh(hessian)  # ascending
-        values, vectors = values.flip(1).clamp(min=0), vectors.flip(2)
-        rank = factor.shape[0]
+        values = values.flip(2).clamp(min=0)[..., :rank]  # (n, position, k)
+        vectors = vectors.flip(3).transpose(2, 3)[:, :, :rank] * values.sqrt()[..., None]
         ordered, _ = values.flatten().sort()
         below = ordered.cumsum(0)
         trace = float(below[-1])
         skip = int(torch.searchsorted(below, self.tolerance * trace, right=True))
         threshold = ordered[skip] if skip < len(ordered) else torch.inf
         used = (values >= threshold) & (values > 0)
-        columns = (vectors * values.sqrt()[:, None, :]).transpose(1, 2)[:, :rank]
+        counts = used.flatten(1).sum(1)
+        # An example's columns, largest first, each zero but at its own position.
+        order = values.flatten(1).sort(stable=True, dim=1, descending=True).indices
+        order = order[:, : max(1, int(counts.max()))]
+        place, column = order // rank, order % rank
+        examples = torch.arange(len(outputs), device=outputs.device)[:, None]
+        columns = vectors.new_zeros(*order.shape, math.prod(places), math.prod(rest))
+        index = torch.arange(order.shape[1], device=outputs.device)
+        columns[examples, index, place] = vectors[examples, place, column]
+        back = sorted(range(len(axes)), key=axes.__getitem__)
+        columns = columns.view(*order.shape, *places, *rest).permute(back)
         return Columns(
             columns.to(outputs.dtype),
-            used[:, :rank].sum(1).cpu(),
-            trace,
-            trace - float(values[used].sum()),
+            counts=counts.cpu(),
+            trace=trace,
+            skipped=trace - float(values[used].sum()),
         )
 
 
@@ -144,17 +139,11 @@ class MonteCarlo:
             raise ValueError(f"labels must be a whole number of at least 1, got {self.labels!r}")
 
     def columns(
-        self, outputs: Tensor, targets: Tensor, loss: Loss, generator: torch.Generator
+        self, outputs: Tensor, targets: Any, loss: FullLoss, generator: torch.Generator
     ) -> Columns:
         """Return gradients of the loss at drawn labels."""
-        import torch
-
-        n = len(outputs)
-        # Drawn on the CPU, so that every device gets the same labels.
-        uniform = torch.rand(n, self.labels, dtype=torch.float64, generator=generator)
-        drawn = loss.sample(outputs, uniform.to(outputs.device))  # (n, k)
-        columns = [loss.gradient(outputs, drawn[:, k]) for k in range(self.labels)]
-        return Columns(torch.stack(columns, 1) / self.labels**0.5)
+        drawn = loss.draw(outputs, targets, self.labels, generator)
+        return Columns(drawn / self.labels**0.5)
 
 
 @dataclass(frozen=True)
@@ -168,7 +157,7 @@ class EmpiricalFisher:
     packs = False
 
     def columns(
-        self, outputs: Tensor, targets: Tensor, loss: Loss, generator: torch.Generator
+        self, outputs: Tensor, targets: Any, loss: FullLoss, generator: torch.Generator
     ) -> Columns:
         """Return the loss's gradient."""
         return Columns(loss.gradient(outputs, targets)[:, None])

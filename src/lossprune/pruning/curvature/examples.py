@@ -7,34 +7,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lossprune.pruning.curvature.batch import Batch, Forward, join
 from lossprune.pruning.errors import PruningError
 
-Batch = tuple[Tensor, Tensor]
 
-
-def take(batches: Iterable[Any], examples: int | None) -> Iterator[Batch]:
+def take(
+    batches: Iterable[Any], examples: int | None, forward: Forward | None = None
+) -> Iterator[Batch]:
     """Yield batches until exactly ``examples`` examples are read, the last one cut; None: all.
 
     Raises:
-        PruningError: there are fewer (both numbers are named), none at all, or a batch is not a
-            pair of inputs and targets of one length.
+        PruningError: there are fewer (both numbers are named), none at all, or a batch is of no
+            form that is understood (see :meth:`Batch.of`), or must be kept whole, and a number of
+            examples is asked for.
 
     >>> batches = [(torch.zeros(3, 2), torch.zeros(3)), (torch.ones(3, 2), torch.ones(3))]
-    >>> [len(targets) for _, targets in take(batches, 4)]
+    >>> [len(batch) for batch in take(batches, 4)]
     [3, 1]
     """
     check_examples(examples)
-    read = 0
-    for batch in batches:
-        inputs, targets = _check_pair(batch)
+    read, whole = 0, False
+    for given in batches:
+        batch = Batch.of(given, forward)
+        if batch.size is None:
+            if examples is not None:
+                raise PruningError(
+                    f"examples={examples} cannot be counted in a batch that is not made of tensors "
+                    "with one entry per example in tuples, lists or dicts: leave examples out, "
+                    f"or give other batches than {type(given).__name__}"
+                )
+            whole = True
+            yield batch
+            continue
         if examples is not None:
-            inputs, targets = inputs[: examples - read], targets[: examples - read]
-        read += len(targets)
-        if len(targets):
-            yield inputs, targets
+            batch = batch[: examples - read]
+        read += len(batch)
+        if len(batch):
+            yield batch
         if read == examples:
             return
-    if read == 0:
+    if read == 0 and not whole:
         raise PruningError("the data has no examples: it gave no batch, or only empty ones")
     if examples is not None:
         raise PruningError(f"{examples} examples were asked for, but the data has only {read}")
@@ -44,42 +56,38 @@ def peek(batches: Iterable[Batch]) -> tuple[Batch | None, Iterator[Batch]]:
     """Return a batch of the first examples, at least two if possible, and all the batches."""
     batches = iter(batches)
     first = list(islice(batches, 1))
-    while first and len(first) < 2 and len(first[0][1]) < 2:
+    while first and len(first) < 2 and first[0].size == 1:
         more = list(islice(batches, 1))
-        if not more or more[0][0].shape[1:] != first[0][0].shape[1:]:
+        if not more or more[0].kind != first[0].kind:
             return first[0], chain(first, more, batches)
         first += more
-    return (_join(first) if first else None), chain(first, batches)
+    return (join(first) if first else None), chain(first, batches)
 
 
 def regroup(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     """Yield the same examples, ``size`` at a time (fewer where shapes change, and at the end).
 
     >>> batches = [(torch.zeros(3, 2), torch.zeros(3)), (torch.ones(3, 2), torch.ones(3))]
-    >>> [len(targets) for _, targets in regroup(batches, 4)]
+    >>> [len(batch) for batch in regroup(map(Batch.of, batches), 4)]
     [4, 2]
     """
     waiting: list[Batch] = []
-    for inputs, targets in batches:
-        if waiting and inputs.shape[1:] != waiting[0][0].shape[1:]:
-            yield _join(waiting)
+    for batch in batches:
+        if waiting and batch.kind != waiting[0].kind:
+            yield join(waiting)
             waiting = []
-        count = sum(len(part) for _, part in waiting)
-        while count + len(targets) >= size:
+        if batch.size is None:
+            yield batch
+            continue
+        count = sum(map(len, waiting))
+        while count + len(batch) >= size:
             cut = size - count
-            yield _join([*waiting, (inputs[:cut], targets[:cut])])
-            inputs, targets, waiting, count = inputs[cut:], targets[cut:], [], 0
-        if len(targets):
-            waiting.append((inputs, targets))
+            yield join([*waiting, batch[:cut]])
+            batch, waiting, count = batch[cut:], [], 0
+        if len(batch):
+            waiting.append(batch)
     if waiting:
-        yield _join(waiting)
-
-
-def _join(batches: list[Batch]) -> Batch:
-    if len(batches) == 1:
-        return batches[0]
-    inputs, targets = zip(*batches, strict=True)
-    return torch.cat(inputs), torch.cat(targets)
+        yield join(waiting)
 
 
 def check_examples(examples: int | None) -> None:
@@ -89,24 +97,6 @@ def check_examples(examples: int | None) -> None:
         raise ValueError(
             f"examples must be a whole number of at least 1, or None, got {examples!r}"
         )
-
-
-def _check_pair(batch: Any) -> Batch:
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise PruningError(
-            f"a batch must be a pair (inputs, targets), got {type(batch).__name__}"
-            + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
-        )
-    inputs, targets = batch
-    for name, tensor in (("inputs", inputs), ("targets", targets)):
-        if not isinstance(tensor, Tensor) or tensor.ndim == 0:
-            raise PruningError(
-                f"the {name} of a batch must be a tensor with one entry per example, "
-                f"got {type(tensor).__name__}"
-            )
-    if len(inputs) != len(targets):
-        raise PruningError(f"a batch has {len(inputs)} inputs but {len(targets)} targets")
-    return inputs, targets
 
 
 def device_of(weights: Iterable[Tensor]) -> torch.device:

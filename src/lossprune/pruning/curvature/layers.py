@@ -5,6 +5,7 @@ o output channel within its group, i input of one output (channel within its gro
 position), p output position (pixel or token).
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,20 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from lossprune.pruning.errors import PruningError
 
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x Wᵀ over the last dimension; every dimension between it and the first is a position."""
+    """y = x Wᵀ over the last dimension; every dimension between it and the first is a position.
+
+    Attributes:
+        transposed: whether the weight is stored as Wᵀ, (inputs, outputs).
+    """
+
+    transposed: bool = False
 
     def patches(self, inputs: Tensor) -> Tensor:
         """Inputs of every output position: (n, 1, i, p)."""
@@ -31,9 +39,9 @@ class Linear:
         n, k, *_, o = gradients.shape
         return gradients.reshape(n, k, 1, -1, o).transpose(3, 4)
 
-    def grouped(self, weight: Tensor) -> tuple[int, int, int]:
-        """Shape of the weight as (g, o, i)."""
-        return 1, weight.shape[0], weight.shape[1]
+    def grouped(self, weight: Tensor) -> Tensor:
+        """View of the weight, or of what belongs to it, as (g, o, i)."""
+        return (weight.T if self.transposed else weight)[None]
 
 
 @dataclass(frozen=True)
@@ -68,12 +76,13 @@ class Convolution:
         n, k, channels = gradients.shape[:3]
         return gradients.reshape(n, k, self.groups, channels // self.groups, -1)
 
-    def grouped(self, weight: Tensor) -> tuple[int, int, int]:
-        """Shape of the weight as (g, o, i)."""
-        return self.groups, weight.shape[0] // self.groups, weight[0].numel()
+    def grouped(self, weight: Tensor) -> Tensor:
+        """View of the weight, or of what belongs to it, as (g, o, i)."""
+        return weight.view(self.groups, weight.shape[0] // self.groups, -1)
 
 
 Geometry = Linear | Convolution
+Seen = tuple[Tensor, Tensor, Geometry]  # input, weight and geometry of a layer's function
 
 
 @dataclass(frozen=True)
@@ -95,12 +104,20 @@ class LayerCall:
                 "had seen it, so its curvature cannot be measured"
             )
 
+    def check_rows(self, examples: int) -> None:
+        """Raise unless the first dimension can be the examples, or these and another folded."""
+        if self.output_shape[0] % examples:
+            raise PruningError(
+                f"the layer of {self.name!r} gets inputs of first dimension "
+                f"{self.inputs.shape[0]} for {examples} examples: it must be the examples"
+            )
+
 
 def _linear_call(
     input: Tensor,  # noqa: A002 - torch's argument names, which callers may use as keywords
     weight: Tensor,
     bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Geometry]:
+) -> Seen:
     return input, weight, Linear()
 
 
@@ -112,7 +129,7 @@ def _convolution_call(
     padding: Any = 0,
     dilation: Any = 1,
     groups: int = 1,
-) -> tuple[Tensor, Tensor, Geometry]:
+) -> Seen:
     kernel = tuple(weight.shape[2:])
     dilation = _per_dimension(dilation, len(kernel))
     if padding == "same":
@@ -132,8 +149,34 @@ def _per_dimension(value: Any, dimensions: int) -> tuple[int, ...]:
     return tuple(value) * (dimensions if len(value) == 1 else 1)
 
 
-_CALLS: dict[Callable[..., Any], Callable[..., tuple[Tensor, Tensor, Geometry]]] = {
+def _product_call(
+    input: Tensor,  # noqa: A002
+    other: Tensor,
+) -> Seen | None:
+    if not isinstance(input, Tensor) or input.ndim < 2:
+        return None
+    return input, other, Linear(transposed=True)
+
+
+def _addmm_call(
+    input: Tensor,  # noqa: A002
+    mat1: Tensor,
+    mat2: Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> Seen | None:
+    return (mat1, mat2, Linear(transposed=True)) if alpha == 1 else None
+
+
+_CALLS: dict[Callable[..., Any], Callable[..., Seen | None]] = {
     F.linear: _linear_call,
+    torch.addmm: _addmm_call,
+    torch.mm: _product_call,
+    torch.matmul: _product_call,
+    Tensor.mm: _product_call,
+    Tensor.matmul: _product_call,
+    Tensor.__matmul__: _product_call,
     torch.conv1d: _convolution_call,
     torch.conv2d: _convolution_call,
     torch.conv3d: _convolution_call,
@@ -142,6 +185,8 @@ _CALLS: dict[Callable[..., Any], Callable[..., tuple[Tensor, Tensor, Geometry]]]
 
 class LayerCalls(TorchFunctionMode):
     """While entered, records every call of a linear or convolution function on a given weight.
+
+    Linear are ``F.linear`` and products x W with the weight on the right, such as ``torch.addmm``.
 
     It looks at the functions that layers call, not at the layers: weights that layers share,
     layers that run twice and functional uses are all seen, and the network is not touched.
@@ -154,12 +199,13 @@ class LayerCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _CALLS:
+        if func is F.multi_head_attention_forward:
+            return self._attention(func, args, kwargs)
+        seen = _CALLS[func](*args, **kwargs) if func in _CALLS else None
+        name = None if seen is None else self._names.get(id(seen[1]))
+        if seen is None or name is None:
             return func(*args, **kwargs)
-        inputs, weight, geometry = _CALLS[func](*args, **kwargs)
-        name = self._names.get(id(weight))
-        if name is None:
-            return func(*args, **kwargs)
+        inputs, weight, geometry = seen
         if not torch.is_grad_enabled():
             raise PruningError(
                 f"{name!r} is used where gradients are switched off (torch.no_grad or activation "
@@ -172,10 +218,30 @@ class LayerCalls(TorchFunctionMode):
         if output._is_view():
             # Something done in place to a view would cut it off from the graph recorded here.
             output = output.clone()
-        seen = inputs.detach()
+        inputs = inputs.detach()
         edge = get_gradient_edge(output)
-        self.calls.append(LayerCall(name, seen, seen._version, edge, output.shape, geometry))
+        self.calls.append(LayerCall(name, inputs, inputs._version, edge, output.shape, geometry))
         return output
+
+    def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call attention as far as its output projection, and that as a layer of its own.
+
+        torch dispatches attention as a whole, so the projection inside it would not be seen.  With
+        the identity for its weight it returns what the projection gets: (tokens, n, features).
+        """
+        bound = inspect.signature(func).bind(*args, **kwargs)
+        weight, bias = (bound.arguments[f"out_proj_{part}"] for part in ("weight", "bias"))
+        if id(weight) not in self._names:
+            return func(*args, **kwargs)
+        bound.arguments["out_proj_weight"] = torch.eye(
+            len(weight), dtype=weight.dtype, device=weight.device
+        )
+        bound.arguments["out_proj_bias"] = None
+        heads, attention = func(*bound.args, **bound.kwargs)
+        batched = heads.ndim == 3
+        heads = heads.transpose(0, 1) if batched else heads
+        output = self.__torch_function__(F.linear, (), (heads, weight, bias))
+        return (output.transpose(0, 1) if batched else output), attention
 
     def _replacements(self, inputs: Tensor, weight: Tensor) -> dict[int, Tensor]:
         """What to call the function on instead, by the identity of the original."""
@@ -198,7 +264,7 @@ class Probe(LayerCalls):
         self._parameters = {id(parameters[name]): name for name in weights}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for argument in (*args, *(kwargs or {}).values()):
+        for argument in tree_leaves((args, kwargs)):
             if id(argument) in self._parameters:
                 raise PruningError(
                     f"the network keeps {self._parameters[id(argument)]!r} elsewhere than in its "

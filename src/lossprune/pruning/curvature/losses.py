@@ -1,123 +1,161 @@
 """Loss functions, as the curvature estimate sees them.
 
-With the outputs z (the logits) of one example, a loss ℓ(z, t) gives its value, its gradient ∂ℓ/∂z
-and a factor S of its Hessian in the outputs, S Sᵀ = ∂²ℓ/∂z².  L is the mean of ℓ over the examples.
+With the outputs z of one example, a loss ℓ(z, t) gives its value, its gradient ∂ℓ/∂z and a factor
+S of its Hessian in the outputs, S Sᵀ = ∂²ℓ/∂z².  L is the mean of ℓ over the examples, or where a
+loss says how much each example counts, Σ ℓ divided by the sum of that.
 """
 
-from typing import Protocol
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lossprune.pruning.errors import PruningError
+from lossprune.pruning.curvature.any_function import AnyFunction
+from lossprune.pruning.curvature.cross_entropy import CrossEntropy
+from lossprune.pruning.curvature.elementwise import BinaryCrossEntropy, MeanSquaredError
 
 
 class Loss(Protocol):
-    """What a loss must offer; n examples, c outputs, k columns of the factor."""
+    """What a loss of one's own must offer; n examples, k columns of the factor."""
 
-    def check(self, outputs: Tensor, targets: Tensor) -> None:
+    def check(self, outputs: Tensor, targets: Any) -> None:
         """Raise a :class:`PruningError` that says how outputs and targets do not fit."""
         ...
 
-    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def value(self, outputs: Tensor, targets: Any) -> Tensor:
         """Return ℓ of each example: (n,)."""
         ...
 
-    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return ∂ℓ/∂z of each example: (n, c)."""
+    def gradient(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Return ∂ℓ/∂z: like the outputs."""
         ...
 
-    def hessian_factor(self, outputs: Tensor) -> Tensor:
-        """Return S of each example: (k, n, c), with Σ_k S[k, n, c] S[k, n, d] = ∂²ℓ_n/∂z_c∂z_d."""
-        ...
+    def hessian_factor(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Return S of each example: (k, *outputs), with Σ_k S[k, n, c] S[k, n, d] = ∂²ℓ_n/∂z_c∂z_d.
 
-    def sample(self, outputs: Tensor, uniform: Tensor) -> Tensor:
-        """Return targets drawn from what the outputs predict, by numbers uniform in [0, 1): (n, m).
-
-        The gradient at a drawn target must have mean 0 and covariance ∂²ℓ/∂z².
+        A loss whose Hessian does not depend on the targets may take the outputs alone.
         """
         ...
 
 
-class CrossEntropy:
-    r"""Softmax cross-entropy with class indices: ℓ(z, t) = −log softmax(z)_t.
+class FullLoss(Loss, Protocol):
+    """What measuring uses; :func:`find_loss` adds what a :class:`Loss` lacks."""
 
-    With p = softmax(z): ∂ℓ/∂z = p − e_t and ∂²ℓ/∂z² = diag(p) − p pᵀ, which has rank C − 1.  Its
-    Cholesky factor is known in closed form: with the tail sums r_k = Σ_{j ≥ k} p_j,
+    def amount(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Return how much each example counts in the mean: (n,)."""
+        ...
 
-        S_kk = √(p_k r_{k+1} / r_k),    S_jk = −(p_j / r_{k+1}) S_kk  for j > k,    k < C.
+    def positions(self, outputs: Tensor) -> tuple[int, ...]:
+        """Return the dimensions of the outputs between whose indices ∂²ℓ/∂z² has no entries.
 
-    Every entry is a product of positive numbers, so unlike √p_k (e_k − p), which has one column
-    more, it loses no digits where the network is confident (1 − p_k small).
+        There each vector of the factor holds one column for every index (see ``columns.py``).
+        """
+        ...
 
-    >>> z = torch.tensor([[0.3, -1.0, 2.0]], dtype=torch.float64)
-    >>> s = CrossEntropy().hessian_factor(z)[:, 0]
-    >>> p = z.softmax(1)[0]
-    >>> s.shape, torch.allclose(s.T @ s, p.diag() - p.outer(p))
-    (torch.Size([2, 3]), True)
-    """
-
-    def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise unless outputs are (n, c) logits and targets n whole numbers in [0, c)."""
-        if outputs.ndim != 2:
-            raise PruningError(
-                f"cross-entropy needs outputs of shape (examples, classes), got "
-                f"{tuple(outputs.shape)}"
-            )
-        if targets.shape != outputs.shape[:1] or targets.is_floating_point():
-            raise PruningError(
-                f"cross-entropy needs one whole-number class per example, shape "
-                f"({outputs.shape[0]},), got targets of shape {tuple(targets.shape)} "
-                f"and type {targets.dtype}"
-            )
-        lowest, highest = int(targets.min()), int(targets.max())
-        if lowest < 0 or highest >= outputs.shape[1]:
-            raise PruningError(
-                f"targets must lie in [0, {outputs.shape[1]}), the network's classes, "
-                f"got {lowest if lowest < 0 else highest}"
-            )
-
-    def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return −log softmax(z)_t: (n,)."""
-        return torch.nn.functional.cross_entropy(outputs, targets.long(), reduction="none")
-
-    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return softmax(z) − e_t: (n, c)."""
-        gradient = outputs.softmax(1)
-        return gradient.scatter_add_(
-            1, targets.long()[:, None], torch.full_like(gradient[:, :1], -1.0)
-        )
-
-    def hessian_factor(self, outputs: Tensor) -> Tensor:
-        """Return the Cholesky factor of diag(p) − p pᵀ: (c − 1, n, c)."""
-        p = outputs.double().softmax(1)
-        tail = p.flip(1).cumsum(1).flip(1)  # r_k
-        after = tail[:, 1:]  # r_{k+1}
-        # Where a class and all after it have vanished (0 / 0), so has their part of the Hessian.
-        diagonal = (p[:, :-1] * (after / tail[:, :-1]).nan_to_num(nan=0.0)).sqrt()
-        ratio = (p[:, None, :] / after[:, :, None]).nan_to_num(nan=0.0, posinf=0.0)
-        factor = -diagonal[:, :, None] * ratio.triu(1)
-        factor.diagonal(dim1=1, dim2=2).copy_(diagonal)
-        return factor.transpose(0, 1).to(outputs.dtype)
-
-    def sample(self, outputs: Tensor, uniform: Tensor) -> Tensor:
-        """Return classes drawn with probabilities softmax(z): (n, m)."""
-        distribution = outputs.double().softmax(1).cumsum(1)
-        drawn = torch.searchsorted(distribution, uniform * distribution[:, -1:], right=True)
-        return drawn.clamp(max=outputs.shape[1] - 1)
+    def draw(self, outputs: Tensor, targets: Any, count: int, generator: torch.Generator) -> Tensor:
+        """Return vectors drawn with mean 0 and covariance ∂²ℓ/∂z²: (n, count, *outputs)."""
+        ...
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": CrossEntropy()}
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": CrossEntropy(),
+    "token_cross_entropy": CrossEntropy(class_dim=-1),
+    "next_token": CrossEntropy(class_dim=-1, shift=1),
+    "mse": MeanSquaredError(),
+    "bce_with_logits": BinaryCrossEntropy(),
+}
+
+LossFunction = Callable[[Tensor, Any], Tensor]
 
 
-def find_loss(loss: str | Loss) -> Loss:
+def find_loss(loss: "str | Loss | LossFunction") -> FullLoss:
     """Return the loss of that name, or the loss given.
 
+    torch's own cross-entropy, squared error and binary cross-entropy with logits, functions or
+    modules with ``reduction="mean"``, are taken for the losses here that compute the same; any
+    other function for one of which only values and gradients are known.
+
     Raises:
-        ValueError: a name that is not in :data:`LOSSES`.
+        ValueError: a name that is not in :data:`LOSSES`, or no loss at all.
+
+    >>> find_loss(torch.nn.CrossEntropyLoss(label_smoothing=0.1))
+    CrossEntropy(weight=None, label_smoothing=0.1, ignore_index=-100, class_dim=1, shift=0)
     """
-    if not isinstance(loss, str):
-        return loss
-    if loss not in LOSSES:
-        raise ValueError(f"unknown loss {loss!r}; choose one of: {', '.join(LOSSES)}")
-    return LOSSES[loss]
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(f"unknown loss {loss!r}; choose one of: {', '.join(LOSSES)}")
+        loss = LOSSES[loss]
+    elif (known := _known(loss)) is not None:
+        loss = known
+    if hasattr(loss, "hessian_factor"):
+        return _Complete(cast(Loss, loss)) if _lacks(loss) else cast(FullLoss, loss)
+    if not callable(loss):
+        raise ValueError(
+            f"loss must be one of {', '.join(LOSSES)}, a lossprune.pruning.Loss or a function of "
+            f"(outputs, targets), got {loss!r}"
+        )
+    return cast(FullLoss, AnyFunction(loss, tuple(LOSSES)))
+
+
+def _known(loss: Any) -> Loss | None:
+    """What torch calls by another name."""
+    if isinstance(loss, nn.Module) and getattr(loss, "reduction", None) != "mean":
+        return None
+    # Their subclasses may compute something else.
+    if loss is F.cross_entropy or loss is F.mse_loss or loss is F.binary_cross_entropy_with_logits:
+        names = {F.cross_entropy: "cross_entropy", F.mse_loss: "mse"}
+        return LOSSES[names.get(loss, "bce_with_logits")]
+    if type(loss) is nn.CrossEntropyLoss:
+        return CrossEntropy(loss.weight, loss.label_smoothing, loss.ignore_index)
+    if type(loss) is nn.MSELoss:
+        return MeanSquaredError()
+    if type(loss) is nn.BCEWithLogitsLoss:
+        return BinaryCrossEntropy(loss.weight, loss.pos_weight)
+    return None
+
+
+def _lacks(loss: Any) -> bool:
+    return not all(hasattr(loss, method) for method in ("amount", "positions", "draw"))
+
+
+@dataclass(frozen=True)
+class _Complete:
+    """A loss of the four methods that :class:`Loss` names, with the others made from them."""
+
+    loss: Loss
+
+    def check(self, outputs: Tensor, targets: Any) -> None:
+        self.loss.check(outputs, targets)
+
+    def value(self, outputs: Tensor, targets: Any) -> Tensor:
+        return self.loss.value(outputs, targets)
+
+    def gradient(self, outputs: Tensor, targets: Any) -> Tensor:
+        return self.loss.gradient(outputs, targets)
+
+    def hessian_factor(self, outputs: Tensor, targets: Any) -> Tensor:
+        factor: Callable[..., Tensor] = self.loss.hessian_factor
+        if len(inspect.signature(factor).parameters) == 1:
+            return factor(outputs)
+        return factor(outputs, targets)
+
+    def amount(self, outputs: Tensor, targets: Any) -> Tensor:
+        if hasattr(self.loss, "amount"):
+            return cast(FullLoss, self.loss).amount(outputs, targets)
+        return torch.ones(len(outputs), dtype=torch.float64, device=outputs.device)
+
+    def positions(self, outputs: Tensor) -> tuple[int, ...]:
+        return ()
+
+    def draw(self, outputs: Tensor, targets: Any, count: int, generator: torch.Generator) -> Tensor:
+        """Sums of the factor's columns with random signs."""
+        factor = self.hessian_factor(outputs, targets)
+        shape = (len(outputs), count, len(factor))
+        signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+        return torch.einsum("knd,nmk->nmd", factor.flatten(2), signs.to(factor)).view(
+            len(outputs), count, *outputs.shape[1:]
+        )

@@ -1,6 +1,7 @@
 """Measuring a network on data: mean loss, its gradient and the diagonal of its GGN matrix."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.pruning.curvature import distributed
+from lossprune.pruning.curvature.any_function import AnyFunction
+from lossprune.pruning.curvature.batch import Batch, Forward
 from lossprune.pruning.curvature.budget import Budget
+from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.curvature.estimators import Estimator, find_estimator
-from lossprune.pruning.curvature.examples import Batch, peek, regroup, take
+from lossprune.pruning.curvature.examples import peek, regroup, take
 from lossprune.pruning.curvature.layers import LayerCalls
-from lossprune.pruning.curvature.losses import Loss, find_loss
-from lossprune.pruning.curvature.network import Network
+from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
+from lossprune.pruning.curvature.network import Network, check_outputs
 from lossprune.pruning.curvature.passes import add_squared_gradients_
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.randomness import PrivateRandomness
@@ -23,6 +27,8 @@ from lossprune.pruning.randomness import PrivateRandomness
 MEMORY = {"cpu": 256 << 20, "cuda": 4 << 30}
 # Examples whose columns an estimator that packs chooses, and sorts, together.
 _WINDOW = 8192
+# Elements of outputs, and of what is computed from them in double precision, at a time.
+_OUTPUTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Statistics:
     """What was measured, over ``examples`` examples.
 
     Attributes:
-        loss: mean loss.
+        loss: mean loss; over examples, or over what the loss counts (see the loss).
         gradient: ∂L/∂θ by parameter name; empty if not asked for.
         ggn_diagonal: diag(G) by parameter name; empty if not asked for.  What a mask removes is
             measured or not, as it falls: nothing is said of it.
@@ -51,12 +57,13 @@ def measure(
     examples: int | None = None,
     *,
     mask: Mapping[str, Tensor] | None = None,
-    loss: str | Loss = "cross_entropy",
+    loss: str | Loss | LossFunction = "cross_entropy",
     gradient: bool = True,
     ggn_diagonal: bool = True,
     estimator: str | Estimator = "exact",
     memory: int | None = None,
     generator: torch.Generator | None = None,
+    forward: Forward | None = None,
 ) -> Statistics:
     r"""Measure loss, gradient and GGN diagonal of a network's prunable weights.
 
@@ -76,10 +83,12 @@ def measure(
     Args:
         model: left as it is, its gradients, hooks, mode and buffers included; measured in
             evaluation mode.  The first dimension of every layer's input must be the examples.
-        batches: (inputs, targets) pairs; moved to the network's device as needed.
+        batches: (inputs, targets) pairs, or dicts of the network's keyword arguments and
+            ``labels``; moved to the network's device as needed.
         examples: how many to read, exactly (the last batch is cut); None reads all.
         mask: weights to take as 0, by parameter name, True where kept.
-        loss: a name in ``LOSSES`` or a :class:`Loss`.
+        loss: a name in ``LOSSES``, a :class:`Loss`, or a function of (outputs, targets), for which
+            the only estimator is ``"empirical-fisher"``.
         gradient: whether to measure the gradient.
         ggn_diagonal: whether to measure the GGN diagonal.
         estimator: of the GGN diagonal: a name in ``ESTIMATORS`` or an :class:`Estimator`.
@@ -87,6 +96,9 @@ def measure(
             network, its statistics and the batches; 256 MiB on a CPU and 4 GiB on a GPU if not
             given.  At least one example and one column are always taken.
         generator: CPU generator of what the estimator draws; torch's global one if not given.
+        forward: ``forward(model, batch)`` gives (outputs, targets) of batches of any other form.
+            Those of tensors with one entry per example, in tuples, lists and dicts, are cut and
+            joined as needed; others are taken whole.
 
     Raises:
         PruningError: too few examples; outputs or targets that the loss cannot take; a prunable
@@ -99,7 +111,7 @@ def measure(
     >>> stats.examples, stats.ggn_diagonal["weight"].shape
     (8, torch.Size([3, 4]))
     """
-    network = Network(model, mask)
+    network = Network(model, mask, forward)
     if memory is None:
         memory = MEMORY.get(network.device.type, MEMORY["cuda"])
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
@@ -114,9 +126,9 @@ def measure(
     )
     with PrivateRandomness(), network.evaluating():
         if distributed.processes() > 1:
-            measurement.add_share(take(batches, examples))
+            measurement.add_share(take(batches, examples, forward))
         else:
-            measurement.add(take(batches, examples))
+            measurement.add(take(batches, examples, forward))
     statistics = measurement.means()
     _check_finite(statistics)
     return statistics
@@ -128,8 +140,9 @@ def mean_loss(
     examples: int | None = None,
     *,
     mask: Mapping[str, Tensor] | None = None,
-    loss: str | Loss = "cross_entropy",
+    loss: str | Loss | LossFunction = "cross_entropy",
     memory: int | None = None,
+    forward: Forward | None = None,
 ) -> float:
     """Return the mean loss alone; arguments as :func:`measure`."""
     return measure(
@@ -141,6 +154,7 @@ def mean_loss(
         gradient=False,
         ggn_diagonal=False,
         memory=memory,
+        forward=forward,
     ).loss
 
 
@@ -163,7 +177,7 @@ class _Measurement:
     def __init__(
         self,
         network: Network,
-        loss: Loss,
+        loss: FullLoss,
         estimator: Estimator | None,
         gradient: bool,
         memory: int,
@@ -174,25 +188,25 @@ class _Measurement:
         self.estimator = estimator
         self.memory = memory
         self.generator = generator
-        # loss, examples, trace of the output Hessian, share of it that was skipped
-        self.scalars = torch.zeros(4, dtype=torch.float64, device=network.device)
+        # loss, examples, trace of the output Hessian, share of it that was skipped, what the
+        # examples count
+        self.scalars = torch.zeros(5, dtype=torch.float64, device=network.device)
         self.gradient = network.zeros() if gradient else {}
         self.ggn_diagonal = network.zeros() if estimator else {}
 
     def add(self, batches: Iterable[Batch]) -> None:
         """Add examples, in chunks that keep to the budget."""
         device = self.network.device
-        placed = ((inputs.to(device), targets.to(device)) for inputs, targets in batches)
-        first, batches = peek(placed)
+        first, batches = peek(batch.to(device) for batch in batches)
         if first is None:  # this process has no share
             return
-        budget, columns = self._plan(*first)
+        budget, columns, most = self._plan(first)
         if self.estimator is not None and self.estimator.packs:
-            for inputs, targets in regroup(batches, _WINDOW):
-                self._add_packed(inputs, targets, budget)
+            for batch in regroup(batches, min(_WINDOW, most)):
+                self._add_packed(batch, budget)
         else:
-            for inputs, targets in regroup(batches, budget.examples(columns)):
-                self._add_chunk(inputs, targets, budget)
+            for batch in regroup(batches, min(budget.examples(columns), most)):
+                self._add_chunk(batch, budget)
 
     def add_share(self, batches: Iterable[Batch]) -> None:
         """Add this process's share of the examples, and everybody else's sums."""
@@ -208,55 +222,80 @@ class _Measurement:
 
     def means(self) -> Statistics:
         """Return the sums, each divided by the number of examples."""
-        loss, examples, trace, skipped = self.scalars.tolist()
+        loss, examples, trace, skipped, amount = self.scalars.tolist()
+        if amount == 0:
+            raise PruningError("no target counts: all are ignored, or of classes of weight 0")
         for total in (*self.gradient.values(), *self.ggn_diagonal.values()):
-            total /= examples
+            total /= amount
         return Statistics(
-            loss / examples,
+            loss / amount,
             self.gradient,
             self.ggn_diagonal,
             int(examples),
             skipped / trace if trace else 0.0,
         )
 
-    def _plan(self, inputs: Tensor, targets: Tensor) -> tuple[Budget, int]:
-        """Check the network on the first examples; return its costs and columns per example."""
-        costs = self.network.probe(inputs, targets, self.loss, curvature=self.estimator is not None)
-        budget = Budget(self.memory, costs.graph_bytes, costs.column_bytes)
-        if self.estimator is None:
-            return budget, 0
-        few = targets[: len(costs.outputs)]
-        columns = self.estimator.columns(costs.outputs, few, self.loss, torch.Generator())
-        return budget, columns.vectors.shape[1]
+    def _plan(self, batch: Batch) -> tuple[Budget, int, int]:
+        """Check the network on the first examples.
 
-    def _add_chunk(
-        self, inputs: Tensor, targets: Tensor, budget: Budget, columns: Tensor | None = None
-    ) -> None:
-        """Add a chunk's examples; their columns are chosen here unless given, (n, k, c)."""
+        Return its costs, the columns of an example, and how many examples may go together.
+        """
+        costs = self.network.probe(batch, self.loss, curvature=self.estimator is not None)
+        budget = Budget(self.memory, costs.graph_bytes, costs.column_bytes)
+        outputs = costs.outputs
+        if self.estimator is None:
+            return budget, 0, sys.maxsize
+        columns = self.estimator.columns(outputs, costs.targets, self.loss, torch.Generator())
+        # One example alone does not show whether examples interact, so none go together.
+        most = 1 if len(outputs) == 1 else sys.maxsize
+        if outputs.ndim > 2 and self.estimator.packs:  # its columns are written out in full
+            most = min(most, max(1, _OUTPUTS // (outputs[0].numel() ** 2)))
+        return budget, len(columns.keys()), most
+
+    def _add_chunk(self, batch: Batch, budget: Budget, columns: Columns | None = None) -> None:
+        """Add a chunk's examples; their columns are chosen here unless given."""
         differentiates = bool(self.gradient) or self.estimator is not None
         with (
             torch.set_grad_enabled(differentiates),
             LayerCalls(self.network.weights if self.estimator else {}) as recorder,
         ):
-            outputs = self.network(inputs)
+            outputs, targets = self.network(batch)
         for call in recorder.calls:
             call.check()
+            call.check_rows(len(outputs))
         logits = outputs.detach()
-        self.loss.check(logits, targets)
-        self.scalars[0] += self.loss.value(logits.double(), targets).sum()
-        self.scalars[1] += len(targets)
+        check_outputs(logits, targets, batch, self.loss)
+        self.scalars[0] += self._values(logits, targets).sum()
+        self.scalars[1] += len(logits)
+        self.scalars[4] += self.loss.amount(logits, targets).sum()
         if not outputs.requires_grad:  # nothing was asked for, or no layer reaches the outputs
             return
         if self.gradient:
             self._add_gradient(outputs, targets)
         if self.estimator is not None:
             if columns is None:
-                columns = self.estimator.columns(logits, targets, self.loss, self.generator).vectors
+                columns = self.estimator.columns(logits, targets, self.loss, self.generator)
             add_squared_gradients_(
                 self.ggn_diagonal, outputs, recorder.calls, columns, budget, self.network.kept
             )
 
-    def _add_gradient(self, outputs: Tensor, targets: Tensor) -> None:
+    def _values(self, logits: Tensor, targets: Any) -> Tensor:
+        """The loss of each example, in double precision."""
+        if isinstance(self.loss, AnyFunction):  # which may have numbers of its own in it
+            return self.loss.value(logits, targets).double()
+        size = max(1, _OUTPUTS // max(1, logits[0].numel()))
+        if len(logits) <= size:
+            return self.loss.value(logits.double(), targets)
+        return torch.cat(
+            [
+                self.loss.value(
+                    logits[start : start + size].double(), targets[start : start + size]
+                )
+                for start in range(0, len(logits), size)
+            ]
+        )
+
+    def _add_gradient(self, outputs: Tensor, targets: Any) -> None:
         """Let autograd add to the sums in place, layer by layer."""
         weights = self.network.weights
         for name, total in self.gradient.items():
@@ -274,17 +313,22 @@ class _Measurement:
                 total += part
             weights[name].grad = None
 
-    def _add_packed(self, inputs: Tensor, targets: Tensor, budget: Budget) -> None:
+    def _add_packed(self, batch: Batch, budget: Budget) -> None:
         """Choose the columns of many examples first, then take those with as many together."""
         assert self.estimator is not None
+        if batch.size is None:
+            raise PruningError(
+                "an estimator that chooses among the columns of many examples needs batches made "
+                "of tensors with one entry per example in tuples, lists or dicts"
+            )
         size = budget.examples(1)
         with torch.no_grad():
-            outputs = torch.cat([self.network(part) for part in inputs.split(size)])
-        self.loss.check(outputs, targets)
+            parts = [self.network(batch[i : i + size]) for i in range(0, len(batch), size)]
+        outputs = torch.cat([part for part, _ in parts])
+        targets = torch.cat([part for _, part in parts])
+        check_outputs(outputs, targets, batch, self.loss)
         columns = self.estimator.columns(outputs, targets, self.loss, self.generator)
         self.scalars[2] += columns.trace
         self.scalars[3] += columns.skipped
         for chosen, count in columns.packed(budget.examples):
-            self._add_chunk(
-                inputs[chosen], targets[chosen], budget, columns.vectors[chosen, :count]
-            )
+            self._add_chunk(batch[chosen], budget, Columns(columns.vectors[chosen, :count]))

@@ -4,31 +4,51 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
+from lossprune.pruning.curvature.batch import Batch, Forward, default_forward
 from lossprune.pruning.curvature.examples import device_of
 from lossprune.pruning.curvature.layers import LayerCall, Probe
-from lossprune.pruning.curvature.losses import Loss
+from lossprune.pruning.curvature.losses import FullLoss
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.prunable import prunable_weights
 
 _FEW = 4  # examples that a probe looks at
 
 
+class _Step(nn.Module):
+    """A forward function as a module, so that parameters can be put in for its network's."""
+
+    def __init__(self, model: nn.Module, function: Forward) -> None:
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self, batch: Any) -> tuple[Tensor, Any]:
+        return self.function(self.model, batch)
+
+
 class Network:
-    """The function inputs → outputs of a module whose removed weights are 0.
+    """The function batch → (outputs, targets) of a module whose removed weights are 0.
 
     Attributes:
         kept: m by parameter name; None where everything is kept.
         weights: θ ⊙ m by parameter name: leaves of a graph, apart from the module's own.
     """
 
-    def __init__(self, model: nn.Module, mask: Mapping[str, Tensor] | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        mask: Mapping[str, Tensor] | None,
+        forward: Forward | None = None,
+    ) -> None:
         self.model = model
+        self._step = _Step(model, forward or default_forward)
         weights = prunable_weights(model)
         self.device = device_of(weights.values())
         self.kept = _checked(mask, weights, self.device)
@@ -40,14 +60,22 @@ class Network:
         self._constants = {name: p.detach() for name, p in model.named_parameters()}
         self._constants |= {name: b.clone() for name, b in model.named_buffers()}
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Outputs of the network at θ ⊙ m: (n, c)."""
-        outputs = functional_call(self.model, self._constants | self.weights, (inputs.clone(),))
-        if not isinstance(outputs, Tensor):
+    def __call__(self, batch: Batch) -> tuple[Tensor, Any]:
+        """Outputs of the network at θ ⊙ m, (n, ...), and targets."""
+        values = {f"model.{name}": v for name, v in (self._constants | self.weights).items()}
+        # A copy, in case the network changes its inputs in place.
+        result = functional_call(self._step, values, (batch.map(torch.clone).value,))
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise PruningError(
+                f"forward must return a pair (outputs, targets), got {type(result).__name__}"
+            )
+        outputs, targets = result
+        if not isinstance(outputs, Tensor) or outputs.ndim == 0:
             raise PruningError(
                 f"the network must return a tensor of outputs, got {type(outputs).__name__}"
+                + ("" if not isinstance(outputs, Tensor) else " without dimensions")
             )
-        return outputs
+        return outputs, targets
 
     def zeros(self) -> dict[str, Tensor]:
         """One zero for every prunable weight, to sum in: float32, or wider as the weight is."""
@@ -76,14 +104,15 @@ class Network:
                 for module, mode in modes.items():
                     module.training = mode
 
-    def probe(self, inputs: Tensor, targets: Tensor, loss: Loss, *, curvature: bool) -> "Costs":
+    def probe(self, batch: Batch, loss: FullLoss, *, curvature: bool) -> "Costs":
         """Run a few examples: what they cost in memory, and whether curvature can be measured.
 
         Raises:
             PruningError: the outputs do not suit the loss; with ``curvature`` also, a weight
                 is used where it cannot be measured, or examples interact.
         """
-        inputs, targets = inputs[:_FEW], targets[:_FEW]
+        if batch.size is not None:
+            batch = batch[:_FEW]
         constants = {
             _storage(tensor) for tensor in (*self._constants.values(), *self.weights.values())
         }
@@ -99,19 +128,22 @@ class Network:
             saved_tensors_hooks(note, lambda tensor: tensor),
             Probe(self.weights, dict(self.model.named_parameters())) as recorder,
         ):
-            outputs = self(inputs)
-        loss.check(outputs.detach(), targets)
+            outputs, targets = self(batch)
+        check_outputs(outputs, targets, batch, loss)
         if curvature and outputs.isfinite().all():  # else the loss will be refused for it
             self._check_only_layers(outputs)
-            _check_independent(outputs, recorder.calls, len(inputs))
+            _check_independent(outputs, recorder.calls)
         for call in recorder.calls:
             note(call.inputs)
         column_bytes = sum(math.prod(call.output_shape) for call in recorder.calls)
+        if outputs.ndim > 2:  # a column of them is no small thing beside the layers'
+            column_bytes += outputs.numel()
         column_bytes *= outputs.element_size()
         return Costs(
             outputs.detach(),
-            math.ceil(sum(saved.values()) / len(inputs)),
-            math.ceil(column_bytes / len(inputs)),
+            targets,
+            math.ceil(sum(saved.values()) / len(outputs)),
+            math.ceil(column_bytes / len(outputs)),
         )
 
     def _check_only_layers(self, outputs: Tensor) -> None:
@@ -134,12 +166,14 @@ class Costs:
     """What a few examples showed.
 
     Attributes:
-        outputs: of the few, (n, c).
+        outputs: of the few, (n, ...).
+        targets: of the few.
         graph_bytes: what a forward pass keeps for the backward ones, of one example.
         column_bytes: the gradients at all the layers' outputs, of one example and column.
     """
 
     outputs: Tensor
+    targets: Any
     graph_bytes: int
     column_bytes: int
 
@@ -168,17 +202,29 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _check_independent(outputs: Tensor, calls: list[LayerCall], examples: int) -> None:
-    """Raise unless the first dimension of every layer is the examples, and they do not interact."""
+def check_outputs(outputs: Tensor, targets: Any, batch: Batch, loss: FullLoss) -> None:
+    """Raise unless the loss takes outputs and targets, and there is a row for each example."""
+    loss.check(outputs.detach(), targets)
+    if batch.size is not None and len(outputs) != batch.size:
+        raise PruningError(
+            f"the network must return a row of outputs for each example, got {len(outputs)} for "
+            f"{batch.size} examples"
+        )
+
+
+def _check_independent(outputs: Tensor, calls: list[LayerCall]) -> None:
+    """Raise unless the first dimension of every layer is the examples, and they do not interact.
+
+    It may also be the examples and something else folded together, the rows of an example being
+    next to each other.
+    """
+    examples = len(outputs)
     for call in calls:
-        if call.output_shape[0] != examples:
-            raise PruningError(
-                f"the layer of {call.name!r} gets inputs of first dimension "
-                f"{call.inputs.shape[0]} for {examples} examples: it must be the examples"
-            )
+        call.check_rows(examples)
     if examples == 1 or not calls:
         return
     # No direction that a network is likely to be blind to, as it may be to the sum of its outputs.
+    outputs = outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
     direction = torch.linspace(1, 2, outputs.shape[1], dtype=outputs.dtype).cos().to(outputs.device)
     for example in range(examples):
         found = torch.autograd.grad(
@@ -188,7 +234,9 @@ def _check_independent(outputs: Tensor, calls: list[LayerCall], examples: int) -
             allow_unused=True,
         )
         for call, gradient in zip(calls, found, strict=True):
-            if gradient is not None and _others(gradient, example).count_nonzero():
+            if gradient is None:
+                continue
+            if _others(gradient.unflatten(0, (examples, -1)), example).count_nonzero():
                 raise PruningError(
                     f"the output of one example depends on others through {call.name!r}: the first "
                     "dimension of its input is not the examples, or the network mixes them"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lossprune.pruning.curvature.budget import Budget
+from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.curvature.layers import LayerCall
 from lossprune.pruning.curvature.squares import add_squares_, prefers_direct
 from lossprune.pruning.curvature.tiles import Tile, tile
@@ -14,24 +15,42 @@ from lossprune.pruning.curvature.tiles import Tile, tile
 class _Use:
     """One use of a weight: what the layer saw, and the gradients at its output, as they come."""
 
-    def __init__(self, call: LayerCall, columns: int, dtype: torch.dtype) -> None:
+    def __init__(self, call: LayerCall, examples: int, columns: int, dtype: torch.dtype) -> None:
         self.call = call
-        examples, *rest = call.output_shape
-        self.gradients = call.inputs.new_empty(examples, columns, *rest, dtype=dtype)
+        rows, *rest = call.output_shape
+        # An example's rows (its tokens, say, where a network folds them into the first dimension).
+        self.rows = rows // examples
+        shape = (columns, *rest) if self.rows == 1 else (columns, self.rows, *rest)
+        self.gradients = call.inputs.new_empty(examples, *shape, dtype=dtype)
+
+    def add(self, k: int, gradient: Tensor) -> None:
+        here = self.gradients[:, k]
+        here.copy_(gradient if self.rows == 1 else gradient.reshape(here.shape))
 
     def patches(self, examples: slice) -> Tensor:
-        inputs = self.call.inputs[examples].to(self.gradients.dtype)
-        return self.call.geometry.patches(inputs)
+        geometry, dtype = self.call.geometry, self.gradients.dtype
+        if self.rows == 1:
+            return geometry.patches(self.call.inputs[examples].to(dtype))
+        start, stop, _ = examples.indices(len(self.gradients))
+        inputs = self.call.inputs[start * self.rows : stop * self.rows].to(dtype)
+        # Rows are further positions: (n·r, g, i, p) → (n, g, i, r·p).
+        patches = geometry.patches(inputs)
+        return patches.unflatten(0, (-1, self.rows)).permute(0, 2, 3, 1, 4).flatten(3)
 
     def columns(self, examples: slice) -> Tensor:
-        return self.call.geometry.columns(self.gradients[examples])
+        gradients = self.gradients[examples]
+        if self.rows == 1:
+            return self.call.geometry.columns(gradients)
+        # (n, k, r, *output) → (n·r, k, g, o, p) → (n, k, g, o, r·p)
+        columns = self.call.geometry.columns(gradients.transpose(1, 2).flatten(0, 1))
+        return columns.unflatten(0, (-1, self.rows)).permute(0, 2, 3, 4, 1, 5).flatten(4)
 
 
 def add_squared_gradients_(
     totals: Mapping[str, Tensor],
     outputs: Tensor,
     calls: Sequence[LayerCall],
-    columns: Tensor,
+    columns: Columns,
     budget: Budget,
     kept: Mapping[str, Tensor] | None = None,
 ) -> None:
@@ -39,15 +58,16 @@ def add_squared_gradients_(
 
     Args:
         totals: by parameter name, of the weight's shape; added to in place.
-        outputs: z, (n, c), with its graph, which is kept.
+        outputs: z, (n, ...), with its graph, which is kept.
         calls: the uses of the weights in that graph.
-        columns: S, (n, k, c).
+        columns: S.
         budget: bounds how many columns go at once.
         kept: by parameter name, True where the diagonal is wanted; None: everywhere.
     """
-    if columns.shape[1] == 0:  # a loss that is linear in the outputs has no curvature
-        return
-    for some in columns.split(budget.columns(len(columns)), dim=1):
+    keys = columns.keys()  # none where a loss is linear in the outputs: it has no curvature
+    size = budget.columns(len(outputs))
+    for start in range(0, len(keys), size):
+        some = [columns[key] for key in keys[start : start + size]]
         uses: dict[str, list[_Use]] = {}
         for use in _backward(totals, outputs, calls, some):
             uses.setdefault(use.call.name, []).append(use)
@@ -57,21 +77,24 @@ def add_squared_gradients_(
 
 
 def _backward(
-    totals: Mapping[str, Tensor], outputs: Tensor, calls: Sequence[LayerCall], columns: Tensor
+    totals: Mapping[str, Tensor],
+    outputs: Tensor,
+    calls: Sequence[LayerCall],
+    columns: Sequence[Tensor],
 ) -> Iterator[_Use]:
     """Yield the uses that the outputs depend on, with the gradients of all columns."""
     edges = [call.output for call in calls]
     uses: list[_Use | None] = [
-        _Use(call, columns.shape[1], totals[call.name].dtype) for call in calls
+        _Use(call, len(outputs), len(columns), totals[call.name].dtype) for call in calls
     ]
-    for k, column in enumerate(columns.unbind(1)):
+    for k, column in enumerate(columns):
         found = torch.autograd.grad(outputs, edges, column, retain_graph=True, allow_unused=True)
         for index, gradient in enumerate(found):
             use = uses[index]
             if gradient is None:
                 uses[index] = None
             elif use is not None:
-                use.gradients[:, k] = gradient
+                use.add(k, gradient)
     yield from (use for use in uses if use is not None)
 
 
@@ -84,15 +107,16 @@ def _add_weight_(total: Tensor, uses: Sequence[_Use], kept: Tensor | None) -> No
         return _along_positions([use.columns(examples) for use in uses])
 
     examples = uses[0].gradients.shape[0]
-    shape = uses[0].call.geometry.grouped(total)
-    total = total.view(shape)
+    geometry = uses[0].call.geometry
+    total = geometry.grouped(total)
+    shape = (total.shape[0], total.shape[1], total.shape[2])
     first = gradients(slice(0, 1))
     tiles = None
     if kept is not None and not kept.any():
         return
     # Only the direct way, a product for every example, costs so much that leaving out pays.
     if kept is not None and shape[0] == 1 and prefers_direct(shape, first.shape[1], first.shape[4]):
-        tiles = tile(kept.view(shape[1:]))
+        tiles = tile(geometry.grouped(kept)[0])
     if tiles is None:
         add_squares_(total, patches, gradients, examples)
         return
