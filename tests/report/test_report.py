@@ -45,7 +45,12 @@ def test_a_real_results_folder_is_reported_whole(command, digits_results, tmp_pa
         "tables/runs.csv",
         *(
             f"tables/{name}.{suffix}"
-            for name in ("loss-change", "error-after-fine-tuning", "paired-differences")
+            for name in (
+                "loss-change",
+                "error-after-fine-tuning",
+                "paired-differences",
+                "rank-correlation",
+            )
             for suffix in ("csv", "md", "tex")
         ),
         *(f"figures/{name}--{slug}.{suffix}" for name in FIGURES for suffix in ("png", "svg")),

@@ -4,15 +4,15 @@ import math
 import pandas as pd
 import pytest
 
-from lossprune.report.choice import best_reg_after_pruning
+from lossprune.report.choice import BEST, BEST_TUNED, ZERO, best_reg_after_pruning
 from lossprune.report.reading import read_results
 from lossprune.report.series import training_curves
-from lossprune.report.tables import BEST, BEST_TUNED, ZERO, all_tables
+from lossprune.report.tables import all_tables
 from lossprune.report.writing import to_csv, to_latex, to_markdown
 
 
 def tables(maker):
-    pruning, tuning, pairs = all_tables(read_results(maker.root).runs)
+    pruning, tuning, pairs, _ = all_tables(read_results(maker.root).runs)
     return pruning, tuning, pairs
 
 
@@ -124,6 +124,29 @@ def test_differences_are_taken_seed_by_seed(maker):
     assert row["mean"] == pytest.approx(-0.12)
     half = 4.3026527 * 0.01 / math.sqrt(3)
     assert (row["low"], row["high"]) == pytest.approx((-0.12 - half, -0.12 + half))
+
+
+def test_the_best_penalty_is_compared_with_none_seed_by_seed(maker):
+    for seed, level in ((1, 1.0), (2, 5.0), (3, 9.0)):
+        maker.run(reg=0.0, seed=seed, loss=level, error=level / 100)
+        maker.run(reg=0.1, seed=seed, loss=level - 0.5, error=level / 100 + 0.01)
+    pairs = tables(maker)[2].frame
+    loss = only(pairs, measure="loss change", between="λ")
+    assert (loss["first"], loss["second"]) == ("QM π 14 best λ", "QM π 14 λ = 0")
+    assert (loss["mean"], loss["std"]) == (pytest.approx(-0.5), pytest.approx(0.0))
+    error = only(pairs, measure="test error", between="λ", first="QM π 14 best λ")
+    assert error["mean"] == pytest.approx(0.01)
+
+
+def test_the_rank_correlation_is_over_all_runs_of_a_tuning(maker):
+    places = [(1.0, 0.04), (2.0, 0.03), (3.0, 0.02), (4.0, 0.05), (5.0, 0.06)]
+    for seed, (loss, error) in enumerate(places):
+        maker.run(seed=seed, loss=loss, error=error)
+        maker.run(seed=seed, reg=0.1, epochs=0, loss=loss, error=0.9)
+    found = only(all_tables(read_results(maker.root).runs)[3].frame)
+    ranks = pd.DataFrame(places).rank()
+    assert (found["n"], found["rho"]) == (5, pytest.approx(ranks.corr().loc[0, 1]))
+    assert found["tuning"] == "2 epochs"
 
 
 def test_which_methods_are_compared(maker):

@@ -1,9 +1,14 @@
 """Which λ is the best of a criterion at a number of stages: chosen on validation data alone."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from lossprune.report.layout import METHOD
+from lossprune.report.layout import METHOD, rows_of
+
+BEST, ZERO, BEST_TUNED = "best λ", "λ = 0", "best λ after fine-tuning"
 
 # Validation columns only: what is reported on test data is never what was chosen by.
 BY_LOSS, BY_ERROR = "pruned_valid_loss", "best_valid_error"
@@ -47,3 +52,32 @@ def pruned_runs(runs: pd.DataFrame) -> pd.DataFrame:
 def best_reg_after_pruning(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the λ with the lowest mean validation loss right after pruning, per method."""
     return best_reg(pruned_runs(runs), BY_LOSS, ["network", *METHOD])
+
+
+def choices_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return network, method, choice and λ: the best by validation loss, and 0."""
+    best = best_reg_after_pruning(runs)
+    return pd.concat([best.assign(choice=BEST), best.assign(choice=ZERO, reg=0.0)])
+
+
+def tuned_choices(runs: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
+    """Give tuning, choice and the runs of it, tuning by tuning; unfinished runs are among them."""
+    choices = choices_of(runs)
+    trains = runs[runs["prunes"] & (runs["epochs"] > runs["prune_epoch"].clip(lower=0))]
+    for (network, tuning), group in trains.groupby(["network", "tuning"]):
+        tuned = group[group["tuned"]]
+        by_error = best_reg(tuned, BY_ERROR, ["network", *METHOD]).assign(choice=BEST_TUNED)
+        here = pd.concat([choices[choices["network"] == network], by_error])
+        for key, chosen in at_choices(group, here):
+            yield str(tuning), key, chosen
+
+
+def at_choices(
+    runs: pd.DataFrame, choices: pd.DataFrame
+) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Give each choice and the runs at its λ; none, where that λ has not been run."""
+    keys = ["network", *METHOD, "reg"]
+    groups = dict(iter(runs.groupby(keys)))
+    none = runs.iloc[:0]
+    for choice in rows_of(choices):
+        yield choice, groups.get(tuple(choice[name] for name in keys), none)

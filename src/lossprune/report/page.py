@@ -12,7 +12,7 @@ import lossprune
 from lossprune.experiment.folder import LOG, RECORD
 from lossprune.report.page_data import as_json, embedded_details, page_data
 from lossprune.report.reading import Results
-from lossprune.report.tables import Table
+from lossprune.report.table import Table
 
 _PARTS = Path(__file__).parent / "templates"
 

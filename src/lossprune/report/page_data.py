@@ -13,10 +13,11 @@ import pandas as pd
 
 from lossprune.experiment.folder import LOG, RECORD
 from lossprune.report import series
+from lossprune.report.choice import BEST
 from lossprune.report.command_line import command_of
 from lossprune.report.layout import METHOD, criterion_order, families_and_networks, rows_of
 from lossprune.report.reading import Results
-from lossprune.report.tables import BEST, Table
+from lossprune.report.table import Table
 from lossprune.report.writing import reg_text, shown
 
 _POINTS = 80  # of a curve or of a run's stages: more than a panel has pixels to tell apart
@@ -131,9 +132,9 @@ def _correlations(runs: pd.DataFrame, network: str) -> list[dict[str, Any]]:
 
 def _leader(tables: tuple[Table, ...], network: str) -> dict[str, Any] | None:
     """Return the criterion and π with the lowest mean loss change at its best λ, and its errors."""
-    change, error, *_ = (
+    change, error = (
         table.frame[(table.frame["network"] == network) & (table.frame["choice"] == BEST)]
-        for table in tables
+        for table in tables[:2]
     )
     change = change[change["n"] > 0]
     if change.empty:
@@ -182,6 +183,8 @@ def _filter_keys(row: dict[str, Any]) -> dict[str, list[Any]]:
             "stages": [int(row["stages"])],
             "reg": [float(row["reg"])],
         }
+    if "first" not in row:  # a statement about all runs
+        return {"criterion": [], "stages": [], "reg": []}
     sides = [row["first"].split(), row["second"].split()]
     return {
         "criterion": [side[0] for side in sides],

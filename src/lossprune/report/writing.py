@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lossprune.report.layout import rows_of
-from lossprune.report.tables import Column, Table
+from lossprune.report.table import Column, Table
 
 NOTHING = "–"
 _TEXT_KINDS = ("text",)
