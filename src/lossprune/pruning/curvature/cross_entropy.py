@@ -155,7 +155,7 @@ class CrossEntropy:
         gradient = outputs.softmax(self.class_dim).movedim(self.class_dim, -1)
         index = self._index(targets)[..., None]
         scale = self._scale(outputs, targets)
-        if scale is None:
+        if scale is None and not self.label_smoothing:
             return gradient.scatter_add_(
                 -1, index, torch.full_like(gradient[..., :1], -1.0)
             ).movedim(-1, self.class_dim)
@@ -164,7 +164,9 @@ class CrossEntropy:
         if weights is None:
             weights = gradient.new_ones(gradient.shape[-1])
         hit = -(1 - self.label_smoothing) * weights[index] * counted
-        gradient = (gradient * scale[..., None]).scatter_add_(-1, index, hit)
+        if scale is not None:
+            gradient = gradient * scale[..., None]
+        gradient = gradient.scatter_add_(-1, index, hit)
         if self.label_smoothing:
             gradient -= self.label_smoothing / gradient.shape[-1] * weights * counted
         return gradient.movedim(-1, self.class_dim)

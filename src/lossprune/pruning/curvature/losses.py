@@ -149,10 +149,14 @@ class _Complete:
         return torch.ones(len(outputs), dtype=torch.float64, device=outputs.device)
 
     def positions(self, outputs: Tensor) -> tuple[int, ...]:
+        if hasattr(self.loss, "positions"):
+            return cast(FullLoss, self.loss).positions(outputs)
         return ()
 
     def draw(self, outputs: Tensor, targets: Any, count: int, generator: torch.Generator) -> Tensor:
-        """Sums of the factor's columns with random signs."""
+        """Sums of the factor's columns with random signs, unless the loss draws its own."""
+        if hasattr(self.loss, "draw"):
+            return cast(FullLoss, self.loss).draw(outputs, targets, count, generator)
         factor = self.hessian_factor(outputs, targets)
         shape = (len(outputs), count, len(factor))
         signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1

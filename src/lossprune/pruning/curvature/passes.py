@@ -1,5 +1,6 @@
 """The backward passes of a chunk of examples, and what becomes of them layer by layer."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from lossprune.pruning.curvature.budget import Budget
 from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.curvature.layers import LayerCall
-from lossprune.pruning.curvature.squares import add_squares_, prefers_direct
+from lossprune.pruning.curvature.squares import add_factored_, add_squares_, prefers_direct
 from lossprune.pruning.curvature.tiles import Tile, tile
 
 
@@ -46,6 +47,24 @@ class _Use:
         return columns.unflatten(0, (-1, self.rows)).permute(0, 2, 3, 4, 1, 5).flatten(4)
 
 
+class _Squares:
+    """The only use of a weight, at one position: of its columns y the sum Σ_k y² is enough."""
+
+    def __init__(self, call: LayerCall, dtype: torch.dtype) -> None:
+        self.call = call
+        self.squares = call.inputs.new_zeros(call.output_shape, dtype=dtype)
+
+    def add(self, k: int, gradient: Tensor) -> None:
+        self.squares.addcmul_(gradient, gradient)
+
+    def add_to_(self, total: Tensor) -> None:
+        geometry = self.call.geometry
+        x = geometry.patches(self.call.inputs.to(self.squares.dtype))[..., 0]
+        add_factored_(
+            geometry.grouped(total), x, geometry.columns(self.squares[:, None])[:, 0, ..., 0]
+        )
+
+
 def add_squared_gradients_(
     totals: Mapping[str, Tensor],
     outputs: Tensor,
@@ -70,7 +89,10 @@ def add_squared_gradients_(
         some = [columns[key] for key in keys[start : start + size]]
         uses: dict[str, list[_Use]] = {}
         for use in _backward(totals, outputs, calls, some):
-            uses.setdefault(use.call.name, []).append(use)
+            if isinstance(use, _Squares):
+                use.add_to_(totals[use.call.name])
+            else:
+                uses.setdefault(use.call.name, []).append(use)
         for name, parts in uses.items():
             _add_weight_(totals[name], parts, kept[name] if kept else None)
             parts.clear()  # their memory is needed no more
@@ -81,12 +103,18 @@ def _backward(
     outputs: Tensor,
     calls: Sequence[LayerCall],
     columns: Sequence[Tensor],
-) -> Iterator[_Use]:
+) -> Iterator[_Use | _Squares]:
     """Yield the uses that the outputs depend on, with the gradients of all columns."""
     edges = [call.output for call in calls]
-    uses: list[_Use | None] = [
-        _Use(call, len(outputs), len(columns), totals[call.name].dtype) for call in calls
-    ]
+    times = Counter(call.name for call in calls)
+    uses: list[_Use | _Squares | None] = []
+    for call in calls:
+        dtype = totals[call.name].dtype
+        alone = times[call.name] == 1 and call.output_shape[:2].numel() == call.output_shape.numel()
+        if alone and call.output_shape[0] == len(outputs):
+            uses.append(_Squares(call, dtype))
+        else:
+            uses.append(_Use(call, len(outputs), len(columns), dtype))
     for k, column in enumerate(columns):
         found = torch.autograd.grad(outputs, edges, column, retain_graph=True, allow_unused=True)
         for index, gradient in enumerate(found):

@@ -49,7 +49,9 @@ def add_squares_(total: Tensor, patches: Block, gradients: Block, examples: int)
     columns, positions = first.shape[1], first.shape[4]
     shape = (total.shape[0], total.shape[1], total.shape[2])
     if positions == 1:
-        _add_factored_(total, patches, gradients, examples)
+        everything = slice(0, examples)
+        squares = gradients(everything).square().sum(1)[..., 0]
+        add_factored_(total, patches(everything)[..., 0], squares)
     elif not prefers_direct(shape, columns, positions):
         _add_pairs_(total, patches, gradients, examples, positions)
     elif has_fast_product(first) and total.shape[0] == 1:
@@ -85,12 +87,11 @@ def _blocks(examples: int, elements: int, most: int) -> Iterator[slice]:
         yield slice(start, min(start + size, examples))
 
 
-def _add_factored_(total: Tensor, patches: Block, gradients: Block, examples: int) -> None:
-    everything = slice(0, examples)
-    y = gradients(everything).square().sum(1).squeeze(-1)  # (n, g, o)
-    x = patches(everything).squeeze(-1).square()  # (n, g, i)
+def add_factored_(total: Tensor, x: Tensor, squares: Tensor) -> None:
+    """Add h[g, o, i] = Σ_n squares x² at one position: x (n, g, i), squares Σ_k y² (n, g, o)."""
+    x = x.square()
     for group, part in enumerate(total):
-        part += product(y[:, group].T, x[:, group].T)
+        part += product(squares[:, group].T, x[:, group].T)
 
 
 def _add_pairs_(

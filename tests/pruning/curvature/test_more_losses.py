@@ -1,0 +1,375 @@
+"""Each loss against torch's value and against automatic differentiation; functions as losses."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import lossprune
+from lossprune.pruning import (
+    LOSSES,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    MeanSquaredError,
+    PruningError,
+)
+
+N, POSITIONS, CLASSES = 5, 3, 4
+WEIGHT = [0.5, 2.0, 0.0, 1.5]
+
+
+def tokens(seed: int = 0):
+    """A network of (n, positions, 2) inputs that mixes positions: outputs (n, positions, c)."""
+
+    class Mixes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(2, 4)
+            self.b = nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            h = torch.tanh(self.a(x))
+            return self.b(h + h.cumsum(1) + h.mean(1, keepdim=True))
+
+    torch.manual_seed(seed)
+    return Mixes().double(), torch.randn(N, POSITIONS, 2, dtype=torch.float64)
+
+
+class ClassesSecond(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).movedim(-1, 1)
+
+
+def flat(seed: int = 0, outputs: int = CLASSES):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, outputs)).double()
+    return model, torch.randn(N, 3, dtype=torch.float64)
+
+
+def each(inputs, targets):
+    return [((x[None],), {}, t) for x, t in zip(inputs, targets, strict=True)]
+
+
+SETTINGS = {
+    "plain": {},
+    "weight": {"weight": WEIGHT},
+    "smoothed": {"label_smoothing": 0.2},
+    "weight, smoothed": {"weight": WEIGHT, "label_smoothing": 0.3},
+    "ignored": {"ignore_index": 1},
+    "everything": {"weight": WEIGHT, "label_smoothing": 0.1, "ignore_index": 3},
+}
+
+
+def torch_settings(choice):
+    settings = dict(SETTINGS[choice])
+    if "weight" in settings:
+        settings["weight"] = torch.tensor(settings["weight"], dtype=torch.float64)
+    return settings
+
+
+def counted(targets, choice):
+    settings = SETTINGS[choice]
+    weight = settings.get("weight", [1.0] * CLASSES)
+    ignored = settings.get("ignore_index", -100)
+    return sum(weight[t] for t in targets.flatten().tolist() if t not in (ignored, -100))
+
+
+@pytest.mark.parametrize("choice", SETTINGS)
+@pytest.mark.parametrize("memory", [1, None])
+def test_cross_entropy_of_examples(choice, memory, matches):
+    model, inputs = flat()
+    targets = torch.tensor([0, 1, 3, 3, 1])
+    statistics = lossprune.measure(
+        model, [(inputs, targets)], loss=CrossEntropy(**SETTINGS[choice]), memory=memory
+    )
+
+    expected = F.cross_entropy(model(inputs), targets, **torch_settings(choice))
+    assert statistics.loss == pytest.approx(float(expected.detach()), rel=1e-12)
+    matches(
+        statistics,
+        model,
+        each(inputs, targets),
+        lambda z, t: F.cross_entropy(z, t, reduction="sum", **torch_settings(choice)),
+        counted(targets, choice),
+    )
+
+
+@pytest.mark.parametrize("choice", SETTINGS)
+@pytest.mark.parametrize("estimator", ["exact", "tolerance:0"])
+@pytest.mark.parametrize("layout", ["classes second", "classes last"])
+def test_cross_entropy_of_positions(choice, estimator, layout, matches):
+    model, inputs = tokens()
+    targets = torch.tensor([[0, 1, 3], [3, -100, 2], [1, 1, 1], [2, 0, 0], [-100, -100, 3]])
+    if SETTINGS[choice].get("ignore_index"):
+        targets = targets.clamp(min=0)
+    second = ClassesSecond(model)
+    last = layout == "classes last"
+    loss = CrossEntropy(**SETTINGS[choice], class_dim=-1 if last else 1)
+
+    statistics = lossprune.measure(
+        model if last else second, [(inputs, targets)], loss=loss, estimator=estimator
+    )
+
+    expected = F.cross_entropy(second(inputs), targets, **torch_settings(choice))
+    assert statistics.loss == pytest.approx(float(expected.detach()), rel=1e-12)
+    matches(
+        statistics,
+        model if last else second,
+        each(inputs, targets),
+        lambda z, t: F.cross_entropy(
+            z if last else z.movedim(0, 1), t, reduction="sum", **torch_settings(choice)
+        ),
+        counted(targets, choice),
+        tolerance=1e-8,
+    )
+
+
+def test_next_token_shifts_by_one(matches):
+    model, inputs = tokens()
+    labels = torch.tensor([[0, 1, 3], [3, -100, 2], [1, 1, 1], [2, 0, 0], [-100, -100, 3]])
+    statistics = lossprune.measure(model, [(inputs, labels)], loss="next_token")
+    ahead = labels[:, 1:]
+    matches(
+        statistics,
+        model,
+        each(inputs, labels),
+        lambda z, t: F.cross_entropy(z[:-1], t[1:], reduction="sum"),
+        int((ahead != -100).sum()),
+    )
+
+
+def test_the_mean_is_over_everything_that_counts_however_examples_come():
+    model, inputs = tokens()
+    targets = torch.tensor([[0, 1, 3], [3, -100, 2], [1, 1, 1], [2, 0, 0], [-100, -100, 3]])
+    whole = lossprune.measure(model, [(inputs, targets)], loss="token_cross_entropy")
+    parts = lossprune.measure(
+        model, list(zip(inputs.split(2), targets.split(2), strict=True)), loss="token_cross_entropy"
+    )
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
+    for name, h in whole.ggn_diagonal.items():
+        torch.testing.assert_close(parts.ggn_diagonal[name], h, rtol=1e-10, atol=1e-14)
+    expected = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    assert whole.loss == pytest.approx(float(expected.detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "token_cross_entropy", "mse", "bce_with_logits"])
+def test_monte_carlo_is_unbiased(name):
+    """Many draws agree with the exact diagonal within 5 standard errors."""
+    positions = name != "cross_entropy"
+    model, inputs = tokens() if positions else flat()
+    shape = (N, POSITIONS, CLASSES) if name in ("mse", "bce_with_logits") else inputs.shape[:-1]
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(0, 2, shape, generator=generator)
+    targets = targets.double() if name in ("mse", "bce_with_logits") else targets
+    loss = CrossEntropy(WEIGHT) if name == "cross_entropy" else LOSSES[name]
+    exact = lossprune.measure(model, [(inputs, targets)], loss=loss).ggn_diagonal
+    draws = [
+        lossprune.measure(
+            model, [(inputs, targets)], loss=loss, gradient=False, estimator="monte-carlo:1",
+            generator=generator,
+        ).ggn_diagonal
+        for _ in range(150)
+    ]  # fmt: skip
+    for key, h in exact.items():
+        values = torch.stack([draw[key] for draw in draws])
+        error = values.std(0) / len(draws) ** 0.5
+        assert ((values.mean(0) - h).abs() <= 5 * error + 1e-12).all()
+        assert (error <= 0.3 * h.max()).all()
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("estimator", ["exact", "tolerance:0"])
+def test_mean_squared_error(shape, estimator, matches):
+    model, inputs = flat(outputs=torch.Size(shape).numel())
+    model.append(nn.Flatten(0) if shape == () else nn.Unflatten(1, shape))
+    targets = torch.randn(N, *shape, dtype=torch.float64)
+    statistics = lossprune.measure(model, [(inputs, targets)], loss="mse", estimator=estimator)
+
+    expected = F.mse_loss(model(inputs), targets)
+    assert statistics.loss == pytest.approx(float(expected.detach()), rel=1e-12)
+    matches(statistics, model, each(inputs, targets), F.mse_loss, N)
+
+
+@pytest.mark.parametrize(
+    ("weight", "pos_weight"),
+    [(None, None), ([0.5, 2.0, 1.0], None), (None, [3.0, 0.2, 1.0]), (2.0, [[1.0], [4.0]])],
+)
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_binary_cross_entropy(weight, pos_weight, shape, matches):
+    if pos_weight == [[1.0], [4.0]] and shape == (3,):
+        pos_weight = [1.0, 4.0, 2.0]
+    model, inputs = flat(outputs=torch.Size(shape).numel())
+    model.append(nn.Unflatten(1, shape))
+    targets = torch.rand(N, *shape, dtype=torch.float64)
+    given = {
+        name: None if value is None else torch.tensor(value, dtype=torch.float64)
+        for name, value in (("weight", weight), ("pos_weight", pos_weight))
+    }
+    statistics = lossprune.measure(
+        model, [(inputs, targets)], loss=BinaryCrossEntropy(weight, pos_weight)
+    )
+
+    expected = F.binary_cross_entropy_with_logits(model(inputs), targets, **given)
+    assert statistics.loss == pytest.approx(float(expected.detach()), rel=1e-12)
+    matches(
+        statistics,
+        model,
+        each(inputs, targets),
+        lambda z, t: F.binary_cross_entropy_with_logits(z, t, **given),
+        N,
+    )
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    logits=st.lists(st.floats(-60, 60), min_size=6, max_size=6),
+    targets=st.lists(st.integers(0, 2), min_size=2, max_size=2),
+    smoothing=st.floats(0, 0.9),
+)
+def test_gradient_and_factor_of_smoothed_cross_entropy(logits, targets, smoothing):
+    z = torch.tensor(logits, dtype=torch.float64).view(2, 3)
+    t = torch.tensor(targets)
+    loss = CrossEntropy([1.0, 0.3, 2.0], smoothing)
+
+    def value(z, n):
+        weight = torch.tensor([1.0, 0.3, 2.0], dtype=torch.float64)
+        return F.cross_entropy(z, t[n], weight=weight, label_smoothing=smoothing, reduction="sum")
+
+    for n in range(2):
+        expected = torch.func.grad(value)(z[n], n)
+        torch.testing.assert_close(loss.gradient(z, t)[n], expected, rtol=1e-9, atol=1e-12)
+        factor = loss.hessian_factor(z, t)[:, n]
+        expected = torch.func.hessian(value)(z[n], n)
+        torch.testing.assert_close(factor.T @ factor, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(lambda z, t: F.cross_entropy(z, t, reduction="none") ** 2, id="per example"),
+        pytest.param(lambda z, t: F.cross_entropy(z, t) ** 2, id="a single number"),
+    ],
+)
+def test_any_function_for_the_gradient_and_the_empirical_fisher(loss):
+    """A single number is taken example by example: the square of a mean is no mean of squares."""
+    model, inputs = flat()
+    targets = torch.arange(N) % CLASSES
+    statistics = lossprune.measure(
+        model, [(inputs, targets)], loss=loss, estimator="empirical-fisher"
+    )
+
+    slopes = []
+    for n in range(N):
+        value = F.cross_entropy(model(inputs[n : n + 1]), targets[n : n + 1]) ** 2
+        slopes.append(torch.autograd.grad(value, [model[0].weight, model[2].weight]))
+    for index, name in enumerate(("0.weight", "2.weight")):
+        part = torch.stack([slope[index] for slope in slopes])
+        torch.testing.assert_close(statistics.gradient[name], part.mean(0), rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(
+            statistics.ggn_diagonal[name], part.square().mean(0), rtol=1e-10, atol=1e-14
+        )
+
+
+@pytest.mark.parametrize("estimator", ["exact", "tolerance", "monte-carlo:3"])
+def test_other_curvature_of_a_function_is_refused(estimator):
+    def hinge(outputs, targets):
+        return (1 - outputs.gather(1, targets[:, None])).clamp(min=0)[:, 0]
+
+    model, inputs = flat()
+    data = [(inputs, torch.arange(N) % CLASSES)]
+    with pytest.raises(PruningError, match=r"hinge.*cross_entropy.*mse.*'empirical-fisher'"):
+        lossprune.prune(model, "QM", sparsity=0.5, data=data, loss=hinge, estimator=estimator)
+    assert lossprune.prune(model, "LM", sparsity=0.5, data=data, loss=hinge).mask.removed == 21
+
+
+@pytest.mark.parametrize(
+    ("loss", "ours"),
+    [
+        (F.cross_entropy, CrossEntropy()),
+        (F.mse_loss, MeanSquaredError()),
+        (F.binary_cross_entropy_with_logits, BinaryCrossEntropy()),
+        (
+            nn.CrossEntropyLoss(torch.tensor(WEIGHT).double(), ignore_index=2),
+            CrossEntropy(WEIGHT, 0, 2),
+        ),
+        (nn.MSELoss(), "mse"),
+        (
+            nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0]).double()),
+            BinaryCrossEntropy(None, [2.0]),
+        ),
+    ],
+)
+def test_torchs_own_losses_are_known(loss, ours):
+    model, inputs = flat()
+    targets = torch.tensor([0, 1, 3, 3, 1])
+    if isinstance(ours, str) or not isinstance(ours, CrossEntropy):
+        targets = F.one_hot(targets, CLASSES).double()
+    theirs = lossprune.measure(model, [(inputs, targets)], loss=loss)
+    expected = lossprune.measure(model, [(inputs, targets)], loss=ours)
+    assert theirs.loss == expected.loss
+    assert float(loss(model(inputs), targets).detach()) == pytest.approx(theirs.loss, rel=1e-6)
+    for name, h in expected.ggn_diagonal.items():
+        assert torch.equal(theirs.ggn_diagonal[name], h)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CrossEntropy(weight=[1.0, -1.0]), "weight must be"),
+        (lambda: CrossEntropy(weight=torch.ones(2, 2)), "weight must be"),
+        (lambda: CrossEntropy(label_smoothing=1.0), r"label_smoothing.*\[0, 1\), got 1\.0"),
+        (lambda: CrossEntropy(class_dim=2), "class_dim must be 1 or -1, got 2"),
+        (lambda: CrossEntropy(shift=2), "shift must be 0 or 1, got 2"),
+        (lambda: BinaryCrossEntropy(pos_weight=[float("nan")]), "pos_weight must be"),
+    ],
+)
+def test_settings_that_are_not_accepted(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "message"),
+    [
+        ("mse", torch.zeros(N), r"\(4, 4\), got \(4,\)"),
+        ("bce_with_logits", torch.full((N, CLASSES), 1.5), r"\[0, 1\], got 1\.5"),
+        (CrossEntropy([1.0, 2.0]), torch.zeros(N).long(), "4 classes, got 2"),
+        (BinaryCrossEntropy([1.0, 2.0]), torch.zeros(N, CLASSES), r"\(4,\), got shape \(2,\)"),
+        ("cross_entropy", torch.full((N,), -100), "no target counts"),
+        (lambda z, t: z, torch.zeros(N), r"one number per example, \(5,\).*got shape \(5, 4\)"),
+        (lambda z, t: torch.ones(len(z)), torch.zeros(N), "does not depend on the outputs"),
+        (lambda z, t: 0.0, torch.zeros(N), "must return a tensor, got float"),
+    ],
+)
+def test_targets_that_do_not_fit(loss, targets, message):
+    model, inputs = flat()
+    with pytest.raises(PruningError, match=message):
+        lossprune.measure(model, [(inputs, targets)], loss=loss, ggn_diagonal=False)
+
+
+def test_classes_last_are_told_from_classes_second():
+    model, inputs = tokens()
+    with pytest.raises(PruningError, match=r"'token_cross_entropy'.*'next_token'"):
+        lossprune.measure(model, [(inputs, torch.zeros(N, POSITIONS).long())])
+
+
+def test_too_many_classes_for_the_exact_curvature_name_the_way_out():
+    model = nn.Sequential(nn.Linear(1, 20_000, bias=False)).double()
+    data = [(torch.ones(1, 1, dtype=torch.float64), torch.tensor([5]))]
+    with pytest.raises(PruningError, match=r"19999 backward passes.*monte-carlo"):
+        lossprune.measure(model, data)
+    h = lossprune.measure(model, data, estimator="monte-carlo:1").ggn_diagonal["0.weight"]
+    assert 0 < float(h.sum()) < 2
+
+
+@pytest.mark.parametrize("loss", [3, None, "hinge"])
+def test_what_is_no_loss(loss):
+    model, inputs = flat()
+    with pytest.raises(ValueError, match=r"cross_entropy.*next_token.*mse"):
+        lossprune.measure(model, [(inputs, torch.zeros(N).long())], loss=loss)
