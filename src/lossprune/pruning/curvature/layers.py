@@ -39,6 +39,10 @@ class Linear:
         n, k, *_, o = gradients.shape
         return gradients.reshape(n, k, 1, -1, o).transpose(3, 4)
 
+    def positions(self, output: torch.Size) -> int:
+        """Count the positions of an output of that shape."""
+        return output[1:-1].numel()
+
     def grouped(self, weight: Tensor) -> Tensor:
         """View of the weight, or of what belongs to it, as (g, o, i)."""
         return (weight.T if self.transposed else weight)[None]
@@ -75,6 +79,10 @@ class Convolution:
         """Gradients (n, k, *output) by output and position: (n, k, g, o, p)."""
         n, k, channels = gradients.shape[:3]
         return gradients.reshape(n, k, self.groups, channels // self.groups, -1)
+
+    def positions(self, output: torch.Size) -> int:
+        """Count the positions of an output of that shape."""
+        return output[2:].numel()
 
     def grouped(self, weight: Tensor) -> Tensor:
         """View of the weight, or of what belongs to it, as (g, o, i)."""

@@ -110,8 +110,8 @@ def _backward(
     uses: list[_Use | _Squares | None] = []
     for call in calls:
         dtype = totals[call.name].dtype
-        alone = times[call.name] == 1 and call.output_shape[:2].numel() == call.output_shape.numel()
-        if alone and call.output_shape[0] == len(outputs):
+        alone = times[call.name] == 1 and call.output_shape[0] == len(outputs)
+        if alone and call.geometry.positions(call.output_shape) == 1:
             uses.append(_Squares(call, dtype))
         else:
             uses.append(_Use(call, len(outputs), len(columns), dtype))
