@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lossprune.pruning.enforcement import Enforcement
 from lossprune.pruning.errors import PruningError
-from lossprune.pruning.prunable import prunable_weights
+from lossprune.pruning.prunable import Choices, prunable_weights
 
 _FORMAT = "lossprune mask 1"
 
@@ -59,13 +60,20 @@ class Mask(Mapping[str, Tensor]):
         self.removed = self.total - sum(int(tensor.sum()) for tensor in self._kept.values())
 
     @classmethod
-    def dense(cls, model: nn.Module) -> "Mask":
-        """Return the mask that keeps every prunable weight of ``model``."""
+    def dense(
+        cls,
+        model: nn.Module,
+        *,
+        parameters: Choices | None = None,
+        exclude: Choices | None = None,
+    ) -> "Mask":
+        """Return the mask that keeps every prunable weight of ``model``.
+
+        ``parameters`` and ``exclude`` say which weights those are, as in :func:`lossprune.prune`.
+        """
+        weights = prunable_weights(model, parameters, exclude)
         return cls(
-            {
-                name: torch.ones_like(weight, dtype=torch.bool)
-                for name, weight in prunable_weights(model).items()
-            }
+            {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
         )
 
     @property
@@ -122,15 +130,17 @@ class Mask(Mapping[str, Tensor]):
         _zero_(self._removed_of(model))
         return model
 
-    def enforce(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> "Enforcement":
+    def enforce(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Enforcement:
         """Hold the removed weights of ``model`` at exactly 0 through ``optimizer``'s steps.
 
         They are set to 0 now and after every ``optimizer.step()``, whatever the loop, gradients,
         momentum or weight decay did to them; nothing else of the step changes.  Call ``remove()``
         on what is returned, or use it as a context manager, to let them go.
 
+        ``optimizer`` may also be the wrapper that Lightning or Accelerate put around one.
+
         Raises:
-            PruningError: as :meth:`apply_`.
+            PruningError: as :meth:`apply_`; or the optimizer holds none of the masked parameters.
         """
         return Enforcement(self._removed_of(model), optimizer)
 
@@ -208,27 +218,6 @@ class Mask(Mapping[str, Tensor]):
                 )
             pairs.append((parameter, ~kept.to(parameter.device)))
         return pairs
-
-
-class Enforcement:
-    """A running :meth:`Mask.enforce`; ``remove()`` or leaving a ``with`` block ends it."""
-
-    def __init__(
-        self, removed: list[tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer
-    ) -> None:
-        self._removed = removed
-        _zero_(removed)
-        self._hook = optimizer.register_step_post_hook(lambda *_: _zero_(removed))
-
-    def remove(self) -> None:
-        """Let the removed weights train again."""
-        self._hook.remove()
-
-    def __enter__(self) -> "Enforcement":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.remove()
 
 
 @torch.no_grad()
