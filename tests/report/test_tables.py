@@ -138,15 +138,21 @@ def test_the_best_penalty_is_compared_with_none_seed_by_seed(maker):
     assert error["mean"] == pytest.approx(0.01)
 
 
-def test_the_rank_correlation_is_over_all_runs_of_a_tuning(maker):
+def test_the_rank_correlation_is_over_all_runs_of_a_tuning_and_by_stages(maker):
     places = [(1.0, 0.04), (2.0, 0.03), (3.0, 0.02), (4.0, 0.05), (5.0, 0.06)]
     for seed, (loss, error) in enumerate(places):
         maker.run(seed=seed, loss=loss, error=error)
+        maker.run(stages=1, seed=seed, loss=10 + loss, error=-error)
         maker.run(seed=seed, reg=0.1, epochs=0, loss=loss, error=0.9)
-    found = only(all_tables(read_results(maker.root).runs)[3].frame)
-    ranks = pd.DataFrame(places).rank()
-    assert (found["n"], found["rho"]) == (5, pytest.approx(ranks.corr().loc[0, 1]))
-    assert found["tuning"] == "2 epochs"
+    frame = all_tables(read_results(maker.root).runs)[3].frame
+    assert list(frame["tuning"].unique()) == ["2 epochs"]
+    several, one = pd.DataFrame(places), pd.DataFrame([(10 + x, -y) for x, y in places])
+    for among, points in (
+        ("all runs", pd.concat([several, one])), ("π = 1", one), ("π > 1", several)
+    ):  # fmt: skip
+        row = only(frame, among=among)
+        assert row["n"] == len(points)
+        assert row["rho"] == pytest.approx(points.rank().corr().loc[0, 1])
 
 
 def test_which_methods_are_compared(maker):

@@ -88,10 +88,11 @@ def _by_seed(chosen: pd.DataFrame, column: str) -> pd.Series:
 def _comparison(first: dict[str, Any], second: dict[str, Any]) -> str | None:
     """Criteria are compared at one π, MP (it has but one) with all; stages within a criterion.
 
-    Both at one choice of λ; the choices themselves are compared within a method.
+    Both at one choice of λ; within a method the best λ is compared with none.
     """
     if all(first[name] == second[name] for name in METHOD):
-        return "λ" if first["reg"] != second["reg"] else None
+        choices = first["choice"], second["choice"]
+        return "λ" if choices == (BEST, ZERO) and first["reg"] != 0 else None
     if first["choice"] != second["choice"]:
         return None
     if first["criterion"] == second["criterion"]:

@@ -112,26 +112,34 @@ def tuning_table(runs: pd.DataFrame) -> Table:
 
 
 def correlation_table(runs: pd.DataFrame) -> Table:
-    """Return Spearman's ρ of loss change and error gap, over all fine-tuned runs of a network."""
+    """Return Spearman's ρ of loss change and error gap: all fine-tuned runs, and by stages."""
+    among = {
+        "all runs": runs,
+        "π = 1": runs[runs["stages"] == 1],
+        "π > 1": runs[runs["stages"] > 1],
+    }
     rows = [
-        {"network": network, "tuning": tuning, **asdict(found)}
-        for (network, tuning), found in correlations(runs).items()
+        {"network": network, "tuning": tuning, "among": name, **asdict(found)}
+        for name, part in among.items()
+        for (network, tuning), found in correlations(part).items()
     ]
+    columns = ["network", "tuning", "among", "n", "rho", "low", "high"]
     return Table(
         "rank-correlation",
         "Loss change against error after fine-tuning",
         "Spearman’s ρ of the loss change by pruning and the gap in test error after fine-tuning, "
-        "over all fine-tuned runs of a network, whatever their criterion, π, λ and seed. The "
-        "interval is the 95 % percentile bootstrap over runs; runs of one seed start from the same "
-        "network, so it is rather narrow.",
+        "over all fine-tuned runs of a network, whatever their criterion, π, λ and seed, and over "
+        "those pruned in one stage and in several. The interval is the 95 % percentile bootstrap "
+        "over runs; runs of one seed start from the same network, so it is rather narrow.",
         (
             Column("tuning", "fine-tuning"),
+            Column("among", "among"),
             Column("n", "runs", "count"),
             Column("rho", "ρ", "change"),
             Column("low", "95 % from", "change"),
             Column("high", "to", "change"),
         ),
-        pd.DataFrame(rows, columns=["network", "tuning", "n", "rho", "low", "high"]),
+        pd.DataFrame(rows, columns=columns).sort_values(columns[:2], kind="stable"),
     )
 
 
