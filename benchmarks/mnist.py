@@ -61,7 +61,7 @@ def main() -> int:
     start = folder / "best_model.pt"
     rows: dict[str, dict[int, float]] = {}
     seconds = 0.0
-    for criterion in lossprune.CRITERIA:
+    for criterion in ("MP", "LM", "QM", "OBD"):
         for stages in STAGES:
             record, _ = run(
                 arguments,

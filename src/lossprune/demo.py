@@ -12,10 +12,10 @@ from typing import Any
 from lossprune.experiment import RunConfig, RunRecord
 from lossprune.experiment.folder import BEST
 from lossprune.experiment.progress import Progress, shown_progress
-from lossprune.pruning.criteria import CRITERIA
 
 TRAINING_EPOCHS, FINE_TUNING_EPOCHS = 60, 20
 SPARSITY, STAGES = 0.95, (1, 14)
+CRITERIA = ("MP", "LM", "QM", "OBD")
 _COMMON = {"arch": "MLP", "dataset": "digits", "device": "cpu"}
 
 _COLUMNS = (

@@ -38,6 +38,11 @@ def test_what_each_needs():
         "LM": (True, False),
         "QM": (True, True),
         "OBD": (False, True),
+        "EF-OBD": (False, False),
+        "SNIP": (True, False),
+        "GraSP": (False, False),
+        "SynFlow": (False, False),
+        "random": (False, False),
     }
 
 

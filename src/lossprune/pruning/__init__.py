@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lossprune.pruning.schedules import sparsities as sparsities
     from lossprune.pruning.stages import prune as prune
     from lossprune.pruning.stages import prune_by_stage as prune_by_stage
+    from lossprune.pruning.statistics import STATISTICS as STATISTICS
 
 _HOMES = {
     "BinaryCrossEntropy": "curvature.elementwise",
@@ -51,6 +52,7 @@ _HOMES = {
     "PruningError": "errors",
     "PruningResult": "result",
     "SCHEDULES": "schedules",
+    "STATISTICS": "statistics",
     "StageRecord": "result",
     "Statistics": "curvature.measure",
     "Tolerance": "curvature.estimators",

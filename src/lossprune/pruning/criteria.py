@@ -4,8 +4,13 @@ With the weights θ, the gradient g = ∇L(θ), the diagonal h of the generalise
 and the step δ = −θ of removing a weight, a model of the loss predicts the change ΔL of removing
 each weight alone.  A saliency is what pruning ranks by: weights with the smallest are removed.
 
-Source: Laurent et al., "Revisiting Loss Modelling for Unstructured Pruning", 2020; for OBD, LeCun,
-Denker and Solla, "Optimal Brain Damage", NIPS 1989.
+Sources: for MP, LM and QM, Laurent et al., "Revisiting Loss Modelling for Unstructured Pruning",
+2020; OBD: LeCun, Denker and Solla, "Optimal Brain Damage", NIPS 1989; EF-OBD: the same with the
+empirical Fisher, as in Theis et al., "Faster gaze prediction with dense networks and Fisher
+pruning", 2018; SNIP: Lee, Ajanthan and Torr, "SNIP: Single-shot network pruning based on connection
+sensitivity", ICLR 2019; GraSP: Wang, Zhang and Grosse, "Picking winning tickets before training by
+preserving gradient flow", ICLR 2020; SynFlow: Tanaka, Kunin, Yamins and Ganguli, "Pruning neural
+networks without any data by iteratively conserving synaptic flow", NeurIPS 2020.
 """
 
 from __future__ import annotations
@@ -33,6 +38,9 @@ class Criterion:
         gradient: whether g is needed; where not, the formulas get None for it.
         curvature: whether h is needed; where not, the formulas get None for it.
         description: one line for help texts and tables.
+        statistic: a name in ``lossprune.pruning.STATISTICS``: what the formulas get for h instead
+            of the curvature; None: the curvature.
+        stages: how many stages :func:`lossprune.prune` takes where it is not told.
 
     >>> import lossprune, torch
     >>> double = lossprune.Criterion("|gθ|²", lambda theta, g, h: (g * theta) ** 2, gradient=True)
@@ -46,6 +54,8 @@ class Criterion:
     gradient: bool = False
     curvature: bool = False
     description: str = ""
+    statistic: str | None = None
+    stages: int = 1
 
 
 CRITERIA: dict[str, Criterion] = {
@@ -75,6 +85,40 @@ CRITERIA: dict[str, Criterion] = {
         change=lambda theta, g, h: 0.5 * h * theta**2,
         curvature=True,
         description="Optimal Brain Damage: ½ h θ²",
+    ),
+    "EF-OBD": Criterion(
+        "EF-OBD",
+        saliency=lambda theta, g, f: 0.5 * f * theta**2,
+        change=lambda theta, g, f: 0.5 * f * theta**2,
+        statistic="empirical-fisher",
+        description="Optimal Brain Damage with the empirical Fisher F: ½ F θ²",
+    ),
+    # The published score is divided by its sum over all weights, which changes no ranking.
+    "SNIP": Criterion(
+        "SNIP",
+        saliency=lambda theta, g, h: (g * theta).abs(),
+        gradient=True,
+        description="connection sensitivity: |g θ|, ranked as LM",
+    ),
+    # Removing a weight changes ‖g‖² by −2 θ H g; those go first whose going raises it most.
+    "GraSP": Criterion(
+        "GraSP",
+        saliency=lambda theta, g, hg: theta * hg,
+        statistic="hessian-gradient",
+        description="gradient signal preservation: θ (H g), H the Hessian of the loss",
+    ),
+    "SynFlow": Criterion(
+        "SynFlow",
+        saliency=lambda theta, g, r: r * theta.abs(),
+        statistic="synaptic-flow",
+        stages=100,
+        description="synaptic flow: |θ| ∂R/∂|θ|, R the output of |θ| on ones; made for --pi 100",
+    ),
+    "random": Criterion(
+        "random",
+        saliency=lambda theta, g, u: u,
+        statistic="uniform",
+        description="uniformly at random",
     ),
 }
 

@@ -16,15 +16,18 @@ def saliencies(
     weights: Mapping[str, Tensor],
     statistics: Statistics | None,
     reg: float,
+    other: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return the criterion's saliency + ½ λ θ² of every weight, by parameter name.
+
+    ``other`` is what the criterion takes in the place of the curvature, if anything.
 
     Raises:
         PruningError: a saliency is not finite, or not of its parameter's shape (named).
     """
     scores = {}
     for name, weight in weights.items():
-        theta, g, h = _terms(name, weight, statistics)
+        theta, g, h = _terms(name, weight, statistics, other)
         saliency = criterion.saliency(theta, g, h)
         _check_shape(criterion, "saliency", saliency, name, theta)
         saliency = saliency + 0.5 * reg * theta**2
@@ -42,6 +45,7 @@ def predicted_change(
     weights: Mapping[str, Tensor],
     statistics: Statistics | None,
     marked: Mapping[str, Tensor],
+    other: Mapping[str, Tensor] | None = None,
 ) -> float | None:
     """Return the ΔL that the criterion's model predicts for removing the marked weights.
 
@@ -54,19 +58,22 @@ def predicted_change(
         return None
     total = 0.0
     for name, weight in weights.items():
-        theta, g, h = _terms(name, weight, statistics)
+        theta, g, h = _terms(name, weight, statistics, other)
         change = criterion.change(theta, g, h)
         _check_shape(criterion, "change", change, name, theta)
         total += float(change[marked[name]].sum(dtype=torch.float64))
     return total
 
 
-def _terms(name: str, weight: Tensor, statistics: Statistics | None) -> tuple[Any, Any, Any]:
+def _terms(
+    name: str, weight: Tensor, statistics: Statistics | None, other: Mapping[str, Tensor] | None
+) -> tuple[Any, Any, Any]:
     """θ, g and h of one parameter; None for what was not measured."""
     theta = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    if statistics is None:
-        return theta, None, None
-    return theta, statistics.gradient.get(name), statistics.ggn_diagonal.get(name)
+    g = None if statistics is None else statistics.gradient.get(name)
+    if other is not None:
+        return theta, g, other[name]
+    return theta, g, None if statistics is None else statistics.ggn_diagonal.get(name)
 
 
 def _check_shape(criterion: Criterion, what: str, got: Any, name: str, theta: Tensor) -> None:

@@ -1,11 +1,11 @@
 """The stage loop: measure → score → select."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lossprune.pruning.criteria import Criterion, find_criterion
 from lossprune.pruning.curvature.batch import Batch, Forward
@@ -22,6 +22,7 @@ from lossprune.pruning.result import PruningResult, StageRecord
 from lossprune.pruning.schedules import sparsities
 from lossprune.pruning.scoring import predicted_change, saliencies
 from lossprune.pruning.selection import select_smallest
+from lossprune.pruning.statistics import Setting, find_statistic
 
 
 def prune(
@@ -59,7 +60,7 @@ def prune(
             without; given data, its stages record their losses.
         examples: how many to read a stage, exactly; None reads all.  A stage holds its examples
             until it ends, where the iterable puts them.
-        stages: π; 1 if not given.
+        stages: π; 1 if not given, but for a criterion that says otherwise (SynFlow: 100).
         schedule: ``"exponential"``, ``"linear"``, or a rising sequence of sparsities.
         reg: λ ≥ 0, the step-size penalty.
         loss: a name in ``LOSSES``, a :class:`Loss`, or, for criteria that need no curvature and
@@ -68,8 +69,8 @@ def prune(
             as in :func:`measure`.
         estimator: of the GGN diagonal: a name in ``ESTIMATORS`` or an :class:`Estimator`.
         memory: bytes that a measurement may take at once; as in :func:`measure`.
-        seed: of what an estimator draws, for each stage apart; if not given it draws from
-            torch's global generator as it stands, and leaves that as it was.
+        seed: of what an estimator or a criterion draws, for each stage apart; if not given it
+            draws from torch's global generator as it stands, and leaves that as it was.
 
     Under an initialised ``torch.distributed`` group every process must call this with the same
     model and data; they share the work, and each gets the same mask.
@@ -143,12 +144,15 @@ def prune_by_stage(
             with.
         PruningError: as :func:`prune`, when the stage is reached.
     """
+    criterion = find_criterion(criterion)
+    if stages is None and isinstance(schedule, str):
+        stages = criterion.stages
     steps = sparsities(schedule, sparsity, stages)
     if not 0 <= completed < len(steps):
         raise ValueError(f"completed must be between 0 and {len(steps) - 1}, got {completed!r}")
     pruning = _Pruning(
         model,
-        find_criterion(criterion),
+        criterion,
         data,
         examples,
         reg,
@@ -203,7 +207,12 @@ class _Pruning:
             raise ValueError(f"reg must be a number of at least 0, got {self.reg!r}")
         check_examples(self.examples)
         if self.data is None:
-            if self.criterion.gradient or self.criterion.curvature:
+            statistic = self.criterion.statistic
+            if (
+                self.criterion.gradient
+                or self.criterion.curvature
+                or (statistic is not None and find_statistic(statistic).needs_data)
+            ):
                 raise ValueError(
                     f"criterion {self.criterion.name!r} needs data: an iterable of "
                     "(inputs, targets)"
@@ -250,13 +259,14 @@ class _Pruning:
             kept = mask  # as it is now: the name goes on to this stage's own mask
             statistics = self.recall(stage, lambda: self._measure(batches, kept, stage))
             before = statistics.loss
+        other = self._measure_other(batches, mask, stage)
         with torch.no_grad():
             marked = select_smallest(
-                saliencies(self.criterion, self.weights, statistics, self.reg),
+                saliencies(self.criterion, self.weights, statistics, self.reg, other),
                 mask,
                 round(sparsity * mask.total) - mask.removed,
             )
-            predicted = predicted_change(self.criterion, self.weights, statistics, marked)
+            predicted = predicted_change(self.criterion, self.weights, statistics, marked, other)
         mask = Mask(
             {name: kept & ~marked[name] for name, kept in mask.items()},
             criterion=self.criterion.name,
@@ -282,9 +292,6 @@ class _Pruning:
         )
 
     def _measure(self, batches: list[Batch], mask: Mask, stage: int) -> Statistics:
-        generator = None
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(_mixed(self.seed, stage))
         return measure(
             self.model,
             batches,
@@ -295,8 +302,32 @@ class _Pruning:
             ggn_diagonal=self.criterion.curvature,
             estimator=self.estimator,
             memory=self.memory,
-            generator=generator,
+            generator=self._generator(stage),
         )
+
+    def _measure_other(
+        self, batches: list[Batch], mask: Mask, stage: int
+    ) -> Mapping[str, Tensor] | None:
+        """What the criterion ranks by instead of the curvature, if anything."""
+        if self.criterion.statistic is None:
+            return None
+        return find_statistic(self.criterion.statistic).compute(
+            Setting(
+                self.model,
+                self.weights,
+                mask,
+                batches,
+                self.loss,
+                self.forward,
+                self.memory,
+                self._generator(stage) or torch.default_generator,
+            )
+        )
+
+    def _generator(self, stage: int) -> torch.Generator | None:
+        if self.seed is None:
+            return None
+        return torch.Generator().manual_seed(_mixed(self.seed, stage))
 
 
 def _mixed(seed: int, stage: int) -> int:

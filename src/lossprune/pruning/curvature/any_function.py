@@ -35,7 +35,7 @@ class AnyFunction:
 
     def value(self, outputs: Tensor, targets: Any) -> Tensor:
         """Return ℓ of each example: (n,)."""
-        return self._values(outputs, targets).detach()
+        return self._values(outputs, targets)
 
     def amount(self, outputs: Tensor, targets: Any) -> Tensor:
         """Return 1 for each example: (n,)."""

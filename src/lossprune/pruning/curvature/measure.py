@@ -265,7 +265,7 @@ class _Measurement:
             call.check_rows(len(outputs))
         logits = outputs.detach()
         check_outputs(logits, targets, batch, self.loss)
-        self.scalars[0] += self._values(logits, targets).sum()
+        self.scalars[0] += self._values(logits, targets).detach().sum()
         self.scalars[1] += len(logits)
         self.scalars[4] += self.loss.amount(logits, targets).sum()
         if not outputs.requires_grad:  # nothing was asked for, or no layer reaches the outputs

@@ -1,8 +1,9 @@
 """A network at θ ⊙ m, evaluated without touching the module it was made from."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,16 @@ class Network:
                 + ("" if not isinstance(outputs, Tensor) else " without dimensions")
             )
         return outputs, targets
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Network":
+        """Return the network with the function applied to every weight, constant and buffer."""
+        network = copy(self)
+        network.weights = {
+            name: function(weight.detach()).requires_grad_()
+            for name, weight in self.weights.items()
+        }
+        network._constants = {name: function(x) for name, x in self._constants.items()}
+        return network
 
     def zeros(self) -> dict[str, Tensor]:
         """One zero for every prunable weight, to sum in: float32, or wider as the weight is."""
