@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from lossprune.report import series
 from lossprune.report.layout import criterion_order
@@ -232,6 +232,7 @@ def _draw_layers(figure: Figure, data: pd.DataFrame) -> None:
         axes.set_xticks(list(ticks), short, rotation=60, ha="right", fontsize=7)
         axes.set_yscale("symlog", linthresh=0.1)
         axes.set_ylim(0, 120)
+        axes.yaxis.set_major_formatter("{x:g}")
     panels[criteria[0]].set_ylabel("weights kept, %")
     figure.legend(labels.values(), labels.keys(), loc="outside right upper")
 
@@ -252,5 +253,8 @@ def _draw_curves(figure: Figure, data: pd.DataFrame) -> None:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_yscale("log")
+        for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 5, 7)))
     panels[criteria[0]].set_ylabel("validation error, %")
     figure.legend(labels.values(), labels.keys(), loc="outside right upper")
