@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from lossprune import data as data
     from lossprune import networks as networks
     from lossprune import pruning as pruning
+    from lossprune.deployment.onnx import export_onnx as export_onnx
+    from lossprune.deployment.sparse_file import load_sparse as load_sparse
+    from lossprune.deployment.sparse_file import save_sparse as save_sparse
     from lossprune.pruning import CRITERIA as CRITERIA
     from lossprune.pruning import Criterion as Criterion
     from lossprune.pruning import Mask as Mask
@@ -36,17 +39,28 @@ __all__ = [
     "StageRecord",
     "Statistics",
     "data",
+    "export_onnx",
+    "load_sparse",
     "measure",
     "networks",
     "prune",
     "pruning",
+    "save_sparse",
     "sparsities",
 ]
+
+_DEPLOYMENT = {
+    "export_onnx": "onnx",
+    "load_sparse": "sparse_file",
+    "save_sparse": "sparse_file",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in ("data", "networks", "pruning"):
         return import_module(f"lossprune.{name}")
+    if name in _DEPLOYMENT:
+        return getattr(import_module(f"lossprune.deployment.{_DEPLOYMENT[name]}"), name)
     if name in __all__:
         return getattr(import_module("lossprune.pruning"), name)
     raise AttributeError(f"module 'lossprune' has no attribute {name!r}")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lossprune.pruning.canonical import in_order
 from lossprune.pruning.enforcement import Enforcement
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.prunable import Choices, prunable_weights
@@ -166,7 +167,7 @@ class Mask(Mapping[str, Tensor]):
         }
         # Not save_file, whose files only their owner can read; replaced as a whole, as it does.
         part = path.with_name(f".{path.name}.part")
-        part.write_bytes(_in_order(save(packed, metadata)))
+        part.write_bytes(in_order(save(packed, metadata)))
         part.replace(path)
 
     @classmethod
@@ -231,14 +232,3 @@ def _unpack(name: str, packed: "np.ndarray[Any, Any] | None", shape: list[int]) 
     if packed is None or packed.dtype != np.uint8 or packed.shape != ((size + 7) // 8,):
         raise ValueError(f"the bits of {name!r} do not fit shape {shape}")
     return torch.from_numpy(np.unpackbits(packed, count=size).astype(bool).reshape(shape))
-
-
-def _in_order(file: bytes) -> bytes:
-    """The same safetensors file with its header in order, which is otherwise different each time.
-
-    The format is an eight-byte length, a JSON header of that length padded by spaces, and the data.
-    """
-    end = 8 + int.from_bytes(file[:8], "little")
-    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header = header.ljust(-(-len(header) // 8) * 8)
-    return len(header).to_bytes(8, "little") + header + file[end:]

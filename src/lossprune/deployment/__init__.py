@@ -1,0 +1,1 @@
+"""What a mask is good for: smaller files, smaller networks, faster ones."""

@@ -1,0 +1,178 @@
+"""Networks as ONNX files, checked against torch."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossprune.pruning.errors import PruningError
+
+TOLERANCE = 1e-4
+
+_NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export_onnx(
+    model: nn.Module, path: str | Path, example: Tensor, *, tolerance: float = TOLERANCE
+) -> float:
+    """Write ``model`` in evaluation mode as ONNX; return the largest difference from torch.
+
+    The first dimension of input and output is the batch, of any size: give an ``example`` of at
+    least two, a batch of one would fix it.  The file is then run by onnxruntime on ``example`` and
+    on its first half, and each output y compared with torch's t: it is good where
+    |y − t| ≤ tolerance · max(1, max |t|).
+
+    A masked network (``mask.apply_(model)``) keeps its zeros in the file; a compacted one is as
+    small there as it is in torch.  Weights are in the file itself.
+
+    Args:
+        model: takes one tensor and returns one; left as it is.
+        path: of the file; one that is there is replaced as a whole.
+        example: an input, (n, …) with n ≥ 2; on the model's device.
+        tolerance: relative to the largest output, or absolute where that is below 1.
+
+    Raises:
+        ValueError: ``example`` is a batch of one.
+        ImportError: the extra ``onnx`` is not installed.
+        FileNotFoundError: the folder to write into does not exist.
+        PruningError: torch cannot export the model; onnxruntime cannot run it, or gives something
+            else. Nothing is written then.
+    """
+    _check_installed()
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: its folder does not exist")
+    if example.ndim < 1 or len(example) < 2:
+        raise ValueError(
+            "example must be a batch of at least two inputs, so that the file takes any number, "
+            f"got shape {tuple(example.shape)}"
+        )
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with _evaluating(model), torch.no_grad():
+            _export(model, part, example)
+            difference = _compare(model, part, example, tolerance)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return difference
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file run by onnxruntime, with tensors in and out.
+
+    Args:
+        path: of the file.
+        threads: of onnxruntime; as many as torch has if not given.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        super().__init__()
+        _check_installed()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the network's output."""
+        (output,) = self.session.run(["output"], {"input": inputs.detach().cpu().numpy()})
+        return torch.from_numpy(output)
+
+
+def _check_installed() -> None:
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"ONNX export needs {', '.join(missing)}, which is not installed: "
+            'pip install "lossprune[onnx]"'
+        )
+
+
+def _export(model: nn.Module, path: Path, example: Tensor) -> None:
+    try:
+        with _silent():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                verbose=False,
+            )
+            assert program is not None
+            program.save(path, external_data=False)
+    except Exception as error:  # torch's exporter raises kinds of its own; the cause is kept
+        last = str(error).strip().splitlines()
+        raise PruningError(
+            f"torch cannot export this {type(model).__name__} as ONNX: "
+            f"{type(error).__name__}: {last[0] if last else ''}"
+        ) from error
+
+
+def _compare(model: nn.Module, path: Path, example: Tensor, tolerance: float) -> float:
+    exported = OnnxNetwork(path)
+    worst = 0.0
+    for inputs in (example, example[: len(example) // 2]):
+        expected = model(inputs)
+        if not isinstance(expected, Tensor):
+            raise PruningError(
+                f"ONNX export needs a network that returns one tensor, this "
+                f"{type(model).__name__} returns {type(expected).__name__}"
+            )
+        expected = expected.cpu()
+        try:
+            given = exported(inputs)
+        except Exception as error:
+            raise PruningError(
+                f"onnxruntime cannot run the exported {type(model).__name__} on a batch of "
+                f"{len(inputs)}: {str(error).strip().splitlines()[0]}"
+            ) from error
+        if given.shape != expected.shape:
+            raise PruningError(
+                f"onnxruntime gives shape {tuple(given.shape)}, torch {tuple(expected.shape)}"
+            )
+        scale = max(1.0, float(expected.abs().max()))
+        difference = float((given.double() - expected.double()).abs().max()) / scale
+        if not difference <= tolerance:  # NaN is not
+            raise PruningError(
+                f"onnxruntime's output differs from torch's by {difference:.2g} of the largest, "
+                f"more than {tolerance:g}"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what the exporter says of packages that it could also have used."""
+    logger: Any = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,90 @@
+"""ONNX files, against torch."""
+
+import pytest
+import torch
+from torch import nn
+
+import lossprune
+from lossprune import PruningError, export_onnx
+from lossprune.deployment.onnx import OnnxNetwork
+
+
+@pytest.fixture(scope="module", params=["mlp", "convolutional"])
+def masked(request) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(2)
+    if request.param == "mlp":
+        network, shape = (
+            nn.Sequential(nn.Flatten(), nn.Linear(48, 30), nn.Tanh(), nn.Linear(30, 4)),
+            (3, 4, 4),
+        )
+    else:
+        network, shape = (
+            nn.Sequential(
+                nn.Conv2d(3, 8, 3, padding=1),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(32, 4),
+            ),
+            (3, 4, 4),
+        )
+    lossprune.prune(network, "MP", sparsity=0.9).mask.apply_(network)
+    return network, torch.randn(6, *shape)
+
+
+def test_a_masked_network_runs_in_onnxruntime_as_in_torch(masked, tmp_path):
+    network, inputs = masked
+    network.train()
+    state = torch.get_rng_state()
+    assert export_onnx(network, tmp_path / "network.onnx", inputs) <= 1e-4
+    assert network.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(tmp_path.iterdir()) == [tmp_path / "network.onnx"]
+    exported = OnnxNetwork(tmp_path / "network.onnx", threads=1)
+    oracle = network.double().eval()
+    for batch in (1, 2, 6, 17):
+        fresh = torch.randn(batch, *inputs.shape[1:])
+        torch.testing.assert_close(
+            exported(fresh).double(), oracle(fresh.double()), rtol=1e-4, atol=1e-4
+        )
+    network.float()
+
+
+def test_what_cannot_be_exported_is_one_sentence_and_no_file(tmp_path):
+    class Branch(nn.Module):
+        def forward(self, x):
+            return x.sum(1) if x.sum() > 0 else x.mean(1)
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    path = tmp_path / "network.onnx"
+    with pytest.raises(PruningError, match="torch cannot export this Branch as ONNX"):
+        export_onnx(Branch(), path, torch.randn(2, 3))
+    with pytest.raises(PruningError, match=r"one tensor, this Two returns tuple|cannot export"):
+        export_onnx(Two(), path, torch.randn(2, 3))
+    with pytest.raises(ValueError, match=r"at least two inputs.*got shape \(1, 3\)"):
+        export_onnx(nn.Linear(3, 2), path, torch.randn(1, 3))
+    with pytest.raises(FileNotFoundError, match="its folder does not exist"):
+        export_onnx(nn.Linear(3, 2), tmp_path / "none" / "x.onnx", torch.randn(2, 3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_differ_are_refused(tmp_path):
+    class Drifting(nn.Module):
+        """Another function at every call: what is exported is not what is compared."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.layer(x) * float(self.calls)
+
+    with pytest.raises(PruningError, match="differs from torch's by"):
+        export_onnx(Drifting(), tmp_path / "x.onnx", torch.randn(4, 3))
+    assert list(tmp_path.iterdir()) == []
