@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from lossprune.pruning.errors import PruningError as PruningError
     from lossprune.pruning.mask import LayerCounts as LayerCounts
     from lossprune.pruning.mask import Mask as Mask
+    from lossprune.pruning.prunable import prunable_weights as prunable_weights
     from lossprune.pruning.result import PruningResult as PruningResult
     from lossprune.pruning.result import StageRecord as StageRecord
     from lossprune.pruning.schedules import SCHEDULES as SCHEDULES
     from lossprune.pruning.schedules import sparsities as sparsities
+    from lossprune.pruning.scopes import SCOPES as SCOPES
+    from lossprune.pruning.scopes import Scope as Scope
     from lossprune.pruning.stages import prune as prune
     from lossprune.pruning.stages import prune_by_stage as prune_by_stage
     from lossprune.pruning.statistics import STATISTICS as STATISTICS
@@ -52,11 +55,14 @@ _HOMES = {
     "PruningError": "errors",
     "PruningResult": "result",
     "SCHEDULES": "schedules",
+    "SCOPES": "scopes",
+    "Scope": "scopes",
     "STATISTICS": "statistics",
     "StageRecord": "result",
     "Statistics": "curvature.measure",
     "Tolerance": "curvature.estimators",
     "measure": "curvature.measure",
+    "prunable_weights": "prunable",
     "prune": "stages",
     "prune_by_stage": "stages",
     "sparsities": "schedules",

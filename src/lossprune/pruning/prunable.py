@@ -181,9 +181,14 @@ def _chosen(what: str, choices: Any, model: nn.Module, uses: Sequence[_Use]) -> 
     """Names of the parameters that any of the choices matches."""
     single = isinstance(choices, (str, nn.Module)) or callable(choices)
     listing = [choices] if single or not isinstance(choices, Iterable) else list(choices)
+    exact: dict[str, set[str]] = {}
+    for use in uses:
+        for spelling in _spellings(use):
+            exact.setdefault(spelling, set()).add(use.name)
     chosen: set[str] = set()
     for choice in listing:
-        found = _matches(what, choice, model, uses)
+        in_full = exact.get(choice) if isinstance(choice, str) else None
+        found = in_full or _matches(what, choice, model, uses)
         if not found:
             raise ValueError(_nothing(what, choice, model, uses))
         chosen |= found
@@ -197,8 +202,7 @@ def _matches(what: str, choice: Any, model: nn.Module, uses: Sequence[_Use]) -> 
     if isinstance(choice, str):
         if choice in ENDS:
             return {usual[end].name for end in ENDS[choice]} if usual else set()
-        exact = {use.name for use in uses if choice in _spellings(use)}
-        return exact or {use.name for use in usual if _is_like(use, choice)}
+        return {use.name for use in usual if _is_like(use, choice)}
     if isinstance(choice, (type, nn.Module)):
         return _within(choice, model, uses)
     if callable(choice):

@@ -1,4 +1,4 @@
-"""Which weights a stage removes: the smallest saliencies over all layers together, exactly counted.
+"""Which weights a stage removes: the smallest saliencies, of what scope and pattern let go.
 
 The k-th smallest of N saliencies is found by counting, not by sorting: the bits of a float, read as
 an integer, order as the float does, so a histogram of their leading 16 bits tells in which of
@@ -8,14 +8,121 @@ and counts integers, so the answer is the same on every device.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lossprune.pruning.errors import PruningError
+from lossprune.pruning.patterns import Pattern
+from lossprune.pruning.scopes import Scope, quotas
 
 _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS
 _CHUNK = 1 << 24
 _INTEGER = {torch.float32: (torch.int32, 32), torch.float64: (torch.int64, 64)}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How many weights are removed at a sparsity, and which.
+
+    Attributes:
+        scope: whether weights compete globally, or in which layers how many go.
+        pattern: N:M, or None.
+        shapes: of the weights that are pruned, by parameter name.
+        inputs: which of a weight's dimensions its inputs are, by name; for patterns.
+        dense: name of the layer that the scope keeps dense, if any.
+    """
+
+    scope: Scope
+    pattern: Pattern | None
+    shapes: Mapping[str, torch.Size]
+    inputs: Mapping[str, int]
+    dense: str | None = None
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {name: shape.numel() for name, shape in self.shapes.items()}
+
+    def _most(self) -> dict[str, int]:
+        """How many weights each layer may lose."""
+        most = self._sizes
+        if self.pattern is not None:
+            groups = {name: size // self.pattern.of for name, size in most.items()}
+            most = {n: (self.pattern.of - self.pattern.keep) * g for n, g in groups.items()}
+        return {name: 0 if name == self.dense else count for name, count in most.items()}
+
+    def count(self, sparsity: float) -> int:
+        """Return how many weights are gone at this sparsity: round(κ · N).
+
+        With a pattern, N is the number of weights that have it.
+        """
+        sizes = self._sizes
+        if self.pattern is not None and self.dense is not None:
+            del sizes[self.dense]
+        return round(sparsity * sum(sizes.values()))
+
+    def check(self, sparsity: float) -> None:
+        """Raise unless the pattern fits the layers, and this sparsity is one they can have."""
+        if self.pattern is not None:
+            patterned = {n: shape for n, shape in self.shapes.items() if n != self.dense}
+            self.pattern.check_shapes(patterned, self.inputs)
+        total, most = sum(self._sizes.values()), sum(self._most().values())
+        if self.count(sparsity) >= total:
+            raise PruningError(f"sparsity {sparsity} leaves none of the {total} prunable weights")
+        if self.count(sparsity) > most:
+            raise PruningError(
+                f"sparsity {sparsity} removes {self.count(sparsity)} weights, but scope "
+                f"{self.scope.name!r} keeps {self.dense!r} dense and so can remove {most} at most"
+            )
+
+    def check_start(self, start: Mapping[str, Tensor]) -> None:
+        """Raise a ``ValueError`` unless stages can go on from this mask."""
+        for name, lost in _lost(start).items():
+            if lost > 0 and name == self.dense:
+                raise ValueError(
+                    f"start has weights of {name!r} removed, which scope {self.scope.name!r} keeps"
+                )
+            if self.pattern is not None and name != self.dense:
+                fewest = self.pattern.fewest(start[name], self.inputs[name])
+                if fewest < self.pattern.keep:
+                    raise ValueError(
+                        f"start keeps only {fewest} weights in a group of {name!r}, too few for "
+                        f"pattern {str(self.pattern)!r}"
+                    )
+
+    def mark(
+        self, saliencies: Mapping[str, Tensor], kept: Mapping[str, Tensor], count: int
+    ) -> dict[str, Tensor]:
+        """Mark ``count`` more weights to remove, of those that are kept: bool, by name."""
+        free = kept
+        if self.pattern is not None:
+            free = {
+                name: kept[name]
+                if name == self.dense
+                else self.pattern.candidates(saliency, kept[name], self.inputs[name])
+                for name, saliency in saliencies.items()
+            }
+        if self.scope.share is None:
+            return select_smallest(saliencies, free, count)
+        lost = _lost(kept)
+        quota = quotas(
+            self._sizes,
+            {name: self.scope.share(tuple(shape)) for name, shape in self.shapes.items()},
+            sum(lost.values()) + count,
+            removed=lost,
+            most=self._most(),
+        )
+        marked = {}
+        for name, saliency in saliencies.items():
+            one = {name: saliency}
+            marked |= select_smallest(one, {name: free[name]}, quota[name] - lost[name])
+        return marked
+
+
+def _lost(kept: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: mask.numel() - int(mask.sum()) for name, mask in kept.items()}
 
 
 def select_smallest(

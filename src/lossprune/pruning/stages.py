@@ -16,12 +16,20 @@ from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, fin
 from lossprune.pruning.curvature.measure import Statistics, mean_loss, measure
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
-from lossprune.pruning.prunable import check_mask, prunable_weights
+from lossprune.pruning.patterns import Pattern, final_sparsity, find_pattern
+from lossprune.pruning.prunable import (
+    Choices,
+    check_mask,
+    input_dimensions,
+    last_layer,
+    prunable_weights,
+)
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.result import PruningResult, StageRecord
 from lossprune.pruning.schedules import sparsities
+from lossprune.pruning.scopes import Scope, find_scope
 from lossprune.pruning.scoring import predicted_change, saliencies
-from lossprune.pruning.selection import select_smallest
+from lossprune.pruning.selection import Selection
 from lossprune.pruning.statistics import Setting, find_statistic
 
 
@@ -29,12 +37,16 @@ def prune(
     model: nn.Module,
     criterion: str | Criterion,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     data: Iterable[Any] | None = None,
     examples: int | None = None,
     stages: int | None = None,
     schedule: str | Sequence[float] = "exponential",
     reg: float = 0.0,
+    parameters: Choices | None = None,
+    exclude: Choices | None = None,
+    scope: str | Scope = "global",
+    pattern: str | None = "unstructured",
     loss: str | Loss | LossFunction = "cross_entropy",
     forward: Forward | None = None,
     estimator: str | Estimator = "exact",
@@ -45,15 +57,15 @@ def prune(
 
     In each stage i the statistics that the criterion needs are measured at θ ⊙ m of the stage
     before, on fresh examples; every weight that is left gets its saliency + ½ λ θ²; and the
-    smallest over all layers together are removed until round(κᵢ · N) are gone.  θ itself never
-    changes, and a weight once removed stays removed.  Source: Laurent et al., "Revisiting Loss
-    Modelling for Unstructured Pruning", 2020.
+    smallest over all layers together, or as ``scope`` and ``pattern`` say, are removed until
+    round(κᵢ · N) are gone.  θ itself never changes, and a weight once removed stays removed.
+    Source: Laurent et al., "Revisiting Loss Modelling for Unstructured Pruning", 2020.
 
     Args:
-        model: left unchanged; apply the mask with ``result.mask.apply_(model)``.  The weights of
-            its linear and convolution layers are pruned.
+        model: left unchanged; apply the mask with ``result.mask.apply_(model)``.
         criterion: a name in ``lossprune.CRITERIA`` or a :class:`Criterion`.
-        sparsity: κ, the fraction of the prunable weights removed at the end, in [0, 1).
+        sparsity: κ, the fraction of the prunable weights removed at the end, in [0, 1); with an
+            N:M pattern it is 1 − N/M and may be left out.
         data: iterable of batches: (inputs, targets), dicts of the network's keyword arguments and
             ``labels``, or whatever ``forward`` understands; iterated anew at each stage, so an
             iterator will not do for several.  A criterion that needs no statistics (MP) does
@@ -63,6 +75,14 @@ def prune(
         stages: π; 1 if not given, but for a criterion that says otherwise (SynFlow: 100).
         schedule: ``"exponential"``, ``"linear"``, or a rising sequence of sparsities.
         reg: λ ≥ 0, the step-size penalty.
+        parameters: which weights to prune, if not those of all linear and convolution layers: a
+            name, glob pattern, type of module, module, function of (name, parameter, module), or a
+            sequence of these; see :func:`lossprune.pruning.prunable_weights`.
+        exclude: which of them not, in the same ways, or ``"first and last"`` for the first and
+            last layer that the network registers.
+        scope: which weights compete: a name in ``SCOPES`` or a :class:`Scope`.
+        pattern: ``"unstructured"``, or ``"N:M"``, such as ``"2:4"``, to keep N in every group of M
+            weights that are neighbours along a layer's inputs.
         loss: a name in ``LOSSES``, a :class:`Loss`, or, for criteria that need no curvature and
             for ``estimator="empirical-fisher"``, any function of (outputs, targets).
         forward: ``forward(model, batch)`` gives (outputs, targets) of batches of any other form;
@@ -98,13 +118,17 @@ def prune(
         stages=stages,
         schedule=schedule,
         reg=reg,
+        parameters=parameters,
+        exclude=exclude,
+        scope=scope,
+        pattern=pattern,
         loss=loss,
         forward=forward,
         estimator=estimator,
         memory=memory,
         seed=seed,
     )
-    mask, records = Mask.dense(model), []
+    mask, records = Mask({}), []
     for after, record in pruning:
         mask = after
         records.append(record)
@@ -115,12 +139,16 @@ def prune_by_stage(
     model: nn.Module,
     criterion: str | Criterion,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     data: Iterable[Any] | None = None,
     examples: int | None = None,
     stages: int | None = None,
     schedule: str | Sequence[float] = "exponential",
     reg: float = 0.0,
+    parameters: Choices | None = None,
+    exclude: Choices | None = None,
+    scope: str | Scope = "global",
+    pattern: str | None = "unstructured",
     loss: str | Loss | LossFunction = "cross_entropy",
     forward: Forward | None = None,
     estimator: str | Estimator = "exact",
@@ -147,11 +175,16 @@ def prune_by_stage(
     criterion = find_criterion(criterion)
     if stages is None and isinstance(schedule, str):
         stages = criterion.stages
-    steps = sparsities(schedule, sparsity, stages)
+    structure = find_pattern(pattern)
+    steps = sparsities(schedule, final_sparsity(sparsity, structure), stages)
     if not 0 <= completed < len(steps):
         raise ValueError(f"completed must be between 0 and {len(steps) - 1}, got {completed!r}")
+    weights = prunable_weights(model, parameters, exclude)
     pruning = _Pruning(
         model,
+        weights,
+        None if parameters is None and exclude is None else tuple(weights),
+        _selection(model, weights, find_scope(scope), structure),
         criterion,
         data,
         examples,
@@ -164,10 +197,25 @@ def prune_by_stage(
         recall,
     )
     pruning.check(steps)
-    device = device_of(pruning.weights.values())
-    if start is not None:
+    device = device_of(weights.values())
+    if start is None:
+        start = Mask({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()})
+    else:
         pruning.check_start(start, steps, completed)
-    return pruning.run((start or Mask.dense(model)).to(device), steps, completed)
+    return pruning.run(start.to(device), steps, completed)
+
+
+def _selection(
+    model: nn.Module, weights: Mapping[str, Tensor], scope: Scope, pattern: Pattern | None
+) -> Selection:
+    last = last_layer(model) if scope.keeps_last else None
+    return Selection(
+        scope,
+        pattern,
+        {name: weight.shape for name, weight in weights.items()},
+        {} if pattern is None else input_dimensions(model),
+        last if last in weights else None,
+    )
 
 
 class _Pruning:
@@ -176,6 +224,9 @@ class _Pruning:
     def __init__(
         self,
         model: nn.Module,
+        weights: Mapping[str, Tensor],
+        names: Sequence[str] | None,
+        selection: Selection,
         criterion: Criterion,
         data: Iterable[Any] | None,
         examples: int | None,
@@ -188,7 +239,9 @@ class _Pruning:
         recall: Callable[[int, Callable[[], Statistics]], Statistics] | None,
     ) -> None:
         self.model = model
-        self.weights = prunable_weights(model)
+        self.weights = weights
+        self.names = names  # None for all, which is quicker to find
+        self.selection = selection
         self.criterion = criterion
         self.data = data
         self.examples = examples
@@ -226,13 +279,12 @@ class _Pruning:
                 f"data is iterated anew at each of {len(steps)} stages, but an iterator can be "
                 "used only once: give a list or a DataLoader"
             )
-        total = sum(weight.numel() for weight in self.weights.values())
-        if round(steps[-1] * total) >= total:
-            raise PruningError(f"sparsity {steps[-1]} leaves none of the {total} prunable weights")
+        self.selection.check(steps[-1])
 
     def check_start(self, start: Mask, steps: Sequence[float], completed: int) -> None:
         check_mask(start, self.weights, "start")
-        count = round(steps[completed] * start.total)
+        self.selection.check_start(start)
+        count = self.selection.count(steps[completed])
         if start.removed > count:
             raise ValueError(
                 f"start has {start.removed} weights removed, but stage {completed + 1} removes "
@@ -261,10 +313,10 @@ class _Pruning:
             before = statistics.loss
         other = self._measure_other(batches, mask, stage)
         with torch.no_grad():
-            marked = select_smallest(
+            marked = self.selection.mark(
                 saliencies(self.criterion, self.weights, statistics, self.reg, other),
                 mask,
-                round(sparsity * mask.total) - mask.removed,
+                self.selection.count(sparsity) - mask.removed,
             )
             predicted = predicted_change(self.criterion, self.weights, statistics, marked, other)
         mask = Mask(
@@ -279,6 +331,7 @@ class _Pruning:
                 loss=self.loss,
                 memory=self.memory,
                 forward=self.forward,
+                parameters=self.names,
             )
         return mask, StageRecord(
             stage=stage,
@@ -303,6 +356,7 @@ class _Pruning:
             estimator=self.estimator,
             memory=self.memory,
             generator=self._generator(stage),
+            parameters=self.names,
         )
 
     def _measure_other(

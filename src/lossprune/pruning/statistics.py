@@ -63,6 +63,7 @@ def empirical_fisher(setting: Setting) -> Mapping[str, Tensor]:
         gradient=False,
         estimator="empirical-fisher",
         memory=setting.memory,
+        parameters=tuple(setting.weights),
     ).ggn_diagonal
 
 
@@ -76,8 +77,9 @@ def hessian_gradient(setting: Setting) -> Mapping[str, Tensor]:
         forward=setting.forward,
         ggn_diagonal=False,
         memory=setting.memory,
+        parameters=tuple(setting.weights),
     )
-    network = Network(setting.model, setting.mask, setting.forward)
+    network = Network(setting.model, setting.mask, setting.forward, tuple(setting.weights))
     batches = [batch.to(network.device) for batch in setting.batches]
     direction = {name: g * setting.mask[name] for name, g in found.gradient.items()}
     product, amount = network.zeros(), 0.0
@@ -127,7 +129,7 @@ def synaptic_flow(setting: Setting) -> Mapping[str, Tensor]:
     Of the data the first example counts, for its shape alone: numbers in it that are not whole are
     replaced by ones.
     """
-    network = Network(setting.model, setting.mask, setting.forward)
+    network = Network(setting.model, setting.mask, setting.forward, tuple(setting.weights))
     first = setting.batches[0].to(network.device)
     ones = (first if first.size is None else first[:1]).map(
         lambda x: torch.ones_like(x, dtype=torch.float64) if x.is_floating_point() else x

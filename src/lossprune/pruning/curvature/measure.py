@@ -21,6 +21,7 @@ from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, fin
 from lossprune.pruning.curvature.network import Network, check_outputs
 from lossprune.pruning.curvature.passes import add_squared_gradients_
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.prunable import Choices
 from lossprune.pruning.randomness import PrivateRandomness
 
 # The default of `memory`: beyond these a measurement does not get faster.
@@ -64,6 +65,8 @@ def measure(
     memory: int | None = None,
     generator: torch.Generator | None = None,
     forward: Forward | None = None,
+    parameters: Choices | None = None,
+    exclude: Choices | None = None,
 ) -> Statistics:
     r"""Measure loss, gradient and GGN diagonal of a network's prunable weights.
 
@@ -99,6 +102,8 @@ def measure(
         forward: ``forward(model, batch)`` gives (outputs, targets) of batches of any other form.
             Those of tensors with one entry per example, in tuples, lists and dicts, are cut and
             joined as needed; others are taken whole.
+        parameters: whose gradient and curvature to measure, and
+        exclude: which of these not; as in :func:`lossprune.prune`.
 
     Raises:
         PruningError: too few examples; outputs or targets that the loss cannot take; a prunable
@@ -111,7 +116,7 @@ def measure(
     >>> stats.examples, stats.ggn_diagonal["weight"].shape
     (8, torch.Size([3, 4]))
     """
-    network = Network(model, mask, forward)
+    network = Network(model, mask, forward, parameters, exclude)
     if memory is None:
         memory = MEMORY.get(network.device.type, MEMORY["cuda"])
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
@@ -143,6 +148,7 @@ def mean_loss(
     loss: str | Loss | LossFunction = "cross_entropy",
     memory: int | None = None,
     forward: Forward | None = None,
+    parameters: Choices | None = None,
 ) -> float:
     """Return the mean loss alone; arguments as :func:`measure`."""
     return measure(
@@ -155,6 +161,7 @@ def mean_loss(
         ggn_diagonal=False,
         memory=memory,
         forward=forward,
+        parameters=parameters,
     ).loss
 
 

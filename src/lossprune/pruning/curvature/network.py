@@ -17,7 +17,7 @@ from lossprune.pruning.curvature.examples import device_of
 from lossprune.pruning.curvature.layers import LayerCall, Probe
 from lossprune.pruning.curvature.losses import FullLoss
 from lossprune.pruning.errors import PruningError
-from lossprune.pruning.prunable import prunable_weights
+from lossprune.pruning.prunable import Choices, prunable_weights
 
 _FEW = 4  # examples that a probe looks at
 
@@ -47,10 +47,12 @@ class Network:
         model: nn.Module,
         mask: Mapping[str, Tensor] | None,
         forward: Forward | None = None,
+        parameters: Choices | None = None,
+        exclude: Choices | None = None,
     ) -> None:
         self.model = model
         self._step = _Step(model, forward or default_forward)
-        weights = prunable_weights(model)
+        weights = prunable_weights(model, parameters, exclude)
         self.device = device_of(weights.values())
         self.kept = _checked(mask, weights, self.device)
         self.weights = {
@@ -60,6 +62,8 @@ class Network:
         # Everything else enters as a constant; buffers as copies, in case the network writes them.
         self._constants = {name: p.detach() for name, p in model.named_parameters()}
         self._constants |= {name: b.clone() for name, b in model.named_buffers()}
+        for name in (mask or {}).keys() - weights.keys():
+            self._constants[name] = _masked_constant(name, self._constants, mask or {}, self.device)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Any]:
         """Outputs of the network at θ ⊙ m, (n, ...), and targets."""
@@ -168,7 +172,8 @@ class Network:
             if gradient is not None:
                 raise PruningError(
                     f"{name!r} is also used outside a linear or convolution function, where its "
-                    "curvature cannot be measured; prune with MP or LM, which do without it"
+                    "curvature cannot be measured; prune with MP or LM, which do without it, or "
+                    f"leave it out: exclude={name!r}"
                 )
 
 
@@ -197,12 +202,25 @@ def _checked(
     for name, weight in weights.items():
         if name not in mask:
             raise PruningError(f"the mask has nothing for the prunable weight {name!r}")
-        if mask[name].shape != weight.shape:
-            raise PruningError(
-                f"the mask of {name!r} has shape {tuple(mask[name].shape)}, "
-                f"the weight {tuple(weight.shape)}"
-            )
+        _check_shape(name, mask[name], weight)
     return {name: mask[name].to(device) for name in weights}
+
+
+def _masked_constant(
+    name: str, constants: Mapping[str, Tensor], mask: Mapping[str, Tensor], device: torch.device
+) -> Tensor:
+    """A parameter that is not measured, but that the mask names."""
+    if name not in constants:
+        raise PruningError(f"the mask names {name!r}, which the network lacks")
+    _check_shape(name, mask[name], constants[name])
+    return constants[name] * mask[name].to(device)
+
+
+def _check_shape(name: str, kept: Tensor, weight: Tensor) -> None:
+    if kept.shape != weight.shape:
+        raise PruningError(
+            f"the mask of {name!r} has shape {tuple(kept.shape)}, the weight {tuple(weight.shape)}"
+        )
 
 
 def _masked(weight: Tensor, kept: Mapping[str, Tensor] | None, name: str) -> Tensor:
