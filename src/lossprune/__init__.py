@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lossprune import data as data
     from lossprune import networks as networks
     from lossprune import pruning as pruning
+    from lossprune.deployment.compaction import Compaction as Compaction
+    from lossprune.deployment.compaction import compact as compact
     from lossprune.deployment.onnx import export_onnx as export_onnx
     from lossprune.deployment.sparse_file import load_sparse as load_sparse
     from lossprune.deployment.sparse_file import save_sparse as save_sparse
@@ -32,12 +34,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CRITERIA",
+    "Compaction",
     "Criterion",
     "Mask",
     "PruningError",
     "PruningResult",
     "StageRecord",
     "Statistics",
+    "compact",
     "data",
     "export_onnx",
     "load_sparse",
@@ -50,6 +54,8 @@ __all__ = [
 ]
 
 _DEPLOYMENT = {
+    "Compaction": "compaction",
+    "compact": "compaction",
     "export_onnx": "onnx",
     "load_sparse": "sparse_file",
     "save_sparse": "sparse_file",

@@ -1,0 +1,136 @@
+"""Compaction: the network without the units and channels that a mask has cut off."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lossprune.deployment.connectivity import Connectivity, LayerConnectivity, connectivity_of
+from lossprune.deployment.costs import multiply_adds
+from lossprune.deployment.surgery import cut_
+from lossprune.deployment.tracing import code, trace
+from lossprune.pruning.mask import Mask
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """A network made smaller, and what was left of it.
+
+    Attributes:
+        model: of the same class, with layers of the same names, in evaluation mode; removed
+            weights are exactly 0.
+        mask: of ``model``'s weights, by the same parameter names.
+        layers: what the mask cut off, layer by layer, counted in the network before.
+        nominal_sparsity: the fraction of the prunable weights that the mask removes.
+        effective_sparsity: the fraction that is removed or on no path from input to output.
+        left_dense: why a layer could not be made smaller, by its name.
+        parameters_before: numbers in all parameters of the network as it was.
+        parameters_after: numbers in all parameters of ``model``, zeros included.
+        multiply_adds_before: of linear and convolution layers as dense ones, for one batch
+            ``example``; None where none was given.
+        multiply_adds_after: the same for ``model``.
+    """
+
+    model: nn.Module
+    mask: Mask
+    layers: tuple[LayerConnectivity, ...]
+    nominal_sparsity: float
+    effective_sparsity: float
+    left_dense: dict[str, str]
+    parameters_before: int
+    parameters_after: int
+    multiply_adds_before: int | None = None
+    multiply_adds_after: int | None = None
+
+
+def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any = None) -> Compaction:
+    """Remove every unit and channel of ``model`` that ``mask`` cuts off from input or output.
+
+    A unit whose inputs are all cut off holds a constant, which goes through activations, batch
+    norm, sums, pooling and flatten into the bias of the layers that read it.  Where a convolution
+    pads with zeros that would be wrong at the border; one constant channel then stays and stands
+    for all others (``presence.py``).  Channels that a residual sum adds stay or go together.  A
+    layer that would lose all its channels keeps one.
+
+    The outputs equal those of the masked network in evaluation mode to rounding.
+
+    Args:
+        model: left unchanged.  The first dimension of its inputs is the batch.
+        mask: which weights are kept, by parameter name; a weight it does not name is kept.
+        example: a batch of inputs, or a tuple of the network's arguments; used to count
+            multiply-adds.
+
+    Raises:
+        PruningError: the mask names a parameter that the model lacks or has in another shape.
+
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    >>> mask = Mask.dense(model)
+    >>> mask["0.weight"][1:3] = False  # two hidden units lose all inputs
+    >>> compaction = compact(model, Mask(mask))
+    >>> compaction.model
+    Sequential(
+      (0): Linear(in_features=3, out_features=2, bias=True)
+      (1): Tanh()
+      (2): Linear(in_features=2, out_features=2, bias=True)
+    )
+    >>> compaction.nominal_sparsity, compaction.effective_sparsity
+    (0.3, 0.5)
+    """
+    mask = mask if isinstance(mask, Mask) else Mask(mask)
+    masked = mask.apply_(copy.deepcopy(model)).eval()
+    found, analysis = connectivity_of(masked, mask)
+    small, left = masked, mask
+    if analysis is not None:
+        small = copy.deepcopy(masked)
+        kept = cut_(small, analysis)
+        if code(trace(small)) == code(analysis.graph):
+            left = _mask(mask, kept)
+        else:  # literal sizes in the network's own code would no longer be the same
+            reason = "the network's code computes with the sizes of its layers"
+            small, found = masked, found.with_reason(reason)
+    costs = (None, None)
+    if example is not None:
+        costs = multiply_adds(masked, example), multiply_adds(small, example)
+    return Compaction(
+        small,
+        left,
+        found.layers,
+        found.nominal_sparsity,
+        found.effective_sparsity,
+        found.left_dense,
+        _count(masked),
+        _count(small),
+        *costs,
+    )
+
+
+def count_live(model: nn.Module, mask: Mapping[str, Tensor]) -> Connectivity:
+    """Count which weights and units of ``model`` are left on a path from input to output.
+
+    The analysis of :func:`compact` alone; arguments and errors are the same.
+
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    >>> mask = Mask.dense(model)
+    >>> mask["2.weight"][:, 0] = False  # nothing reads the first hidden unit
+    >>> for layer in count_live(model, Mask(mask)).layers:
+    ...     print(layer.name, layer.kept, layer.live, layer.units, layer.dead_units)
+    0.weight 12 9 4 1
+    2.weight 6 6 2 0
+    """
+    mask = mask if isinstance(mask, Mask) else Mask(mask)
+    return connectivity_of(mask.apply_(copy.deepcopy(model)).eval(), mask)[0]
+
+
+def _mask(mask: Mask, kept: Mapping[str, Tensor]) -> Mask:
+    """The mask of the compacted network, for the parameters that ``mask`` names."""
+    return Mask(
+        {name: kept.get(name.rpartition(".")[0], old).to(old.device) for name, old in mask.items()},
+        criterion=mask.criterion,
+    )
+
+
+def _count(model: nn.Module) -> int:
+    return sum(math.prod(parameter.shape) for parameter in model.parameters())

@@ -1,0 +1,150 @@
+"""How much of a network a mask leaves connected, layer by layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, fx, nn
+
+from lossprune.deployment.analysis import Analysis, analyse
+from lossprune.deployment.channels import Channels, Unknown
+from lossprune.deployment.tracing import UntraceableError
+
+
+@dataclass(frozen=True)
+class LayerConnectivity:
+    """What the mask leaves of one weight.
+
+    Attributes:
+        name: of the parameter.
+        shape: of the parameter.
+        total: numbers in it.
+        kept: those that the mask keeps.
+        live: those on a path of kept weights from the network's input to an output.
+        units: output units or channels of the layer.
+        dead_units: those on no such path.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    total: int
+    kept: int
+    live: int
+    units: int
+    dead_units: int
+
+    @property
+    def removed(self) -> int:
+        """``total − kept``."""
+        return self.total - self.kept
+
+
+@dataclass(frozen=True)
+class Connectivity:
+    """What a mask leaves of a network.
+
+    Attributes:
+        layers: of each parameter in the mask, in its order.
+        left_dense: why the channels of a layer could not all be followed, by the layer's name; all
+            its kept weights then count as live unless a path is known to be broken.
+    """
+
+    layers: tuple[LayerConnectivity, ...]
+    left_dense: dict[str, str]
+
+    @property
+    def nominal_sparsity(self) -> float:
+        """The fraction of the weights that the mask removes."""
+        return self._without("kept")
+
+    @property
+    def effective_sparsity(self) -> float:
+        """The fraction of the weights that is removed or on no path from input to output."""
+        return self._without("live")
+
+    def with_reason(self, reason: str) -> "Connectivity":
+        """The same, with every layer left dense for ``reason``."""
+        return replace(self, left_dense={_layer(layer.name): reason for layer in self.layers})
+
+    def _without(self, count: str) -> float:
+        total = sum(layer.total for layer in self.layers)
+        return (total - sum(getattr(layer, count) for layer in self.layers)) / max(total, 1)
+
+
+def connectivity_of(
+    masked: nn.Module, mask: Mapping[str, Tensor]
+) -> tuple[Connectivity, Analysis | None]:
+    """Return what ``mask`` leaves of ``masked``, to which it has been applied, and the analysis.
+
+    The analysis is None where the network cannot be traced, which ``left_dense`` then says.
+    """
+    try:
+        analysis = analyse(masked, mask)
+    except UntraceableError as error:
+        layers = tuple(_dense(name, kept) for name, kept in mask.items())
+        return Connectivity(layers, {}).with_reason(str(error)), None
+    known = analysis.layers()
+    reasons = _reasons(analysis, [_layer(name) for name in mask])
+    layers = []
+    for name, kept in mask.items():
+        layer = _layer(name)
+        if layer in known:
+            paths = analysis.on_path(*known[layer]).flatten(1)
+            dead = len(paths) - int(paths.any(1).sum())
+            layers.append(_counted(name, kept, int(paths.sum()), dead))
+        else:
+            layers.append(_dense(name, kept))
+    return Connectivity(tuple(layers), reasons), analysis
+
+
+def _layer(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _dense(name: str, kept: Tensor) -> LayerConnectivity:
+    dead = len(kept) - int(kept.flatten(1).any(1).sum())
+    return _counted(name, kept, int(kept.sum()), dead)
+
+
+def _counted(name: str, kept: Tensor, live: int, dead: int) -> LayerConnectivity:
+    shape = tuple(kept.shape)
+    return LayerConnectivity(name, shape, kept.numel(), int(kept.sum()), live, len(kept), dead)
+
+
+def _reasons(analysis: Analysis, layers: list[str]) -> dict[str, str]:
+    """Why layers keep channels that the mask alone would not, in the order of ``layers``."""
+    known = analysis.layers()
+    refused = {
+        str(node.target): reason
+        for node, reason in analysis.refused.items()
+        if node.op == "call_module"
+    }
+    held = _held(analysis)
+    reasons = {}
+    for name in layers:
+        if name in known:
+            reason = _known_reason(analysis, known[name][0], held)
+        else:
+            whole = next((n for n in refused if name == n or name.startswith(f"{n}.")), None)
+            reason = refused[whole] if whole is not None else "the network never calls it"
+        if reason:
+            reasons[name] = reason
+    return reasons
+
+
+def _held(analysis: Analysis) -> dict[int, str]:
+    """Why channels must all stay, by identity."""
+    roots, held = analysis.identities.roots().tolist(), {}
+    for node, reason in analysis.held:
+        value = analysis.values[node]
+        if reason and isinstance(value, Channels):
+            held |= {roots[i]: reason for i in value.ids.tolist()}
+    return {i: held[root] for i, root in enumerate(roots) if root in held}
+
+
+def _known_reason(analysis: Analysis, node: fx.Node, held: dict[int, str]) -> str | None:
+    (before,), after = analysis.inputs(node), analysis.values[node]
+    if isinstance(before, Unknown) and before.reason:
+        return f"what it reads is not traced: {before.reason}"
+    assert isinstance(after, Channels)
+    reason = held.get(int(after.ids[0])) if len(after) else None
+    return f"what reads it is not traced: {reason}" if reason else None

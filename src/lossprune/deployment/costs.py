@@ -1,0 +1,44 @@
+"""What running a network costs."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossprune.pruning.prunable import LAYERS
+
+
+@torch.no_grad()
+def multiply_adds(model: nn.Module, example: Any) -> int:
+    """Count the multiply-adds of the linear and convolution layers for one batch ``example``.
+
+    Each output number of such a layer takes as many as one of its units has weights, zeros
+    included.  ``example`` is a batch of inputs, a tuple of arguments, or a dict of keyword
+    arguments.
+
+    >>> multiply_adds(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.zeros(2, 3, 5, 5))
+    1944
+    """
+    total = 0
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(layer.weight, Tensor)
+        total += output.numel() * math.prod(layer.weight.shape[1:])
+
+    modes = {module: module.training for module in model.modules()}
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, LAYERS)]
+    try:
+        model.eval()
+        if isinstance(example, Mapping):
+            model(**example)
+        else:
+            model(*(example if isinstance(example, tuple) else (example,)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return total

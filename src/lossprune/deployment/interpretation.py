@@ -1,0 +1,258 @@
+"""Which operation a node of the graph is, where that is known."""
+
+import copy
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from lossprune.deployment.layers import BatchNorm, layer_operation, norm_operation
+from lossprune.deployment.operations import (
+    Concatenation,
+    Flatten,
+    Mean,
+    Operation,
+    Pointwise,
+    Pooling,
+    Product,
+    Sum,
+)
+from lossprune.pruning.prunable import LAYERS
+
+_POINTWISE_MODULES = (
+    nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
+    nn.Mish, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Softshrink,
+    nn.Hardshrink, nn.Tanhshrink, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Threshold,
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+_POINTWISE_NAMES = frozenset(
+    name + ending
+    for name in (
+        "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh",
+        "sigmoid", "logsigmoid", "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink",
+        "hardtanh", "hardswish", "hardsigmoid", "threshold", "clamp", "clip", "abs", "neg", "exp",
+        "sqrt", "square", "contiguous", "detach",
+    )
+    for ending in ("", "_")
+)  # fmt: skip
+_POINTWISE_HOMES = (F, torch)
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+_ARITHMETIC = {
+    "add": Sum(), "iadd": Sum(), "add_": Sum(),
+    "sub": Sum(-1), "isub": Sum(-1), "sub_": Sum(-1),
+    "mul": Product(), "imul": Product(), "mul_": Product(),
+}  # fmt: skip
+_POOL_MODULES = {
+    kind: dimensions
+    for dimensions in (1, 2, 3)
+    for kind in (
+        getattr(nn, f"{name}Pool{dimensions}d")
+        for name in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg")
+    )
+}
+_POOL_FUNCTIONS = {
+    function: dimensions
+    for dimensions in (1, 2, 3)
+    for function in (
+        getattr(F, f"{name}_pool{dimensions}d")
+        for name in ("max", "avg", "adaptive_max", "adaptive_avg")
+    )
+}
+
+
+def interpret(
+    model: nn.Module, node: fx.Node, mask: Mapping[str, Tensor], locked: Mapping[str, str]
+) -> Operation | str:
+    """Return the operation of ``node``, or why its effect on channels is not known.
+
+    ``mask`` says which weights are kept; ``locked`` why a module must keep its size.
+    """
+    if node.op == "call_module":
+        name = str(node.target)
+        if name in locked:
+            return locked[name]
+        return _module(name, model.get_submodule(name), node, mask)
+    if node.op == "call_method":
+        return _method(str(node.target), node) or f"the method {node.target!r} is not traced"
+    if node.op == "call_function":
+        called = getattr(node.target, "__name__", str(node.target))
+        return _function(node) or f"the function {called!r} is not traced"
+    return f"it depends on the network's attribute {node.target!r}"
+
+
+def size_query(node: fx.Node) -> bool:
+    """Whether ``node`` asks a tensor for the size of its first dimension alone, or leads to it."""
+    if _first_size(node):
+        return True
+    shape = node.op == "call_method" and node.target == "size" and len(node.args) == 1
+    shape = shape or (node.target is getattr and node.args[1:2] == ("shape",))
+    return shape and not node.kwargs and all(map(_first_size, node.users))
+
+
+def _first_size(node: fx.Node) -> bool:
+    """x.size(0), x.shape[0] or x.size()[0]."""
+    if node.op == "call_method" and node.target == "size":
+        return tuple(node.args[1:]) == (0,)
+    return bool(node.target is operator.getitem and node.args[1] == 0 and _is_shape(node.args[0]))
+
+
+def _is_shape(node: Any) -> bool:
+    if not isinstance(node, fx.Node):
+        return False
+    if node.target is getattr:
+        return node.args[1] == "shape"
+    return node.op == "call_method" and node.target == "size" and len(node.args) == 1
+
+
+def _module(
+    name: str, module: nn.Module, node: fx.Node, mask: Mapping[str, Tensor]
+) -> Operation | str:
+    kind = type(module)
+    if len(node.args) != 1 or node.kwargs:
+        return f"{kind.__name__} with other arguments than a tensor is not traced"
+    operation: Operation | None = None
+    if kind in LAYERS and isinstance(module, LAYERS):
+        kept = mask.get(f"{name}.weight")
+        kept = torch.ones_like(module.weight, dtype=torch.bool) if kept is None else kept
+        operation = layer_operation(name, module, kept)
+        return operation or "its channels are in groups"
+    if isinstance(module, BatchNorm) and kind in BatchNorm.__args__:
+        return norm_operation(name, module) or "it keeps no running statistics"
+    if kind in _POINTWISE_MODULES:
+        operation = Pointwise(copy.deepcopy(module).eval())
+    elif kind in _POOL_MODULES:
+        zeros = _zeros(getattr(module, "padding", 0), getattr(module, "count_include_pad", False))
+        zeros = zeros or getattr(module, "divisor_override", None) is not None
+        if not getattr(module, "return_indices", False):
+            operation = Pooling(_POOL_MODULES[kind], zeros)
+    elif kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
+        operation = Flatten()
+    return operation or f"{kind.__name__} is not traced"
+
+
+def _zeros(padding: Any, counted: bool) -> bool:
+    """Whether a mean counts the zeros that it pads with."""
+    return counted and (padding != 0 if isinstance(padding, int) else any(padding))
+
+
+def _method(name: str, node: fx.Node) -> Operation | None:
+    if name in ("view", "reshape"):
+        return Flatten() if _flattens(node.args) and not node.kwargs else None
+    if name == "flatten":
+        return _flatten(node)
+    if name == "mean":
+        return _mean(node)
+    tensors = [argument for argument in node.args if isinstance(argument, fx.Node)]
+    if name in _ARITHMETIC:
+        return _arithmetic(name, node, lambda *given: getattr(given[0], name)(*given[1:]))
+    if name in _POINTWISE_NAMES and len(tensors) == 1 and not _nodes(node.kwargs):
+        return Pointwise(lambda c: getattr(c, name)(*node.args[1:], **node.kwargs))
+    return None
+
+
+def _function(node: fx.Node) -> Operation | None:
+    function: Any = node.target
+    name = getattr(function, "__name__", "")
+    read = _readers().get(function)
+    if read is not None:
+        return read(node)
+    if name in _ARITHMETIC and function in (getattr(operator, name), getattr(torch, name, None)):
+        # The function that makes a new tensor, for constants must not be changed in place.
+        return _arithmetic(name, node, getattr(operator, name.removeprefix("i")))
+    known = any(getattr(home, name, None) is function for home in _POINTWISE_HOMES)
+    known = (known and name in _POINTWISE_NAMES) or function in (operator.neg, operator.abs)
+    if not known or _nodes(node.args[1:]) or _nodes(node.kwargs):
+        return None
+    return Pointwise(lambda c: function(c, *node.args[1:], **node.kwargs))
+
+
+def _readers() -> dict[Any, Callable[[fx.Node], Operation | None]]:
+    """The functions that need a closer look at their arguments."""
+    return {
+        **dict.fromkeys(_POOL_FUNCTIONS, _pooling),
+        **dict.fromkeys(_DROPOUTS, _dropout),
+        **dict.fromkeys((torch.cat, torch.concat), _concatenation),
+        torch.flatten: _flatten,
+        torch.mean: _mean,
+    }
+
+
+def _dropout(node: fx.Node) -> Operation | None:
+    off = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True) is False
+    return Pointwise(lambda c: c) if off else None
+
+
+def _arithmetic(name: str, node: fx.Node, plain: Any) -> Operation | None:
+    if node.kwargs or len(node.args) != 2:
+        return None
+    if all(isinstance(argument, fx.Node) for argument in node.args):
+        return _ARITHMETIC[name]
+    if not all(isinstance(argument, fx.Node | int | float) for argument in node.args):
+        return None
+    return Pointwise(
+        lambda c: plain(*(c if isinstance(given, fx.Node) else given for given in node.args))
+    )
+
+
+def _pooling(node: fx.Node) -> Operation | None:
+    names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    if given.get("return_indices") or _nodes(node.args[1:]):
+        return None
+    function: Any = node.target
+    averages = any(function is getattr(F, f"avg_pool{d}d") for d in (1, 2, 3))
+    zeros = averages and (
+        _zeros(given.get("padding", 0), bool(given.get("count_include_pad", True)))
+        or len(node.args) > len(names)
+        or given.get("divisor_override") is not None
+    )
+    return Pooling(_POOL_FUNCTIONS[function], zeros)
+
+
+def _flatten(node: fx.Node) -> Operation | None:
+    given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)
+    whole = (given.get("start_dim", 0), given.get("end_dim", -1)) == (1, -1)
+    return Flatten() if whole else None
+
+
+def _flattens(arguments: Any) -> bool:
+    """x.view(n, -1) with n the first size of x or of an input of the network."""
+    sizes = arguments[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+        (sizes,) = sizes
+    if len(sizes) != 2 or sizes[1] != -1 or not isinstance(sizes[0], fx.Node):
+        return False
+    if not _first_size(sizes[0]):
+        return False
+    source: Any = sizes[0].args[0]
+    if sizes[0].target is operator.getitem:
+        source = source.args[0]
+    return source is arguments[0] or source.op == "placeholder"
+
+
+def _mean(node: fx.Node) -> Operation | None:
+    given: dict[str, Any] = dict(zip(("dim", "keepdim"), node.args[1:], strict=False))
+    given |= node.kwargs
+    dimensions = given.pop("dim", None)
+    keep = given.pop("keepdim", False)
+    if given or dimensions is None or _nodes(dimensions):
+        return None
+    dimensions = (dimensions,) if isinstance(dimensions, int) else dimensions
+    return Mean(frozenset(dimensions), keep)
+
+
+def _concatenation(node: fx.Node) -> Operation | None:
+    given = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
+    dimension = given.get("dim", 0)
+    if not isinstance(given.get("tensors"), tuple | list) or not isinstance(dimension, int):
+        return None
+    return Concatenation(dimension)
+
+
+def _nodes(arguments: Any) -> bool:
+    found: list[fx.Node] = []
+    fx.map_arg(arguments, found.append)
+    return bool(found)

@@ -1,0 +1,178 @@
+"""How channels pass through operations without weights: what comes out, and what is read.
+
+Every operation has ``forward``, from the channels of its inputs to those of its output, and
+``backward``, from which channels of its output are of use to which of each input it needs for that.
+Linear and convolution layers are in ``layers.py``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lossprune.deployment.channels import Channels, Identities, Unknown
+
+Value = Channels | Unknown
+
+
+class UnknownEffectError(Exception):
+    """An operation's effect on channels is not known; the message says of what."""
+
+
+class Operation(Protocol):
+    """One operation of the graph."""
+
+    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+        """Return what is known of the output; raises :class:`UnknownEffectError`."""
+        ...
+
+    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
+        """Return which channels of each input the ``useful`` ones of the output depend on."""
+        ...
+
+
+def only(inputs: Sequence[Value]) -> Channels:
+    """Return the channels of the one input there is."""
+    (value,) = inputs
+    assert isinstance(value, Channels)
+    return value
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A function of each number by itself, or one that leaves constants as they are."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+        channels = only(inputs)
+        return channels.mapped(self.function(channels.constant.clone()))
+
+    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
+        return [useful]
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """A mean or maximum over windows of the last ``dimensions`` dimensions.
+
+    With ``zeros`` at the border in its means, only the constant 0 stays the same everywhere.
+    """
+
+    dimensions: int
+    zeros: bool = False
+
+    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+        channels = only(inputs)
+        if channels.axis != -1 - self.dimensions or channels.flattened:
+            raise UnknownEffectError("a pooling over channels")
+        if not self.zeros:
+            return channels
+        constant = torch.where(channels.constant == 0, 0.0, math.nan)
+        return replace(channels, constant=constant)
+
+    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
+        return [useful]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over these dimensions, which are those of the positions."""
+
+    dimensions: frozenset[int]
+    keep: bool
+
+    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+        channels = only(inputs)
+        rank = 1 - channels.axis
+        places = {d % rank for d in self.dimensions if -rank <= d < rank}
+        if channels.flattened or places != set(range(2, rank)):
+            raise UnknownEffectError("a mean over other dimensions than all positions")
+        return channels if self.keep else replace(channels, axis=-1)
+
+    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
+        return [useful]
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """All dimensions but the first made one."""
+
+    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+        channels = only(inputs)
+        if channels.flattened:
+            return channels
+        return replace(channels, axis=-1, flattened="fast" if channels.axis == -1 else "slow")
+
+    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
+        return [useful]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """a + b, or a − b with ``sign`` −1."""
+
+    sign: int = 1
+
+    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+        a, b = _aligned(inputs, identities)
+        return replace(a, live=a.live | b.live, constant=a.constant + self.sign * b.constant)
+
+    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
+        return [useful, useful]
+
+
+@dataclass(frozen=True)
+class Product:
+    """a · b, number by number."""
+
+    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+        a, b = _aligned(inputs, identities)
+        zero = (a.constant == 0) | (b.constant == 0)
+        constant = torch.where(zero, 0.0, a.constant * b.constant)
+        return replace(a, live=(a.live | b.live) & ~zero, constant=constant)
+
+    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
+        a, b = inputs
+        assert isinstance(a, Channels)
+        assert isinstance(b, Channels)
+        read = useful & (a.constant != 0) & (b.constant != 0)
+        return [read, read]
+
+
+@dataclass(frozen=True)
+class Concatenation:
+    """Tensors side by side along ``dimension``, which is that of their channels."""
+
+    dimension: int
+
+    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+        channels = [part for part in inputs if isinstance(part, Channels)]
+        if len(channels) < len(inputs) or len({part.axis for part in channels}) > 1:
+            raise UnknownEffectError("a concatenation of tensors of different kinds")
+        axis = channels[0].axis
+        if any(part.flattened for part in channels) or self.dimension not in (1, axis):
+            raise UnknownEffectError("a concatenation of other dimensions than the channels")
+        return Channels(
+            torch.cat([part.ids for part in channels]),
+            torch.cat([part.live for part in channels]),
+            torch.cat([part.constant for part in channels]),
+            axis,
+        )
+
+    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
+        return list(useful.split([len(part) for part in inputs if isinstance(part, Channels)]))
+
+
+def _aligned(inputs: Sequence[Value], identities: Identities) -> tuple[Channels, Channels]:
+    """The two inputs, of which each channel meets the one at its place."""
+    a, b = inputs
+    if isinstance(a, Unknown) or isinstance(b, Unknown):
+        raise UnknownEffectError("a sum or product with a tensor whose channels are not known")
+    if (len(a), a.axis, a.flattened) != (len(b), b.axis, b.flattened):
+        raise UnknownEffectError("a sum or product of tensors with different channels")
+    identities.join_(a.ids, b.ids)
+    return a, b
