@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from lossprune.pruning.curvature.measure import Statistics as Statistics
     from lossprune.pruning.curvature.measure import measure as measure
     from lossprune.pruning.errors import PruningError as PruningError
+    from lossprune.pruning.interoperation import MaskParametrization as MaskParametrization
+    from lossprune.pruning.interoperation import read_mask as read_mask
+    from lossprune.pruning.interoperation import remove_masks_ as remove_masks_
+    from lossprune.pruning.interoperation import write_parametrizations_ as write_parametrizations_
+    from lossprune.pruning.interoperation import write_torch_pruning_ as write_torch_pruning_
     from lossprune.pruning.mask import LayerCounts as LayerCounts
     from lossprune.pruning.mask import Mask as Mask
     from lossprune.pruning.prunable import prunable_weights as prunable_weights
@@ -50,6 +55,7 @@ _HOMES = {
     "LayerCounts": "mask",
     "Loss": "curvature.losses",
     "Mask": "mask",
+    "MaskParametrization": "interoperation",
     "MeanSquaredError": "curvature.elementwise",
     "MonteCarlo": "curvature.estimators",
     "PruningError": "errors",
@@ -65,7 +71,11 @@ _HOMES = {
     "prunable_weights": "prunable",
     "prune": "stages",
     "prune_by_stage": "stages",
+    "read_mask": "interoperation",
+    "remove_masks_": "interoperation",
     "sparsities": "schedules",
+    "write_parametrizations_": "interoperation",
+    "write_torch_pruning_": "interoperation",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

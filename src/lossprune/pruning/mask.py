@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lossprune.pruning.canonical import in_order
 from lossprune.pruning.enforcement import Enforcement
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.matching import match, mismatches
 from lossprune.pruning.prunable import Choices, prunable_weights
 
 _FORMAT = "lossprune mask 1"
@@ -126,7 +127,8 @@ class Mask(Mapping[str, Tensor]):
         """Set the removed weights of ``model`` to exactly 0, in place, and return ``model``.
 
         Raises:
-            PruningError: the mask names a parameter that the model lacks or has in another shape.
+            PruningError: the mask names parameters that the model lacks or has in other shapes; all
+                are listed.
         """
         _zero_(self._removed_of(model))
         return model
@@ -204,21 +206,24 @@ class Mask(Mapping[str, Tensor]):
             )
         return mask
 
+    def mismatches(self, model: nn.Module) -> tuple[str, ...]:
+        """Return every way in which the mask does not fit ``model``, one clause each.
+
+        None where each parameter that the mask names is there, in the same shape.  Names may
+        differ by what ``torch.compile``, data parallel and the like put before them.
+
+        >>> Mask({"fc1.weight": torch.ones(2, 2).bool()}).mismatches(nn.Linear(2, 2))
+        ("it names 'fc1.weight', which Linear lacks (did you mean 'weight'?)",)
+        """
+        return mismatches(self, model)
+
     def _removed_of(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a parameter and where it is removed, on the parameter's device."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        pairs = []
-        for name, kept in self._kept.items():
-            if name not in parameters:
-                raise PruningError(f"the mask names {name!r}, which {type(model).__name__} lacks")
-            parameter = parameters[name]
-            if parameter.shape != kept.shape:
-                raise PruningError(
-                    f"the mask of {name!r} has shape {tuple(kept.shape)}, "
-                    f"the parameter {tuple(parameter.shape)}"
-                )
-            pairs.append((parameter, ~kept.to(parameter.device)))
-        return pairs
+        return [
+            (parameters[found], ~self._kept[name].to(parameters[found].device))
+            for name, found in match(self, model).items()
+        ]
 
 
 @torch.no_grad()

@@ -1,10 +1,7 @@
 """Names of parameters: what wrappers put before them, and which was probably meant."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import TypeVar
-
-T = TypeVar("T")
 
 # Modules that hold another one put their attribute's name into every parameter's name: compiled
 # modules, sharded data parallel and activation checkpointing anywhere, ...
@@ -25,17 +22,20 @@ def without_wrappers(name: str) -> str:
     return ".".join(parts)
 
 
-def look_up(name: str, among: Mapping[str, T]) -> str | None:
-    """Return the key of ``among`` that is ``name``, or alone differs from it by wrappers only.
+def look_up(names: Iterable[str], among: Iterable[str]) -> dict[str, str | None]:
+    """Return, of each name, which of ``among`` it is, or alone differs from by wrappers only.
 
-    >>> look_up("fc.weight", {"module.fc.weight": 1, "module.fc.bias": 2})
-    'module.fc.weight'
+    >>> look_up(["fc.weight", "conv.weight"], ["module.fc.weight", "module.fc.bias"])
+    {'fc.weight': 'module.fc.weight', 'conv.weight': None}
     """
-    if name in among:
-        return name
-    plain = without_wrappers(name)
-    found = [key for key in among if without_wrappers(key) == plain]
-    return found[0] if len(found) == 1 else None
+    known: dict[str, list[str]] = {}
+    for key in among:
+        known.setdefault(without_wrappers(key), []).append(key)
+    found: dict[str, str | None] = {}
+    for name in names:
+        keys = known.get(without_wrappers(name), [])
+        found[name] = name if name in keys else keys[0] if len(keys) == 1 else None
+    return found
 
 
 def did_you_mean(name: str, among: Iterable[str]) -> str:
