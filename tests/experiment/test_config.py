@@ -68,7 +68,15 @@ def test_the_defaults_are_the_published_ones():
         "pr": 0.956,
         "reg": 0.0,
         "seed": 1111,
+        "train": "auto",
     }
+
+
+def test_the_way_of_training_is_named_where_it_is_asked_for():
+    assert "train" not in RunConfig().name
+    assert RunConfig(train="dense").name.endswith(",seed=1111,train=dense")
+    with pytest.raises(ValueError, match="--train must be one of auto, dense, sparse, got 'fast'"):
+        RunConfig(train="fast")
 
 
 def test_an_estimator_is_named_where_it_is_not_the_default():

@@ -21,6 +21,7 @@ from lossprune.pruning.curvature.estimators import ESTIMATORS, find_estimator
 T = TypeVar("T")
 
 DEVICES = ("auto", "cpu", "cuda")
+TRAININGS = ("auto", "dense", "sparse")
 
 
 def flag(default: T, name: str, help: str, named: str = "never") -> T:  # noqa: A002
@@ -81,6 +82,12 @@ class RunConfig:
     decay: float = flag(1.0, "dec", "factor on the learning rate every dec_every epochs", "always")
     decay_every: int = flag(1, "dec_every", "epochs between two decays", "always")
     l2: float = flag(0.0005, "l2", "weight decay on every parameter", "always")
+    train: str = flag(
+        "auto",
+        "train",
+        "fine-tuning: dense, sparse (over the surviving weights alone), or auto, the faster one",
+        "changed",
+    )
     seed: int = flag(1111, "seed", "seed of split, network, batches and examples", "always")
     path: Path = flag(Path("results"), "path", "folder of all results")
     data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")
@@ -98,6 +105,7 @@ class RunConfig:
             _one_of("dataset", self.dataset, DATASETS)
         _one_of("pm", self.criterion, CRITERIA)
         _one_of("device", self.device, DEVICES)
+        _one_of("train", self.train, TRAININGS)
         _one_of("estimator", self.estimator.partition(":")[0], ESTIMATORS)
         try:
             find_estimator(self.estimator)

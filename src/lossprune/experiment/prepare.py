@@ -17,8 +17,10 @@ from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
 from lossprune.experiment.record import RunRecord, Start
+from lossprune.kernels.compiler import compiler_available
 from lossprune.networks import NETWORKS
 from lossprune.pruning import prune_by_stage
+from lossprune.training.sparse import check_data
 
 _EXAMPLES_PER_BATCH = 100
 
@@ -69,7 +71,8 @@ def prepare(
 
     Raises:
         ValueError: no CUDA; wrong data; a network that does not fit them or ``--model_0``; fewer
-            training examples than ``--nex``; a sparsity that leaves nothing.
+            training examples than ``--nex``; a sparsity that leaves nothing;
+            ``--train sparse`` where that cannot be done.
         FileNotFoundError: ``--model_0`` or the data set is not there.
     """
     device = _choose_device(config.device, unfinished)
@@ -96,13 +99,15 @@ def prepare(
         path = str(config.start)
         load_weights_(network, config.arch, config.start, weights, metadata)
     _check_pruning(config, dataset, network)
+    network = network.to(device)
+    _check_training(config, dataset, network)
     return Setting(
         config=config,
         device=device,
         dataset=dataset,
-        network=network.to(device),
+        network=network,
         start=Start(path, sha256, weights_sha256(network.state_dict())),
-        environment=_environment(device),
+        environment=environment_of(device),
     )
 
 
@@ -151,7 +156,19 @@ def _check_pruning(config: RunConfig, dataset: Dataset, network: nn.Module) -> N
     )
 
 
-def _environment(device: torch.device) -> dict[str, Any]:
+def _check_training(config: RunConfig, dataset: Dataset, network: nn.Module) -> None:
+    if config.train != "sparse" or not config.prunes:
+        return
+    try:
+        check_data(dataset, network)
+    except ValueError as error:
+        raise ValueError(f"--train sparse cannot train {config.arch}: {error}") from None
+    if not compiler_available():
+        raise ValueError("--train sparse needs a C compiler, and there is none here")
+
+
+def environment_of(device: torch.device) -> dict[str, Any]:
+    """Return the versions and the machine that a computation on ``device`` ran with."""
     import numpy as np
 
     cuda = device.type == "cuda"

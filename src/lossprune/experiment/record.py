@@ -73,6 +73,8 @@ class RunRecord:
         removed: weights removed.
         prunable: prunable weights in all.
         epochs: one record per epoch trained.
+        training: how the pruned network was trained: dictionaries of ``from_epoch``, ``mode``
+            (``"dense"`` or ``"sparse"``) and ``reason``; usually one.
         seconds: of computing, over all attempts that ended in a whole epoch or stage.
     """
 
@@ -89,6 +91,7 @@ class RunRecord:
     removed: int = 0
     prunable: int = 0
     epochs: tuple[EpochRecord, ...] = ()
+    training: tuple[Mapping[str, Any], ...] = ()
     seconds: float = 0.0
     format: str = field(default="lossprune record 1")
 
@@ -109,7 +112,8 @@ class RunRecord:
         for name in ("before_pruning", "after_pruning", "best", "last"):
             known[name] = _epoch(known.get(name))
         known["epochs"] = tuple(_epoch(row) for row in known.get("epochs", ()))
-        known["stages"] = tuple(known.get("stages", ()))
+        for name in ("stages", "training"):
+            known[name] = tuple(known.get(name, ()))
         known["start"] = Start(**known["start"])
         return cls(**known)
 
@@ -151,6 +155,10 @@ class RunRecord:
         if self.after_pruning is not None:
             lines.append(f"after pruning: {describe(self.after_pruning.scores)}")
             lines.append(f"removed {self.removed} of {self.prunable}: sparsity {self.sparsity:.7f}")
+        lines += [
+            f"training from epoch {it['from_epoch']}: {it['mode']}, {it['reason']}"
+            for it in self.training
+        ]
         return lines
 
 

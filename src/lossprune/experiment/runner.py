@@ -31,7 +31,13 @@ from lossprune.experiment.record import (
 )
 from lossprune.pruning import CRITERIA, Mask, Statistics, prune_by_stage
 from lossprune.pruning.prunable import prunable_weights
-from lossprune.training import DivergedError, evaluate, make_optimizer, train_epoch
+from lossprune.training import (
+    DenseTraining,
+    DivergedError,
+    Training,
+    choose_training,
+    make_optimizer,
+)
 
 
 def run(
@@ -95,6 +101,7 @@ class _Run:
             start=setting.start,
             prunable=sum(weight.numel() for weight in prunable_weights(setting.network).values()),
         )
+        self.training: Training = DenseTraining(self.network, self.dataset, "nothing is pruned")
         self._restart_optimizer()
         self._clock = self._saved = time.perf_counter()
 
@@ -150,6 +157,7 @@ class _Run:
             else:
                 self.mask = Mask.load(self.folder.path / MASK)
             self._restart_optimizer()
+            self._choose_training()
         elif saved.mask:
             self.mask = Mask(dict(saved.mask), criterion=self.config.criterion)
         self.optimizer.load_state_dict(dict(saved.optimizer))
@@ -165,7 +173,7 @@ class _Run:
         began = time.perf_counter()
         generator = torch.Generator().manual_seed(self.config.seed + epoch)
         try:
-            train_epoch(self.network, self.dataset, self.optimizer, generator=generator)
+            self.training.train_epoch(self.optimizer, generator=generator)
         except DivergedError as error:
             raise DivergedError(f"epoch {epoch}: {error}") from None
         self.schedule.step()
@@ -233,6 +241,8 @@ class _Run:
         self.mask.apply_(self.network)
         self._restart_optimizer()
         pruned = EpochRecord(self.epoch, self._evaluate())
+        if self.epoch < self.config.epochs:
+            self._choose_training()
         self._commit(
             after_pruning=pruned,
             best=pruned,
@@ -241,6 +251,19 @@ class _Run:
         )
         self.progress.note(f"pruned: {describe(pruned.scores)}")
         self._check(pruned.scores, "after pruning")
+
+    def _choose_training(self) -> None:
+        """Choose how to fine-tune, and record it; a run goes on in the way that it began."""
+        assert self.mask is not None
+        before = self.record.training[-1]["mode"] if self.record.training else None
+        if self.config.train == "auto" and before == "dense":
+            return
+        self.training = choose_training(self.network, self.mask, self.dataset, self.config.train)
+        if self.training.mode != before:
+            now = {"from_epoch": self.epoch + 1, "mode": self.training.mode}
+            now["reason"] = self.training.reason
+            self._set(training=(*self.record.training, now))
+            self.progress.note(f"training: {self.training.mode}, {self.training.reason}")
 
     def _settle(self, status: str, message: str | None = None) -> None:
         """Write what a run leaves, the record last; what only an unfinished one needs goes."""
@@ -315,7 +338,7 @@ class _Run:
 
     def _evaluate(self) -> Scores:
         train, valid, test = (
-            evaluate(self.network, self.dataset, split)
+            self.training.evaluate(split)
             for split in (self.dataset.train, self.dataset.valid, self.dataset.test)
         )
         return Scores(train.loss, train.error, valid.loss, valid.error, test.loss, test.error)

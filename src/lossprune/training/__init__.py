@@ -1,7 +1,7 @@
 """Training and evaluating a network, masked or not.
 
 A mask is held by :meth:`lossprune.Mask.enforce` on the optimizer: the loop below knows nothing of
-it.
+it.  :class:`SparseTraining` does the same work over the surviving weights alone.
 
 >>> import torch
 >>> from lossprune.data import load
@@ -20,5 +20,21 @@ from lossprune.training.evaluation import evaluate as evaluate
 from lossprune.training.loop import DivergedError as DivergedError
 from lossprune.training.loop import make_optimizer as make_optimizer
 from lossprune.training.loop import train_epoch as train_epoch
+from lossprune.training.sparse import SparseTraining as SparseTraining
+from lossprune.training.sparse_choice import DenseTraining as DenseTraining
+from lossprune.training.sparse_choice import Training as Training
+from lossprune.training.sparse_choice import choose_training as choose_training
+from lossprune.training.sparse_structure import NotSparseError as NotSparseError
 
-__all__ = ["DivergedError", "Evaluation", "evaluate", "make_optimizer", "train_epoch"]
+__all__ = [
+    "DenseTraining",
+    "DivergedError",
+    "Evaluation",
+    "NotSparseError",
+    "SparseTraining",
+    "Training",
+    "choose_training",
+    "evaluate",
+    "make_optimizer",
+    "train_epoch",
+]

@@ -9,7 +9,7 @@ from torch.optim import SGD, Optimizer
 
 from lossprune.data import Dataset
 
-_CHECK_EVERY = 100  # steps between two looks at the loss: each makes the CPU wait for the device
+CHECK_EVERY = 100  # steps between two looks at the loss: each makes the CPU wait for the device
 
 
 class DivergedError(ArithmeticError):
@@ -58,7 +58,7 @@ def train_epoch(
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(labels)
-        if step % _CHECK_EVERY == 0:
+        if step % CHECK_EVERY == 0:
             _check(total, step)
     _check(total, step)
     return total.item() / examples
@@ -66,4 +66,9 @@ def train_epoch(
 
 def _check(total: torch.Tensor, step: int) -> None:
     if not math.isfinite(total.item()):
-        raise DivergedError(f"the training loss is not finite within {step} steps")
+        raise not_finite(step)
+
+
+def not_finite(step: int) -> DivergedError:
+    """Return the error of a loss that was found infinite or NaN at ``step``."""
+    return DivergedError(f"the training loss is not finite within {step} steps")

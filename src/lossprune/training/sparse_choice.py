@@ -1,0 +1,106 @@
+"""Dense or sparse: which training a pruned network gets, and why."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lossprune.data import Dataset, Split
+from lossprune.kernels.compiler import NoCompiler
+from lossprune.training.evaluation import Evaluation, evaluate
+from lossprune.training.loop import train_epoch
+from lossprune.training.sparse import SparseTraining
+from lossprune.training.sparse_structure import NotSparseError, read_stages
+
+TRAININGS = ("auto", "dense", "sparse")
+FASTER_BELOW = 0.3  # share of the weights left; docs/training.md has the measurement
+
+
+class Training(Protocol):
+    """A way to train and evaluate one network on one data set."""
+
+    @property
+    def mode(self) -> str:
+        """``"dense"`` or ``"sparse"``."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why this one, in one line."""
+        ...
+
+    def train_epoch(
+        self, optimizer: Optimizer, *, batch_size: int = 100, generator: torch.Generator
+    ) -> float:
+        """Visit every training example once and return the mean loss."""
+        ...
+
+    def evaluate(self, split: Split) -> Evaluation:
+        """Return loss and error rate on a split."""
+        ...
+
+
+class DenseTraining:
+    """Training by torch on all weights; a mask is held by the optimizer's hook."""
+
+    mode = "dense"
+
+    def __init__(self, network: nn.Module, dataset: Dataset, reason: str) -> None:
+        self.network = network
+        self.dataset = dataset
+        self.reason = reason
+
+    def train_epoch(
+        self, optimizer: Optimizer, *, batch_size: int = 100, generator: torch.Generator
+    ) -> float:
+        """As :func:`lossprune.training.train_epoch`."""
+        return train_epoch(
+            self.network, self.dataset, optimizer, batch_size=batch_size, generator=generator
+        )
+
+    def evaluate(self, split: Split) -> Evaluation:
+        """As :func:`lossprune.training.evaluate`."""
+        return evaluate(self.network, self.dataset, split)
+
+
+def choose_training(
+    network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset, train: str = "auto"
+) -> Training:
+    """Return the training of a pruned network.
+
+    Args:
+        network: with its removed weights at 0.
+        mask: bool tensors by parameter name, True where a weight survives.
+        dataset: on the network's device.
+        train: ``"dense"``; ``"sparse"``; or ``"auto"``: sparse where it can be done and at most
+            ``FASTER_BELOW`` of the linear layers' weights are left.
+
+    Raises:
+        ValueError: ``train`` is none of these, or ``"sparse"`` cannot be done.
+    """
+    if train not in TRAININGS:
+        raise ValueError(f"train must be one of {', '.join(TRAININGS)}, got {train!r}")
+    if train == "dense":
+        return DenseTraining(network, dataset, "asked for")
+    try:
+        if train == "auto" and (left := _left(network, mask)) > FASTER_BELOW:
+            reason = f"{left:.0%} of the weights are left, more than {FASTER_BELOW:.0%}"
+            return DenseTraining(network, dataset, reason)
+        return SparseTraining(network, mask, dataset)
+    except (NotSparseError, NoCompiler) as error:
+        if train == "sparse":
+            raise ValueError(f"train sparse cannot be done: {error}") from None
+        return DenseTraining(network, dataset, str(error))
+
+
+def _left(network: nn.Module, mask: Mapping[str, Tensor]) -> float:
+    """The share of the linear layers' weights that survives."""
+    total = kept = 0
+    for stage in read_stages(network):
+        weights = stage.linear.weight.numel()
+        survivors = mask.get(f"{stage.name}.weight")
+        total += weights
+        kept += weights if survivors is None else int(survivors.sum())
+    return kept / total
