@@ -151,6 +151,58 @@ class TestApply:
         for name, value in model.state_dict().items():
             assert torch.equal(value, before[name])
 
+    def test_every_mismatch_is_listed(self):
+        model = network()
+        shapes = {"0.weihgt": (3, 2, 3), "3.weight": (4, 8), "0.bias": (3,), "conv.weight": (1,)}
+        mask = lossprune.Mask({n: torch.zeros(s, dtype=torch.bool) for n, s in shapes.items()})
+        faults = (
+            "it names '0.weihgt', which Sequential lacks (did you mean '0.weight'?)",
+            "its '3.weight' has shape (4, 8), the parameter (4, 9)",
+            "it names 'conv.weight', which Sequential lacks",
+        )
+        assert mask.mismatches(model) == faults
+        with pytest.raises(PruningError) as error:
+            mask.apply_(model)
+        assert str(error.value) == f"the mask does not fit Sequential: {'; '.join(faults)}"
+        assert random_mask(model).mismatches(model) == ()
+
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda model: torch.compile(model, backend="eager"),
+            nn.DataParallel,
+            lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+            lambda model: nn.Sequential(*model[:3], torch.compile(model[3], backend="eager")),
+        ],
+        ids=["compile", "DataParallel", "both", "compiled layer"],
+    )
+    def test_wrapped_networks_take_and_give_masks_of_plain_ones(self, wrap):
+        plain, wrapped = network(), wrap(network())
+        mask = random_mask(plain)
+        assert mask.mismatches(wrapped) == ()
+        mask.apply_(wrapped)
+        expected = dict(mask.apply_(network()).named_parameters())
+        for parameter, value in zip(wrapped.parameters(), expected.values(), strict=True):
+            assert torch.equal(parameter, value)
+        other = random_mask(wrapped, seed=1)
+        assert set(other) != set(mask)
+        other.apply_(plain)
+        assert (plain[3].weight == 0).sum() == other.layers()[1].removed
+
+    def test_names_that_two_parameters_could_mean_are_not_guessed(self):
+        class Both(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.fc = nn.Linear(2, 2)
+                self.module = nn.ModuleDict({"fc": nn.Linear(2, 2)})
+
+        model = Both()
+        ones = torch.ones(2, 2, dtype=torch.bool)
+        assert lossprune.Mask({"fc.weight": ~ones}).mismatches(model) == ()
+        lossprune.Mask({"fc.weight": ~ones}).apply_(model)
+        assert (model.module["fc"].weight != 0).any()
+        assert len(lossprune.Mask({"module.module.fc.weight": ones}).mismatches(model)) == 1
+
     def test_weight_that_layers_share(self):
         model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
         model[2].weight = model[0].weight

@@ -1,5 +1,8 @@
 """Which weights count, under which names, and what cannot be pruned."""
 
+import sys
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -103,3 +106,233 @@ def test_parameters_on_several_devices():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, device="meta"))
     with pytest.raises(PruningError, match="one device, got cpu, meta"):
         lossprune.prune(model, "MP", sparsity=0.5)
+
+
+class Attention(nn.Module):
+    """With projections as layers, and a table that is learnt beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Linear(6, 6)
+        self.out = nn.Linear(6, 6)
+        self.distances = nn.Parameter(torch.zeros(3, 3))
+
+
+class Network(nn.Module):
+    """Of everything a bit; the first and last layer are ``stem`` and ``head``."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(5, 6)
+        self.stem = nn.Conv1d(6, 6, 3, padding=1)
+        self.blocks = nn.ModuleList(Attention() for _ in range(11))
+        self.norm = nn.LayerNorm((4, 6))
+        self.lstm = nn.LSTM(6, 6)
+        self.up = nn.ConvTranspose1d(6, 6, 3)
+        self.gate = nn.Parameter(torch.ones(6, 2))
+        self.head = nn.Linear(6, 5)
+
+
+BLOCKS = [f"blocks.{i}.{part}.weight" for i in range(11) for part in ("query", "out")]
+EVERYTHING = ["stem.weight", *BLOCKS, "head.weight"]
+
+
+def chosen(**choices) -> list[str]:
+    return list(lossprune.Mask.dense(Network(), **choices))
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("parameters", "expected"),
+        [
+            (None, EVERYTHING),
+            ("*", EVERYTHING),
+            ("head.weight", ["head.weight"]),
+            ("head", ["head.weight"]),
+            ("blocks.1", ["blocks.1.query.weight", "blocks.1.out.weight"]),
+            ("blocks.1*", [name for name in BLOCKS if name.startswith("blocks.1")]),
+            ("blocks.?.out*", [f"blocks.{i}.out.weight" for i in range(10)]),
+            (["head", "stem"], ["stem.weight", "head.weight"]),
+            (nn.Conv1d, ["stem.weight"]),
+            (nn.Linear, EVERYTHING[1:]),
+            (Attention, BLOCKS),
+            ((nn.Conv1d, "head"), ["stem.weight", "head.weight"]),
+            (lambda name, parameter, module: parameter.numel() == 30, ["head.weight"]),
+            (lambda name, parameter, module: isinstance(module, nn.Conv1d), ["stem.weight"]),
+            (lambda name, parameter, module: name.endswith("7.out.weight"), [BLOCKS[15]]),
+            ("first", ["stem.weight"]),
+            ("last", ["head.weight"]),
+            ("gate", ["gate"]),
+            ("lstm.weight_hh_l0", ["lstm.weight_hh_l0"]),
+            ("blocks.2.distances", ["blocks.2.distances"]),
+            (nn.LSTM, ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]),
+            ([nn.ConvTranspose1d, nn.Conv1d], ["stem.weight", "up.weight"]),
+        ],
+    )
+    def test_parameters(self, parameters, expected):
+        assert chosen(parameters=parameters) == expected
+
+    @pytest.mark.parametrize(
+        ("exclude", "expected"),
+        [
+            ("first and last", BLOCKS),
+            (("first", "last"), BLOCKS),
+            ("first", EVERYTHING[1:]),
+            ("last", EVERYTHING[:-1]),
+            (Attention, ["stem.weight", "head.weight"]),
+            ("*.query.weight", ["stem.weight", *BLOCKS[1::2], "head.weight"]),
+            (lambda name, *_: "out" in name, ["stem.weight", *BLOCKS[::2], "head.weight"]),
+            ((), EVERYTHING),
+        ],
+    )  # fmt: skip
+    def test_exclude(self, exclude, expected):
+        assert chosen(exclude=exclude) == expected
+
+    def test_both(self):
+        assert chosen(parameters="blocks.*", exclude="*.out.weight") == BLOCKS[::2]
+        # The ends are the network's, not those of what is chosen.
+        assert chosen(parameters=["blocks.3", "head"], exclude="first and last") == BLOCKS[6:8]
+        assert chosen(parameters=[nn.LSTM], exclude="lstm.weight_hh_l0") == ["lstm.weight_ih_l0"]
+
+    def test_a_module_itself(self):
+        model = Network()
+        mask = lossprune.Mask.dense(model, parameters=[model.blocks[3], model.head])
+        assert list(mask) == [*BLOCKS[6:8], "head.weight"]
+
+    def test_ends_that_share_a_weight(self):
+        model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 3), nn.Linear(3, 4), nn.Linear(3, 4))
+        model[3].weight = model[0].weight
+        assert names(model) == ["1.weight", "2.weight", "0.weight"]
+        mask = lossprune.Mask.dense(model, exclude="first and last")
+        assert list(mask) == ["2.weight"]
+        for spelling in ("0.weight", "3.weight", "3"):
+            assert list(lossprune.Mask.dense(model, parameters=spelling)) == ["0.weight"]
+
+    def test_names_without_what_wraps_the_network(self):
+        model = nn.Sequential()
+        model.add_module("module", Network())
+        assert list(lossprune.Mask.dense(model, parameters="head.*")) == ["module.head.weight"]
+        assert list(lossprune.Mask.dense(model, exclude=["stem", "blocks.*"])) == [
+            "module.head.weight"
+        ]
+
+    def test_only_what_is_chosen_must_be_an_ordinary_parameter(self):
+        model = nn.Sequential(nn.Linear(3, 3), parametrizations.weight_norm(nn.Linear(3, 3)))
+        assert list(lossprune.Mask.dense(model, exclude="last")) == ["0.weight"]
+        assert list(lossprune.Mask.dense(model, parameters="0")) == ["0.weight"]
+        with pytest.raises(PruningError, match=r"'1\.weight' is computed .* or exclude it"):
+            lossprune.Mask.dense(model, parameters="1.weight")
+        lazy = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3))
+        assert list(lossprune.Mask.dense(lazy, exclude="first")) == ["1.weight"]
+        for choices in ({}, {"parameters": lambda name, parameter, module: True}):
+            with pytest.raises(PruningError, match=r"'0\.weight' is not initialised"):
+                lossprune.Mask.dense(lazy, **choices)
+
+    @pytest.mark.parametrize(
+        ("choices", "message"),
+        [
+            ({"parameters": "haed.weight"}, "'haed.weight' .*did you mean 'head.weight'"),
+            (
+                {"parameters": "classifier"},
+                "that can be pruned; there are: stem.weight, ",
+            ),
+            ({"exclude": "heed"}, "exclude='heed' .*did you mean 'head'"),
+            ({"parameters": "head.bias"}, "only head.bias .biases, norm.* are kept"),
+            ({"parameters": ["head", "norm*"]}, "'norm.' .*only norm.weight, norm.bias"),
+            ({"parameters": "embed"}, "only embed.weight"),
+            ({"parameters": "embed.weight"}, "only embed.weight"),
+            ({"parameters": "lstm*"}, "only lstm.weight_ih_l0, lstm.weight_hh_l0: name them in f"),
+            ({"parameters": "x"}, "blocks.4.query.weight and 14 more"),
+            ({"parameters": nn.Conv2d}, "parameters=Conv2d chooses no weight .*there are: stem"),
+            ({"parameters": nn.Embedding}, "parameters=Embedding chooses no weight"),
+            ({"exclude": nn.LSTM}, "exclude=LSTM chooses no weight"),
+            ({"parameters": lambda *_: False}, "chooses no weight"),
+            ({"parameters": []}, "chooses nothing"),
+            ({"exclude": "*"}, "leaves none of the 24 parameters"),
+            ({"parameters": 3}, "must be names, patterns, types of modules or functions .* got 3"),
+            ({"exclude": ["head", None]}, "exclude must be names, .* got None"),
+        ],
+    )
+    def test_what_matches_nothing(self, choices, message):
+        with pytest.raises(ValueError, match=message):
+            chosen(**choices)
+
+
+def test_the_linear_layer_of_transformers_with_inputs_first(monkeypatch):
+    """Known by its class's name and module: nothing is imported for it."""
+    module = types.ModuleType("transformers.pytorch_utils")
+    source = """
+class Conv1D(nn.Module):
+    def __init__(self, outputs, inputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+"""
+    module.__dict__.update(nn=nn, torch=torch)
+    exec(source, module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    Layer = type("Projection", (module.Conv1D,), {})
+    model = nn.Sequential(Layer(6, 4), nn.Linear(6, 2))
+    assert names(model) == ["0.weight", "1.weight"]
+    mask = lossprune.prune(model, "MP", pattern="2:4", parameters="0").mask
+    assert (mask["0.weight"].sum(0) == 2).all()  # of the four inputs, at each output
+
+
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(9, 5, generator=generator), torch.arange(9) % 3)]
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)
+    ).double()
+
+
+class TestMeasuredAndPruned:
+    def test_only_the_chosen_are_measured_and_alike(self, agrees):
+        inputs, targets = batches()[0]
+        data = [(inputs.double(), targets)]
+        everything = lossprune.measure(small(), data)
+        some = lossprune.measure(small(), data, exclude="first and last")
+        assert list(some.gradient) == list(some.ggn_diagonal) == ["2.weight"]
+        assert some.loss == everything.loss
+        for what in ("gradient", "ggn_diagonal"):
+            assert torch.allclose(
+                getattr(some, what)["2.weight"],
+                getattr(everything, what)["2.weight"],
+                rtol=1e-12,
+                atol=0,
+            )
+
+    def test_a_mask_reaches_weights_that_are_not_measured(self):
+        inputs, targets = batches()[0]
+        data = [(inputs.double(), targets)]
+        mask = lossprune.prune(small(), "MP", sparsity=0.5).mask
+        masked = mask.apply_(small())
+        some = lossprune.measure(small(), data, mask=mask, parameters="2.weight")
+        expected = lossprune.measure(masked, data, parameters="2.weight")
+        assert some.loss == pytest.approx(expected.loss, rel=1e-12)
+        assert torch.allclose(some.gradient["2.weight"], expected.gradient["2.weight"], rtol=1e-12)
+        for name, message in (("9.weight", "which the network lacks"), ("4.weight", "has shape")):
+            wrong = {"2.weight": mask["2.weight"], name: torch.ones(2, 2).bool()}
+            with pytest.raises(PruningError, match=message):
+                lossprune.measure(small(), data, mask=wrong, parameters="2.weight")
+
+    @pytest.mark.parametrize("criterion", sorted(lossprune.CRITERIA))
+    def test_only_the_chosen_are_pruned(self, criterion):
+        inputs, targets = batches()[0]
+        data = [(inputs.double(), targets)]
+        result = lossprune.prune(
+            small(), criterion, sparsity=0.75, data=data, stages=3, exclude="first and last", seed=0
+        )
+        assert list(result.mask) == ["2.weight"]
+        assert result.mask.removed == result.stages[-1].removed == 27
+
+    def test_a_start_of_other_weights_lists_every_mismatch(self):
+        start = lossprune.Mask.dense(small(), parameters=["0", "4"])
+        with pytest.raises(ValueError, match=r"lacks '2\.weight'; '0\.weight' .*'4\.weight' is"):
+            lossprune.pruning.prune_by_stage(
+                small(), "MP", sparsity=0.5, start=start, parameters="2"
+            )
