@@ -19,6 +19,7 @@ from lossprune.experiment.config import RunConfig, did_you_mean, flag
 from lossprune.experiment.folder import RunFolder
 from lossprune.experiment.record import DIVERGED, RunRecord, summarise
 from lossprune.report.config import CompareConfig, ReportConfig
+from lossprune.shell.config import DeployConfig, PruneConfig
 from lossprune.sweep.command import StatusConfig, SweepConfig, run_sweep, show_status
 
 EXIT_OK, EXIT_ERROR, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
@@ -115,9 +116,13 @@ def _overview(prog: str) -> str:
         f"usage: {prog} COMMAND [FLAGS]",
         "",
     ]
+    usages = {
+        name: f"{name} [{command.argument}]" if command.argument else name
+        for name, command in COMMANDS.items()
+    }
+    width = max(map(len, usages.values()))
     for name, command in COMMANDS.items():
-        usage = f"{name} [{command.argument}]" if command.argument else name
-        lines.append(f"  {usage:<16} {_help_of(command.config)}")
+        lines.append(f"  {usages[name]:<{width}} {_help_of(command.config)}")
     return "\n".join([*lines, "", f"{prog} COMMAND --help lists a command's flags."])
 
 
@@ -287,12 +292,32 @@ def _compare(_: CompareConfig, *paths: str) -> int:
     return EXIT_OK
 
 
+def _prune(config: PruneConfig, build: str | None = None) -> int:
+    if build is None:
+        raise ValueError("prune takes MODULE:BUILD, such as mine.networks:build")
+    from lossprune.shell.prune_command import prune_network
+
+    prune_network(config, build)
+    return EXIT_OK
+
+
+def _deploy(config: DeployConfig, run: str | None = None) -> int:
+    if run is None:
+        raise ValueError("deploy takes RUN_FOLDER, the folder of a finished run")
+    from lossprune.shell.deploy_command import deploy_run
+
+    deploy_run(config, Path(run))
+    return EXIT_OK
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(RunConfig, _run),
     "sweep": Command(SweepConfig, run_sweep, argument="PLAN"),
     "status": Command(StatusConfig, show_status, argument="RESULTS"),
     "report": Command(ReportConfig, _report, argument="RESULTS"),
     "compare": Command(CompareConfig, _compare, argument="A B"),
+    "prune": Command(PruneConfig, _prune, argument="MODULE:BUILD"),
+    "deploy": Command(DeployConfig, _deploy, argument="RUN_FOLDER"),
     "data": Command(DataConfig, _data, argument="NAME"),
     "demo": Command(DemoConfig, _demo),
 }

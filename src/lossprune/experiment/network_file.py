@@ -40,26 +40,32 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_network(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+def read_network(
+    path: Path, asked: str = "--model_0: "
+) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     """Read the weights and metadata of a network, and the SHA-256 of the file.
 
     Accepts what :func:`network_bytes` makes, a plain state dict saved by ``torch.save``, and
     safetensors.  No code of the file is ever run.
+
+    Args:
+        path: of the file.
+        asked: what messages begin with, such as the flag that named the file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is truncated, a pickled module, or anything else; one sentence says which.
     """
     if not path.exists():
-        raise FileNotFoundError(f"--model_0: no file {path}")
+        raise FileNotFoundError(f"{asked}no file {path}")
     if path.is_dir():
-        raise ValueError(f"--model_0: {path} is a folder; give a file, such as its best_model.pt")
+        raise ValueError(f"{asked}{path} is a folder; give a file, such as its best_model.pt")
     contents = path.read_bytes()
     if path.suffix == ".safetensors":
-        loaded = _load_safetensors(path, contents)
+        loaded = _load_safetensors(path, contents, asked)
     else:
-        loaded = _load_pt(path, contents)
-    weights, metadata = _unwrap(path, loaded)
+        loaded = _load_pt(path, contents, asked)
+    weights, metadata = _unwrap(path, loaded, asked)
     return weights, metadata, hashlib.sha256(contents).hexdigest()
 
 
@@ -69,6 +75,7 @@ def load_weights_(
     path: Path,
     weights: Mapping[str, Tensor],
     metadata: Mapping[str, Any],
+    asked: str = "--model_0: ",
 ) -> None:
     """Copy ``weights`` into ``network``, in place.
 
@@ -77,12 +84,12 @@ def load_weights_(
     """
     named = metadata.get("architecture", arch)
     if named != arch:
-        raise ValueError(f"--model_0: {path} holds a {named}, but --arch is {arch}")
+        raise ValueError(f"{asked}{path} holds a {named}, but --arch is {arch}")
     expected = network.state_dict()
     for name in (*expected, *weights):
         problem = _mismatch(name, expected.get(name), weights.get(name))
         if problem:
-            raise ValueError(f"--model_0: {path} does not hold this {arch}: {problem}")
+            raise ValueError(f"{asked}{path} does not hold this {arch}: {problem}")
     network.load_state_dict(dict(weights))
 
 
@@ -98,17 +105,17 @@ def _mismatch(name: str, expected: Tensor | None, given: Tensor | None) -> str |
     return None
 
 
-def _load_safetensors(path: Path, contents: bytes) -> Any:
+def _load_safetensors(path: Path, contents: bytes, asked: str) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         return load(contents)
     except SafetensorError as error:
-        raise ValueError(f"--model_0: {path} is truncated or not safetensors: {error}") from None
+        raise ValueError(f"{asked}{path} is truncated or not safetensors: {error}") from None
 
 
-def _load_pt(path: Path, contents: bytes) -> Any:
+def _load_pt(path: Path, contents: bytes, asked: str) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # the answer below says all there is to say
             return torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
@@ -116,16 +123,14 @@ def _load_pt(path: Path, contents: bytes) -> Any:
         foreign = _foreign_classes(contents)
         if foreign:
             raise ValueError(
-                f"--model_0: {path} holds pickled objects ({', '.join(foreign[:3])}), whose code "
+                f"{asked}{path} holds pickled objects ({', '.join(foreign[:3])}), whose code "
                 "is never run here; where you trust it, convert it with torch.save(torch.load("
                 "'old.pt', weights_only=False).state_dict(), 'new.pt') and give the new file"
             ) from error
-        raise ValueError(
-            f"--model_0: {path} is truncated or not a network saved by torch"
-        ) from error
+        raise ValueError(f"{asked}{path} is truncated or not a network saved by torch") from error
 
 
-def _unwrap(path: Path, loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _unwrap(path: Path, loaded: Any, asked: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     metadata: dict[str, Any] = {}
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         if isinstance(loaded.get("metadata"), Mapping):
@@ -134,7 +139,7 @@ def _unwrap(path: Path, loaded: Any) -> tuple[dict[str, Tensor], dict[str, Any]]
     if isinstance(loaded, Mapping) and loaded and all(_is_entry(item) for item in loaded.items()):
         return dict(loaded), metadata
     raise ValueError(
-        f"--model_0: {path} does not hold a network: a state dict (names and tensors) is needed, "
+        f"{asked}{path} does not hold a network: a state dict (names and tensors) is needed, "
         f"it holds {_a_kind_of(loaded)}"
     )
 

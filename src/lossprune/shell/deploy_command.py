@@ -1,0 +1,301 @@
+"""``lossprune deploy``: the small and fast forms of a finished run's network, side by side."""
+
+import copy
+import io
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossprune.deployment.compaction import compact
+from lossprune.deployment.costs import multiply_adds
+from lossprune.deployment.deploy import Deployed, deploy
+from lossprune.deployment.onnx import OnnxNetwork, export_onnx
+from lossprune.deployment.sparse_file import load_sparse, save_sparse
+from lossprune.deployment.timing import Timing, interleaved
+from lossprune.experiment.config import RunConfig
+from lossprune.experiment.folder import BEST, MASK, RECORD, RunFolder
+from lossprune.experiment.network_file import load_weights_, read_network
+from lossprune.experiment.prepare import Setting, prepare
+from lossprune.experiment.progress import Progress, shown_progress
+from lossprune.experiment.record import FINISHED, RunRecord
+from lossprune.pruning import Mask, PruningError
+from lossprune.shell.config import DeployConfig
+from lossprune.shell.output import check_out, json_bytes, markdown_table, open_out, print_table
+from lossprune.shell.threads import using_threads
+from lossprune.training import evaluate
+
+FORMAT = "lossprune deployment 1"
+NETWORK, ONNX, TABLE = "network.safetensors", "network.onnx", "table.md"
+_EXAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of the network, and what is known of it.
+
+    Attributes:
+        name: what the table calls it.
+        network: takes normalised images, gives logits.
+        parameters: numbers that it holds, zeros included.
+        nonzeros: those that are not zero.
+        multiply_adds: that it computes for one image.
+        file: what it is loaded from.
+        size: bytes of that file.
+        accuracy: on the run's test images.
+    """
+
+    name: str
+    network: nn.Module
+    parameters: int
+    nonzeros: int
+    multiply_adds: int
+    file: str
+    size: int
+    accuracy: float
+
+
+def deploy_run(config: DeployConfig, run: Path) -> None:
+    """Write the forms of the run's network, measure them and print the table.
+
+    Raises:
+        ValueError, FileNotFoundError: the run is not a finished pruning, its files do not fit
+            each other, or the folder will not do.
+    """
+    check_out(config.out, FORMAT, config.overwrite)
+    record = _finished(run)
+    if missing := [name for name in (BEST, MASK) if not (run / name).is_file()]:
+        raise FileNotFoundError(f"{run} lacks {' and '.join(missing)}")
+    mask = Mask.load(run / MASK)
+    with using_threads(config.threads), shown_progress() as progress:
+        setting = prepare(_config(record, config))
+        folder = open_out(config.out)
+        folder.remove(RECORD)
+        forms, left_out = _forms(config, record, setting, run, mask, folder, progress)
+        timings = _time(forms, setting, config, progress)
+        folder.save(MASK, mask.save)
+        columns, rows = _columns(config), _rows(forms, timings)
+        notes = _notes(config, timings, left_out)
+        table = markdown_table(columns, rows) + "".join(f"\n{note}\n" for note in notes)
+        folder.write(TABLE, table.encode())
+        values = {
+            "format": FORMAT,
+            "run": dict(record.config),
+            "environment": dict(setting.environment),
+            "values": config.values,
+            "forms": [_described(form, timings[form.name]) for form in forms],
+            "left_out": left_out,
+        }
+        folder.write(RECORD, json_bytes(values))
+    title = f"{record.config['arch']} on {record.config['dataset']}, sparsity {record.sparsity:.5f}"
+    print_table(title, columns, rows)
+    for note in notes:
+        print(note)
+    written = [NETWORK, *([] if "ONNX" in left_out else [ONNX]), MASK, RECORD, TABLE]
+    print(f"written: {', '.join(written)} in {config.out}")
+
+
+def _finished(run: Path) -> RunRecord:
+    if not run.is_dir():
+        raise FileNotFoundError(f"no run folder {run}")
+    record = RunFolder(run).settled()
+    if record is None:
+        there = RunFolder(run).record() is not None
+        raise ValueError(
+            f"the run in {run} is not finished: lossprune run goes on with it"
+            if there
+            else f"{run} is not the folder of a run: it has no {RECORD}"
+        )
+    if record.status != FINISHED:
+        raise ValueError(f"the run in {run} {record.status}: {record.message}")
+    if record.after_pruning is None:
+        raise ValueError(f"the run in {run} did not prune: there is no mask to deploy")
+    return record
+
+
+def _config(record: RunRecord, config: DeployConfig) -> RunConfig:
+    values = {
+        item.name: record.config[item.metadata["flag"]]
+        for item in fields(RunConfig)
+        if item.metadata["flag"] in record.config and item.name != "start"
+    }
+    places = {"data_path": config.data_path, "mirror": config.mirror, "device": "cpu"}
+    return RunConfig(**values, **places)
+
+
+def _forms(
+    config: DeployConfig,
+    record: RunRecord,
+    setting: Setting,
+    run: Path,
+    mask: Mask,
+    folder: RunFolder,
+    progress: Progress,
+) -> tuple[list[Form], dict[str, str]]:
+    """Make all forms that can be made here, and say of the others why not."""
+    example = _inputs(setting, _EXAMPLES)
+    dense = setting.network.eval()  # its weights are those of a new network: for size and time
+    size = _state_size(dense)
+    weights, metadata, _ = read_network(run / BEST, asked="")
+    masked = copy.deepcopy(dense)
+    load_weights_(masked, record.config["arch"], run / BEST, weights, metadata, asked="")
+    folder.save(NETWORK, lambda path: save_sparse(masked, mask, path, values=config.values))
+    load_sparse(folder.path / NETWORK, masked)  # what is deployed is what is in the file
+    small = (folder.path / NETWORK).stat().st_size
+    compaction = compact(masked, mask)
+
+    def accuracy(network: nn.Module) -> float:
+        return 1 - evaluate(network, setting.dataset, setting.dataset.test).error
+
+    assert record.before_pruning is not None
+    before = 1 - record.before_pruning.scores.test_error
+    forms = []
+    progress.note("masked and compacted")
+    for name, network, file, stored, correct in (
+        ("dense", dense, "state dict", size, before),
+        ("masked", masked, NETWORK, small, accuracy(masked)),
+        ("compacted", compaction.model, NETWORK, small, accuracy(compaction.model)),
+    ):
+        counts = _numbers(network.parameters())
+        if network is dense:
+            counts = counts[0], counts[0]
+        forms.append(
+            Form(name, network, *counts, multiply_adds(network, example[:1]), file, stored, correct)
+        )
+    left_out: dict[str, str] = {}
+    for batch in config.batch_sizes:
+        progress.note(f"deployed for batches of {batch}")
+        deployed = deploy(masked, mask, _inputs(setting, batch))
+        forms.append(
+            Form(
+                f"deployed for {batch}",
+                deployed,
+                *_numbers((*deployed.parameters(), *deployed.buffers())),
+                _multiply_adds(deployed, batch),
+                NETWORK,
+                small,
+                accuracy(deployed),
+            )
+        )
+    progress.note("ONNX")
+    try:
+        folder.save(ONNX, lambda path: _keep(export_onnx(compaction.model, path, example)))
+        exported = OnnxNetwork(folder.path / ONNX)
+    except (ImportError, PruningError) as error:
+        left_out["ONNX"] = " ".join(str(error).split())
+    else:
+        like = forms[2]
+        forms.append(
+            Form(
+                "ONNX",
+                exported,
+                like.parameters,
+                like.nonzeros,
+                like.multiply_adds,
+                ONNX,
+                (folder.path / ONNX).stat().st_size,
+                accuracy(exported),
+            )
+        )
+    return forms, left_out
+
+
+def _keep(_: object) -> None:
+    """Take no notice of a result."""
+
+
+def _inputs(setting: Setting, count: int) -> Tensor:
+    """Test images, normalised; again from the first where there are too few."""
+    images = setting.dataset.test.images
+    return setting.dataset.inputs(images[torch.arange(count) % len(images)])
+
+
+def _numbers(tensors: Any) -> tuple[int, int]:
+    """How many numbers there are, and how many of them are not zero."""
+    held = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return sum(t.numel() for t in held), sum(int(t.count_nonzero()) for t in held)
+
+
+def _state_size(network: nn.Module) -> int:
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    return len(buffer.getvalue())
+
+
+def _multiply_adds(deployed: Deployed, images: int) -> int:
+    """For one image: kept weights where a layer is sparse, all of them where it is dense."""
+    total = 0
+    for layer in deployed.layers:
+        dense = layer.kind == "dense" and layer.kept
+        total += layer.multiply_adds * layer.total // layer.kept if dense else layer.multiply_adds
+    return total // images
+
+
+def _time(
+    forms: list[Form], setting: Setting, config: DeployConfig, progress: Progress
+) -> dict[str, dict[int, Timing]]:
+    """Time every form at every batch size, in turn."""
+    timings: dict[str, dict[int, Timing]] = {form.name: {} for form in forms}
+    with torch.inference_mode():
+        for batch in config.batch_sizes:
+            progress.note(f"timing batches of {batch}")
+            inputs = _inputs(setting, batch)
+            calls = [lambda form=form: form.network(inputs) for form in forms]  # noqa: B023
+            measured = interleaved(calls, seconds=config.seconds, least=20)
+            for form, timing in zip(forms, measured, strict=True):
+                timings[form.name][batch] = timing
+    return timings
+
+
+def _columns(config: DeployConfig) -> list[str]:
+    latencies = [f"ms at {batch}" for batch in config.batch_sizes]
+    return ["form", "parameters", "non-zeros", "bytes", "multiply-adds", *latencies, "accuracy"]
+
+
+def _rows(forms: list[Form], timings: Mapping[str, Mapping[int, Timing]]) -> list[list[str]]:
+    return [
+        [
+            form.name,
+            f"{form.parameters:,}",
+            f"{form.nonzeros:,}",
+            f"{form.size:,}",
+            f"{form.multiply_adds:,}",
+            *(_latency(timing) for timing in timings[form.name].values()),
+            f"{form.accuracy:.2%}",
+        ]
+        for form in forms
+    ]
+
+
+def _latency(timing: Timing) -> str:
+    low, median, high = (f"{1e3 * value:.3g}" for value in (timing.low, timing.median, timing.high))
+    return f"{median} ({low} to {high})"
+
+
+def _notes(
+    config: DeployConfig,
+    timings: Mapping[str, Mapping[int, Timing]],
+    left_out: Mapping[str, str],
+) -> list[str]:
+    rounds = statistics.median(
+        timing.count for measured in timings.values() for timing in measured.values()
+    )
+    threads = torch.get_num_threads()
+    return [
+        f"milliseconds a batch: median (quartiles) of {rounds:.0f} interleaved rounds, "
+        f"{threads} thread{'s' if threads > 1 else ''}",
+        f"bytes: dense, the state dict; masked, compacted and deployed, {NETWORK}, "
+        f"with {config.values} values",
+        "accuracy: on the run's test images; dense, before pruning, from the record",
+        *(f"left out: {name}: {reason}" for name, reason in left_out.items()),
+    ]
+
+
+def _described(form: Form, timings: Mapping[int, Timing]) -> dict[str, Any]:
+    names = ("name", "parameters", "nonzeros", "multiply_adds", "file", "size", "accuracy")
+    latency = {str(batch): asdict(timing) for batch, timing in timings.items()}
+    return {**{name: getattr(form, name) for name in names}, "latency": latency}

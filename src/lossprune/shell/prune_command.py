@@ -1,0 +1,185 @@
+"""``lossprune prune``: prune a network of one's own and write what came of it."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lossprune.deployment.compaction import count_live
+from lossprune.deployment.connectivity import Connectivity
+from lossprune.deployment.sparse_file import is_sparse_file, load_sparse, save_sparse
+from lossprune.experiment.folder import MASK, RECORD
+from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
+from lossprune.experiment.prepare import environment_of
+from lossprune.experiment.progress import Progress, shown_progress
+from lossprune.experiment.record import describe_stage
+from lossprune.pruning import CRITERIA, LOSSES, Mask, StageRecord, prune_by_stage
+from lossprune.shell.config import PruneConfig
+from lossprune.shell.output import check_out, json_bytes, markdown_table, open_out, print_table
+from lossprune.shell.threads import using_threads
+from lossprune.shell.user_code import Batches, call, find_function, find_object
+
+FORMAT = "lossprune pruning 1"
+NETWORK, TABLE = "network.safetensors", "table.md"
+_COLUMNS = ("weight", "shape", "weights", "kept", "removed", "sparsity", "unreachable units")
+
+
+def prune_network(config: PruneConfig, build: str) -> None:
+    """Build the network, prune it, write the folder and print the table.
+
+    Raises:
+        ValueError, FileNotFoundError: whatever is wrong with the flags, the user's functions, the
+            network, its data or the folder, in one sentence.
+    """
+    check_out(config.out, FORMAT, config.overwrite)
+    began = time.perf_counter()
+    with _drawing(config.seed), using_threads(config.threads):
+        network = _build(build, config.weights)
+        with shown_progress() as progress:
+            mask, stages = _prune(network, config, progress)
+        found = count_live(network, mask)
+        rows = _rows(found)
+        record = {
+            "format": FORMAT,
+            "settings": _settings(config, build),
+            "environment": environment_of(next(network.parameters()).device),
+            "network": {
+                "class": type(network).__name__,
+                "weights_sha256": weights_sha256(network.state_dict()),
+            },
+            "removed": mask.removed,
+            "prunable": mask.total,
+            "sparsity": mask.sparsity,
+            "effective_sparsity": found.effective_sparsity,
+            "layers": [_layer(row) for row in found.layers],
+            "untraced": found.left_dense,
+            "stages": [asdict(stage) for stage in stages],
+            "seconds": time.perf_counter() - began,
+        }
+        folder = open_out(config.out)
+        folder.remove(RECORD)
+        folder.save(MASK, mask.save)
+        folder.save(NETWORK, lambda path: save_sparse(network, mask, path))
+        folder.write(TABLE, markdown_table(_COLUMNS, rows).encode())
+        folder.write(RECORD, json_bytes(record))
+    print_table(f"{build}, {mask.criterion}, {len(stages)} stages", _COLUMNS, rows)
+    print(f"effective sparsity {found.effective_sparsity:.5f}")
+    for name, reason in found.left_dense.items():
+        print(f"note: units of {name} could not all be followed: {reason}")
+    print(f"written: {', '.join((MASK, NETWORK, RECORD, TABLE))} in {config.out}")
+
+
+def _build(build: str, weights: Path | None) -> nn.Module:
+    function = find_function(build, "MODULE:BUILD")
+    network = call(function, build, "MODULE:BUILD")
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"MODULE:BUILD {build} must return a torch.nn.Module, "
+            f"it returned an object of type {type(network).__name__}"
+        )
+    if weights is not None:
+        if weights.is_file() and is_sparse_file(weights):
+            load_sparse(weights, network)
+        else:
+            given, _, _ = read_network(weights, "--weights: ")
+            load_weights_(network, type(network).__name__, weights, given, {}, "--weights: ")
+    return network
+
+
+def _prune(
+    network: nn.Module, config: PruneConfig, progress: Progress
+) -> tuple[Mask, list[StageRecord]]:
+    data = forward = None
+    loss: Any = config.loss
+    if config.data is not None:
+        data = Batches(find_function(config.data, "--data"), config.data, "--data")
+    if config.forward is not None:
+        forward = find_function(config.forward, "--forward")
+    if ":" in config.loss:
+        loss = find_object(config.loss, "--loss")
+    elif config.loss not in LOSSES:
+        raise ValueError(
+            f"--loss must be one of {', '.join(LOSSES)} or MODULE:LOSS, got {config.loss!r}"
+        )
+    pruning = prune_by_stage(
+        network,
+        config.criterion,
+        sparsity=config.sparsity,
+        data=data,
+        examples=config.examples,
+        stages=config.stages,
+        schedule=config.schedule,
+        reg=config.reg,
+        parameters=_listed(config.parameters),
+        exclude=_listed(config.exclude),
+        scope=config.scope,
+        pattern=config.pattern,
+        loss=loss,
+        forward=forward,
+        estimator=config.estimator,
+        seed=config.seed,
+    )
+    pruned, stages = Mask({}), []
+    total = config.stages or CRITERIA[config.criterion].stages
+    for mask, stage in pruning:
+        pruned = mask
+        stages.append(stage)
+        told = describe_stage(asdict(stage), total).split(": ", 1)[1]
+        progress.advance("stage", stage.stage, total, told)
+    return pruned, stages
+
+
+def _listed(names: str | None) -> Any:
+    return None if names is None else [name.strip() for name in names.split(",")]
+
+
+def _rows(found: Connectivity) -> list[list[str]]:
+    rows = [
+        [
+            layer.name,
+            " × ".join(map(str, layer.shape)),
+            f"{layer.total:,}",
+            f"{layer.kept:,}",
+            f"{layer.removed:,}",
+            f"{layer.removed / max(layer.total, 1):.5f}",
+            f"{layer.dead_units:,} of {layer.units:,}",
+        ]
+        for layer in found.layers
+    ]
+    total, kept = (
+        sum(getattr(layer, name) for layer in found.layers) for name in ("total", "kept")
+    )
+    dead, units = (
+        sum(getattr(layer, name) for layer in found.layers) for name in ("dead_units", "units")
+    )
+    last = ["all", "", f"{total:,}", f"{kept:,}", f"{total - kept:,}"]
+    return [*rows, [*last, f"{found.nominal_sparsity:.5f}", f"{dead:,} of {units:,}"]]
+
+
+def _layer(layer: Any) -> dict[str, Any]:
+    return {
+        **asdict(layer),
+        "removed": layer.removed,
+        "sparsity": layer.removed / max(layer.total, 1),
+    }
+
+
+def _settings(config: PruneConfig, build: str) -> dict[str, Any]:
+    values = {item.metadata["flag"]: getattr(config, item.name) for item in fields(config)}
+    for name in ("out", "overwrite", "debug", "threads"):
+        del values[name]
+    weights = None if config.weights is None else str(config.weights)
+    return {"build": build, **values, "weights": weights}
+
+
+@contextlib.contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Seed torch for the user's functions, and put back what was there."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

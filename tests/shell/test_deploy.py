@@ -1,0 +1,139 @@
+"""``lossprune deploy`` on a finished run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import lossprune
+from lossprune.experiment import RunConfig, run
+from lossprune.networks import NETWORKS
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the MLP on the bundled digits, and its record."""
+    config = RunConfig(
+        arch="MLP",
+        dataset="digits",
+        criterion="QM",
+        stages=3,
+        exponential=True,
+        sparsity=0.95,
+        examples=200,
+        epochs=3,
+        prune_epoch=2,
+        threads=1,
+        path=tmp_path_factory.mktemp("results"),
+    )
+    return config, run(config)
+
+
+def refused(answer) -> str:
+    assert answer.status == 2
+    assert answer.out == ""
+    return answer.err.splitlines()[-1].removeprefix("error: ")
+
+
+def test_every_form_is_written_measured_and_as_accurate_as_the_run(finished, command, tmp_path):
+    config, record = finished
+    flags = ("--out", "out", "--seconds", 0.05, "--batch", "1,20", "--threads", 1)
+    answer = command("deploy", config.folder, *flags)
+    assert answer.status == 0, answer.err
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "mask.safetensors",
+        "network.onnx",
+        "network.safetensors",
+        "record.json",
+        "table.md",
+    ]
+    written = json.loads((out / "record.json").read_text())
+    forms = {form["name"]: form for form in written["forms"]}
+    assert list(forms) == [
+        "dense",
+        "masked",
+        "compacted",
+        "deployed for 1",
+        "deployed for 20",
+        "ONNX",
+    ]
+    assert written["left_out"] == {}
+
+    mask = lossprune.Mask.load(out / "mask.safetensors")
+    assert mask == lossprune.Mask.load(config.folder / "mask.safetensors")
+    network = NETWORKS["MLP"](shape=(1, 8, 8))
+    assert lossprune.load_sparse(out / "network.safetensors", network) == mask
+    best = torch.load(config.folder / "best_model.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(best[name], tensor) for name, tensor in network.state_dict().items())
+
+    assert forms["dense"]["accuracy"] == 1 - record.before_pruning.scores.test_error
+    for name, form in forms.items():
+        if name != "dense":  # 250 images: rounding may turn one that is at a tie
+            assert form["accuracy"] == pytest.approx(1 - record.best.scores.test_error, abs=0.0041)
+        assert list(form["latency"]) == ["1", "20"]
+        for timing in form["latency"].values():
+            assert 0 < timing["low"] <= timing["median"] <= timing["high"]
+            assert timing["count"] >= 20
+    weights = 64 * 300 + 300 * 100 + 100 * 10
+    nonzeros = sum(int(tensor.count_nonzero()) for tensor in best.values())
+    assert forms["dense"]["parameters"] == forms["dense"]["nonzeros"] == weights + 410
+    assert forms["dense"]["multiply_adds"] == forms["masked"]["multiply_adds"] == weights
+    assert forms["masked"]["nonzeros"] == nonzeros
+    assert forms["compacted"]["parameters"] < weights + 410
+    assert forms["deployed for 1"]["multiply_adds"] <= weights - mask.removed
+    assert forms["dense"]["size"] > 4 * weights
+    assert (
+        forms["masked"]["size"] == (out / "network.safetensors").stat().st_size < 4 * weights / 10
+    )
+    assert forms["ONNX"]["size"] == (out / "network.onnx").stat().st_size
+
+    table = {line.split("  ")[0]: line for line in answer.out.splitlines()}
+    for name in forms:
+        assert f"{forms[name]['nonzeros']:,}" in table[name]
+        assert f"{forms[name]['accuracy']:.2%}" in table[name]
+    markdown = (out / "table.md").read_text()
+    assert all(f"| {name} |" in markdown for name in forms)
+
+    again = command("deploy", config.folder, *flags)
+    assert "holds an earlier result: --overwrite replaces it" in refused(again)
+
+
+def test_what_is_no_finished_pruning_is_refused(finished, command, tmp_path):
+    config, _ = finished
+    assert refused(command("deploy")).startswith("deploy takes RUN_FOLDER")
+    assert refused(command("deploy", "none")) == "no run folder none"
+    (tmp_path / "empty").mkdir()
+    assert "empty is not the folder of a run" in refused(command("deploy", "empty"))
+
+    shutil.copytree(config.folder, tmp_path / "run")
+    (tmp_path / "run" / "mask.safetensors").unlink()
+    assert refused(command("deploy", "run")) == "run lacks mask.safetensors"
+    for change, told in (
+        ({"status": "running"}, "the run in run is not finished"),
+        ({"status": "diverged", "message": "epoch 1"}, "the run in run diverged: epoch 1"),
+        ({"after_pruning": None}, "the run in run did not prune"),
+    ):
+        record = json.loads((config.folder / "record.json").read_text())
+        (tmp_path / "run" / "record.json").write_text(json.dumps({**record, **change}))
+        assert refused(command("deploy", "run")).startswith(told)
+    shutil.copytree(config.folder, tmp_path / "cut")
+    contents = (tmp_path / "cut" / "best_model.pt").read_bytes()
+    (tmp_path / "cut" / "best_model.pt").write_bytes(contents[:5000])
+    assert "best_model.pt is truncated" in refused(command("deploy", "cut", "--out", "there"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--batch 0", "--batch must be whole numbers of at least 1, such as 1,100, got '0'"),
+        ("--batch one", "--batch must be whole numbers of at least 1, such as 1,100, got 'one'"),
+        ("--seconds 0", "--seconds must be a number greater than 0, got 0.0"),
+        ("--values int8", "--values must be one of exact, float16, got 'int8'"),
+        ("--threads 0", "--threads must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_wrong_flags(finished, command, tmp_path, flags, told):
+    assert refused(command("deploy", finished[0].folder, *flags.split())) == told
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,256 @@
+"""``lossprune prune`` on a network of one's own, and every mistake it may meet."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import lossprune
+from lossprune.cli import main
+
+MODULE = """
+import torch
+
+from torch import nn
+
+made = []
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 20), nn.Linear(20, 3)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+def build():
+    return Net()
+
+def batches():
+    generator = torch.Generator().manual_seed(7)
+    return [(torch.randn(25, 12, generator=generator), torch.arange(25) % 3) for _ in range(4)]
+
+def generated():
+    made.append(1)
+    yield from batches()
+
+def pairs():
+    return [{"x": x, "y": y} for x, y in batches()]
+
+def forward(model, batch):
+    return model(batch["x"]), batch["y"]
+
+def broken():
+    raise KeyError("no such layer")
+
+def broken_later():
+    yield from batches()[:1]
+    raise OSError("the disk is gone")
+
+def number():
+    return 3
+
+answer = 42
+"""
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def mine(command, tmp_path):
+    """The name of a fresh module in the working folder; Python would remember an old one."""
+    name = f"mine{next(_numbers)}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    yield name
+    sys.modules.pop(name, None)
+    while str(tmp_path) in sys.path:
+        sys.path.remove(str(tmp_path))
+
+
+def said(answer) -> str:
+    assert answer.status == 2
+    assert answer.out == ""
+    lines = answer.err.splitlines()
+    assert lines[-1].startswith("error: ")
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1].removeprefix("error: ")
+
+
+FLAGS = ("--sparsity", 0.9, "--stages", 3, "--reg", 1e-3, "--examples", 60)
+
+
+def test_it_writes_what_the_library_finds(command, mine, tmp_path):
+    state = torch.get_rng_state()
+    answer = command("prune", f"{mine}:build", "--data", f"{mine}:batches", *FLAGS)
+    assert answer.status == 0, answer.err
+    assert torch.equal(torch.get_rng_state(), state)
+    user = sys.modules[mine]
+    with torch.random.fork_rng():
+        torch.manual_seed(1111)
+        network = user.build()
+    expected = lossprune.prune(
+        network, "QM", sparsity=0.9, stages=3, reg=1e-3, examples=60, data=user.batches()
+    )
+    folder = tmp_path / "pruned"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "mask.safetensors",
+        "network.safetensors",
+        "record.json",
+        "table.md",
+    ]
+    mask = lossprune.Mask.load(folder / "mask.safetensors")
+    assert mask == expected.mask
+    other = user.build()
+    assert lossprune.load_sparse(folder / "network.safetensors", other) == mask
+    mask.apply_(network)
+    assert all(
+        torch.equal(p, q) for p, q in zip(other.parameters(), network.parameters(), strict=True)
+    )
+
+    record = json.loads((folder / "record.json").read_text())
+    assert record["settings"]["criterion"] == "QM"
+    assert record["removed"] == 270
+    assert record["prunable"] == 300
+    assert [row["loss_after"] for row in record["stages"]] == [
+        stage.loss_after for stage in expected.stages
+    ]
+    rows = {line.split()[0]: line.split() for line in answer.out.splitlines() if line}
+    for row, (name, kept) in zip(record["layers"], mask.items(), strict=True):
+        first = name == "first.weight"
+        # A hidden unit is reached where something enters and something leaves it.
+        alive = mask["first.weight"].any(1) & mask["second.weight"].any(0)
+        reached = alive if first else (mask["second.weight"] & alive).any(1)
+        count, dead, units = int(kept.sum()), int((~reached).sum()), len(reached)
+        assert (row["name"], row["kept"], row["removed"]) == (name, count, kept.numel() - count)
+        assert row["sparsity"] == 1 - count / kept.numel()
+        assert (row["units"], row["dead_units"]) == (units, dead)
+        assert rows[name][6:8] == [str(kept.numel() - count), f"{1 - count / kept.numel():.5f}"]
+        assert rows[name][8:] == [str(dead), "of", str(units)]
+    assert (folder / "table.md").read_text().count("\n") == 5
+    stages = [line.split(":")[0] for line in answer.err.splitlines()]
+    assert stages == ["stage 1/3", "stage 2/3", "stage 3/3"]
+
+
+def test_generators_are_asked_again_and_forward_reads_any_batch(command, mine):
+    masks = []
+    for flags in (
+        ("--data", f"{mine}:batches"),
+        ("--data", f"{mine}:generated"),
+        ("--data", f"{mine}:pairs", "--forward", f"{mine}:forward"),
+    ):
+        out = f"out{len(masks)}"
+        assert command("prune", f"{mine}:build", *flags, *FLAGS, "--out", out).status == 0
+        masks.append(lossprune.Mask.load(Path(out) / "mask.safetensors"))
+    assert masks[0] == masks[1] == masks[2]
+    assert len(sys.modules[mine].made) == 3
+
+
+def test_weights_scope_pattern_and_parameters_reach_the_pruning(command, mine, tmp_path):
+    command("prune", f"{mine}:build", "--criterion", "MP", "--pattern", "2:4")
+    mask = lossprune.Mask.load(tmp_path / "pruned" / "mask.safetensors")
+    assert mask.sparsity == 0.5
+    assert (mask["first.weight"].view(20, 3, 4).sum(2) == 2).all()
+
+    user = sys.modules[mine]
+    network = user.build()
+    save_file(network.state_dict(), tmp_path / "plain.safetensors")
+    torch.save(network.state_dict(), tmp_path / "plain.pt")
+    lossprune.save_sparse(network, lossprune.Mask.dense(network), tmp_path / "small.safetensors")
+    flags = ("--criterion", "MP", "--sparsity", 0.5, "--scope", "layer", "--parameters", "second.*")
+    expected = lossprune.prune(network, "MP", sparsity=0.5, parameters="second.*").mask
+    for number, name in enumerate(("plain.safetensors", "plain.pt", "small.safetensors")):
+        out = f"out{number}"
+        answer = command("prune", f"{mine}:build", *flags, "--weights", name, "--out", out)
+        assert answer.status == 0, answer.err
+        assert lossprune.Mask.load(tmp_path / out / "mask.safetensors") == expected
+    save_file({"first.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    wrong = command(
+        "prune", f"{mine}:build", *flags, "--weights", "other.safetensors", "--out", "x"
+    )
+    assert said(wrong).startswith(
+        "--weights: other.safetensors does not hold this Net: "
+        "'first.weight' has shape (2, 2), the network (20, 12)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--sparsity .5", "prune takes MODULE:BUILD, such as mine.networks:build"),
+        ("MINE:build", "--sparsity is missing: the fraction of the weights to remove"),
+        ("MINE:build --sparsity 1", "--sparsity must be a number in [0, 1), got 1.0"),
+        ("MINE:build --sparsity .5 --criterion qm", "--criterion must be one of MP, LM, QM, "),
+        ("MINE:build --sparsity .5 --scope layers", "--scope must be one of global, layer, "),
+        ("MINE:build --sparsity .5 --stages 0", "--stages must be a whole number of at least 1"),
+        ("MINE --sparsity .5", "MODULE:BUILD must be MODULE:FUNCTION, such as"),
+        ("MINE:biuld --sparsity .5", "has no 'biuld'; did you mean build?"),
+        ("MINE.x:build --sparsity .5", "no module "),
+        ("MINX:build --sparsity .5", "did you mean MINE?"),
+        ("MINE:answer --sparsity .5", "must be a function, it is an object of type int"),
+        ("MINE:number --sparsity .5", "must return a torch.nn.Module, it returned an object of"),
+        ("MINE:broken --sparsity .5", "it raised KeyError: 'no such layer' (--debug shows where)"),
+        ("MINE:build --sparsity .5", "criterion 'QM' needs data"),
+        ("MINE:build --sparsity .5 --data MINE:number", "must return an iterable of batches"),
+        ("MINE:build --sparsity .5 --data MINE:broken_later", "raised OSError: the disk is gone"),
+        ("MINE:build --sparsity .5 --data MINE:batches --loss mes", "--loss must be one of cross_"),
+        ("MINE:build --sparsity .5 --data MINE:batches --loss MINE:los", "has no 'los'"),
+        ("MINE:build --sparsity .5 --criterion MP --weights no.pt", "--weights: no file no.pt"),
+        ("MINE:build --sparsity .999 --criterion MP", "leaves none of the 300 prunable weights"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(
+    command, mine, tmp_path, arguments, expected
+):
+    close = mine[:-1] + ("x" if mine[-1] != "x" else "y")
+    words = arguments.replace("MINE", mine).replace("MINX", close).split()
+    answer = command("prune", *words)
+    assert expected.replace("MINE", mine) in said(answer)
+    assert not (tmp_path / "pruned").exists()
+
+
+def test_a_module_that_fails_or_exits_when_imported(command, tmp_path):
+    for text, what in (
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named"),
+        ("raise SystemExit('usage: train.py')", "SystemExit: usage: train.py"),
+        ("def build(:", "SyntaxError"),
+    ):
+        (tmp_path / "failing_module.py").write_text(text)
+        answer = said(command("prune", "failing_module:build", "--sparsity", 0.5))
+        assert f"importing it raised {what}" in answer
+        (tmp_path / "failing_module.py").unlink()
+
+
+def test_debug_shows_the_users_own_traceback(command, mine, capfd):
+    assert main(["prune", f"{mine}:broken", "--sparsity", "0.5", "--debug"]) == 2
+    told = capfd.readouterr().err
+    assert "in broken" in told
+    assert "KeyError: 'no such layer'" in told
+
+
+def test_what_is_there_is_not_overwritten_unasked(command, mine, tmp_path):
+    flags = ("prune", f"{mine}:build", "--criterion", "MP")
+    assert command(*flags, "--sparsity", 0.5).status == 0
+    before = (tmp_path / "pruned" / "mask.safetensors").read_bytes()
+    assert "holds an earlier result: --overwrite" in said(command(*flags, "--sparsity", 0.8))
+    assert (tmp_path / "pruned" / "mask.safetensors").read_bytes() == before
+    assert command(*flags, "--sparsity", 0.8, "--overwrite").status == 0
+    assert lossprune.Mask.load(tmp_path / "pruned" / "mask.safetensors").removed == 240
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "record.json").write_text("{}")
+    for extra in ((), ("--overwrite",)):
+        answer = command(*flags, "--sparsity", 0.8, "--out", "thesis", *extra)
+        assert "--out thesis holds other files (record.json)" in said(answer)
+    (tmp_path / "file").write_text("")
+    answer = command(*flags, "--sparsity", 0.8, "--out", "file")
+    assert said(answer) == "--out file is a file; give a folder"
+
+
+def test_a_network_without_anything_to_prune(command, tmp_path):
+    (tmp_path / "empty_network.py").write_text("from torch import nn\nbuild = nn.ReLU\n")
+    answer = command("prune", "empty_network:build", "--criterion", "MP", "--sparsity", 0.5)
+    assert "nothing to prune" in said(answer)
+    sys.modules.pop("empty_network", None)
