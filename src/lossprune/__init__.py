@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lossprune import pruning as pruning
     from lossprune.deployment.compaction import Compaction as Compaction
     from lossprune.deployment.compaction import compact as compact
+    from lossprune.deployment.deployed import Deployed as Deployed
+    from lossprune.deployment.deployed import deploy as deploy
     from lossprune.deployment.onnx import export_onnx as export_onnx
     from lossprune.deployment.sparse_file import load_sparse as load_sparse
     from lossprune.deployment.sparse_file import save_sparse as save_sparse
@@ -36,6 +38,7 @@ __all__ = [
     "CRITERIA",
     "Compaction",
     "Criterion",
+    "Deployed",
     "Mask",
     "PruningError",
     "PruningResult",
@@ -43,6 +46,7 @@ __all__ = [
     "Statistics",
     "compact",
     "data",
+    "deploy",
     "export_onnx",
     "load_sparse",
     "measure",
@@ -55,7 +59,9 @@ __all__ = [
 
 _DEPLOYMENT = {
     "Compaction": "compaction",
+    "Deployed": "deployed",
     "compact": "compaction",
+    "deploy": "deployed",
     "export_onnx": "onnx",
     "load_sparse": "sparse_file",
     "save_sparse": "sparse_file",

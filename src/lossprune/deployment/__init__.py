@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     from lossprune.deployment.connectivity import Connectivity as Connectivity
     from lossprune.deployment.connectivity import LayerConnectivity as LayerConnectivity
     from lossprune.deployment.costs import multiply_adds as multiply_adds
+    from lossprune.deployment.deployed import Deployed as Deployed
+    from lossprune.deployment.deployed import LayerChoice as LayerChoice
+    from lossprune.deployment.deployed import deploy as deploy
 
 _HOMES = {
     "Compaction": "compaction",
     "Connectivity": "connectivity",
+    "Deployed": "deployed",
+    "LayerChoice": "deployed",
     "LayerConnectivity": "connectivity",
     "compact": "compaction",
     "count_live": "compaction",
+    "deploy": "deployed",
     "multiply_adds": "costs",
 }
 

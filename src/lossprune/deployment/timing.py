@@ -1,0 +1,50 @@
+"""How long calls take, side by side."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call over many: the median and the quartiles.
+
+    >>> Timing.of([3.0, 1.0, 2.0, 5.0, 4.0])
+    Timing(median=3.0, low=2.0, high=4.0, count=5)
+    """
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Timing":
+        """Return the quartiles of ``seconds``."""
+        ordered = sorted(seconds)
+        last = len(ordered) - 1
+        low, median, high = (ordered[round(last * share)] for share in (0.25, 0.5, 0.75))
+        return cls(median, low, high, len(ordered))
+
+
+def interleaved(
+    calls: Sequence[Callable[[], object]], *, seconds: float = 0.3, least: int = 5
+) -> list[Timing]:
+    """Time ``calls`` in turn, round after round, so that a busy machine slows all alike.
+
+    Args:
+        calls: what is timed; each is called twice before.
+        seconds: how long all of it may take, ...
+        least: but at least so many rounds.
+    """
+    for call in calls:
+        call()
+        call()
+    taken: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + seconds
+    while len(taken[0]) < least or (time.perf_counter() < end and len(taken[0]) < 10_000):
+        for call, times in zip(calls, taken, strict=True):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+    return [Timing.of(times) for times in taken]

@@ -1,0 +1,536 @@
+/* Sparse networks: a list of operations on maps of features, run by one call.
+
+   A map is C planes.  A plane of H x W positions has a halo of h zeros on every side; rows share
+   it: the halo on the right of one row is the halo on the left of the next, so that a row takes
+   W + h elements and a tap of a convolution is one constant offset for every position.
+
+   The same plan is run in two ways, which differ in what an element is:
+     blocks     an element is LANES images, innermost in memory, so that each kept weight is
+                broadcast once and multiplied with whole vectors;
+     positions  an element is one number of one image, and vectors lie along the positions.
+   In both, a tile of accumulators stays in registers while the kept weights of one output channel
+   go by; only then are bias, residual, activation and maximum applied and the tile written. */
+
+#include <stdint.h>
+#include <stddef.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+typedef float V __attribute__((vector_size(LANES * 4)));
+typedef float VU __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t VI __attribute__((vector_size(LANES * 4)));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define MOST 16 /* accumulators of a tile */
+
+/* (tanh(x) / x - 1) / x^2 as a polynomial in x^2, fitted at Chebyshev's nodes of 0 <= x < 0.625;
+   its error is 2e-9. */
+#define TANH0 -0.3333333432674408f
+#define TANH1 0.13333304226398468f
+#define TANH2 -0.05395940691232681f
+#define TANH3 0.021769961342215538f
+#define TANH4 -0.0083469795063138f
+#define TANH5 0.0022958405315876007f
+
+enum { CONVOLUTION, AFFINE, ADDITION, MAXIMUM, MEAN, SPLIT, READ, WRITE };
+enum { IDENTITY, RELU, TANH };
+
+/* Offsets and strides are in elements. */
+typedef struct {
+    int64_t offset, plane, row, origin, height, width, halo, channels;
+} Map;
+
+typedef struct {
+    int64_t kind, activation, pool; /* pool: 2 for a maximum over 2 x 2 after a convolution */
+    Map source, target, other;      /* other: the map that is added; its plane is 0 without one */
+    int64_t height, width;          /* of a convolution's output, before the maximum */
+    int64_t stride_y, stride_x, size_y, size_x; /* of a convolution or maximum; factors of a split */
+    int64_t tile_y, tile_x;
+    const int32_t *begin;  /* (channels + 1): where a channel's kept weights begin */
+    const int32_t *offset; /* (kept): where in the source a weight's input lies, in numbers */
+    const float *value;    /* (kept) */
+    const float *scale, *shift; /* (channels); the shift is a convolution's bias */
+    int64_t tensor;             /* index of the tensor that is read or written */
+} Operation;
+
+typedef struct {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    void (*barrier)(void);
+    int (*rank)(void);
+    int (*size)(void);
+} Threads;
+
+typedef struct {
+    const Operation *operations;
+    int64_t count, images, blocked, scratch, room;
+    float *const *tensors;
+    float *workspace;
+    const Threads *threads;
+    int64_t next;
+} Job;
+
+typedef struct {
+    int64_t rank, size;
+} Team;
+
+int64_t lanes(void) { return LANES; }
+int64_t operation_bytes(void) { return sizeof(Operation); }
+
+INLINE V load(const float *p) { return *(const VU *)p; }
+INLINE void store(float *p, V v) { *(VU *)p = v; }
+INLINE V fill(float x) { return (V){0} + x; }
+INLINE V choose(VI where, V yes, V no) { return (V)(((VI)yes & where) | ((VI)no & ~where)); }
+INLINE V larger(V a, V b) { return choose((VI)(a < b) | (VI)(b != b), b, a); } /* keeps NaN */
+
+/* exp(t) for 0 <= t <= 20: t = n ln 2 + r, |r| <= ln 2 / 2, and Taylor's series of exp(r). */
+INLINE V exponential(V t) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
+    V n = (t * 1.44269504088896341f + magic) - magic;
+    V r = t - n * 0.693359375f + n * 2.12194440054690583e-4f;
+    V p = r * 1.9841269841e-4f + 1.3888888889e-3f;
+    p = p * r + 8.3333333333e-3f;
+    p = p * r + 4.1666666667e-2f;
+    p = p * r + 1.6666666667e-1f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    VI power = (__builtin_convertvector(n, VI) + 127) << 23;
+    return p * (V)power;
+}
+
+/* tanh: an odd polynomial fitted below 0.625, 1 - 2 / (exp(2x) + 1) above. */
+INLINE V hyperbolic(V x) {
+    VI sign = (VI)x & (int32_t)0x80000000;
+    V a = (V)((VI)x & 0x7fffffff);
+    V z = a * a;
+    V p = z * TANH5 + TANH4;
+    p = p * z + TANH3;
+    p = p * z + TANH2;
+    p = p * z + TANH1;
+    p = p * z + TANH0;
+    V small = a + a * z * p;
+    V t = choose((VI)(a < 10.0f), a + a, fill(20.0f));
+    V large = 1.0f - 2.0f / (exponential(t) + 1.0f);
+    V y = choose((VI)(a < 0.625f), small, large);
+    return choose((VI)(x != x), x, (V)((VI)y | sign));
+}
+
+INLINE V activate(V v, int64_t kind) {
+    if (kind == RELU) return (V)((VI)v & ~(VI)(v < 0.0f));
+    return kind == TANH ? hyperbolic(v) : v;
+}
+
+/* out[y][x] = sum over kept weights k of value[k] * in[offset[k] + y * row + x * SX * LANES].
+   CHAINS: sums kept apart, so that a small tile need not wait for each addition. */
+INLINE void tile(int TY, int TX, int SX, int CHAINS, const float *in, const int32_t *offset,
+                 const float *value, int64_t n, int64_t row, float *out) {
+    V sum[MOST];
+    UNROLL for (int t = 0; t < CHAINS * TY * TX; t++) sum[t] = (V){0};
+    int64_t k = 0;
+    for (; k + CHAINS <= n; k += CHAINS) {
+        UNROLL for (int c = 0; c < CHAINS; c++) {
+            const float *at = in + offset[k + c];
+            V w = fill(value[k + c]);
+            UNROLL for (int y = 0; y < TY; y++)
+                UNROLL for (int x = 0; x < TX; x++)
+                    sum[(c * TY + y) * TX + x] += w * load(at + y * row + x * SX * LANES);
+        }
+    }
+    if (CHAINS > 1) {
+        for (; k < n; k++) {
+            const float *at = in + offset[k];
+            V w = fill(value[k]);
+            UNROLL for (int y = 0; y < TY; y++)
+                UNROLL for (int x = 0; x < TX; x++)
+                    sum[y * TX + x] += w * load(at + y * row + x * SX * LANES);
+        }
+        UNROLL for (int c = 1; c < CHAINS; c++)
+            UNROLL for (int t = 0; t < TY * TX; t++) sum[t] += sum[c * TY * TX + t];
+    }
+    UNROLL for (int t = 0; t < TY * TX; t++) store(out + t * LANES, sum[t]);
+}
+
+typedef void Tile(const float *, const int32_t *, const float *, int64_t, int64_t, float *);
+
+#define TILE(TY, TX, SX, CHAINS)                                                             \
+    static void tile_##TY##_##TX##_##SX(const float *in, const int32_t *offset,              \
+                                        const float *value, int64_t n, int64_t row,          \
+                                        float *out) {                                        \
+        tile(TY, TX, SX, CHAINS, in, offset, value, n, row, out);                            \
+    }
+#define TILES(DO)                                                                            \
+    DO(1, 1, 1, 4) DO(1, 2, 1, 4) DO(1, 3, 1, 2) DO(1, 4, 1, 2) DO(1, 5, 1, 2) DO(1, 6, 1, 1) \
+    DO(1, 7, 1, 1) DO(1, 8, 1, 1) DO(1, 9, 1, 1) DO(1, 10, 1, 1) DO(1, 11, 1, 1)             \
+    DO(1, 12, 1, 1) DO(1, 13, 1, 1) DO(1, 14, 1, 1) DO(1, 15, 1, 1) DO(1, 16, 1, 1)          \
+    DO(2, 1, 1, 4) DO(2, 2, 1, 2) DO(2, 4, 1, 1) DO(2, 8, 1, 1) DO(4, 1, 1, 2) DO(4, 2, 1, 1) \
+    DO(4, 4, 1, 1) DO(1, 2, 2, 4) DO(1, 4, 2, 2) DO(1, 8, 2, 1) DO(2, 2, 2, 2) DO(2, 4, 2, 1) \
+    DO(2, 8, 2, 1) DO(4, 2, 2, 1) DO(4, 4, 2, 1)
+TILES(TILE)
+
+static Tile *find_tile(int64_t ty, int64_t tx, int64_t sx) {
+    if (tx == 1) sx = 1; /* a tile of one column never steps along the row */
+#define CASE(TY, TX, SX, CHAINS) \
+    if (ty == TY && tx == TX && sx == SX) return tile_##TY##_##TX##_##SX;
+    TILES(CASE)
+    return NULL;
+}
+
+int64_t has_tile(int64_t ty, int64_t tx, int64_t sx) { return find_tile(ty, tx, sx) != NULL; }
+
+/* The share of the channels that one of a team takes: equal numbers of kept weights. */
+static int64_t first_channel(const Operation *o, int64_t channels, int64_t rank, int64_t size) {
+    if (rank <= 0) return 0;
+    if (rank >= size) return channels;
+    if (!o->begin) return channels * rank / size;
+    int64_t own = 4, total = o->begin[channels] + own * channels, low = 0, high = channels;
+    while (low < high) { /* a channel costs something even without a weight */
+        int64_t middle = (low + high) / 2;
+        if ((o->begin[middle] + own * middle) * size < total * rank) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+static void clear_halo(float *plane, const Map *m, int64_t width) {
+    if (!m->halo) return;
+    int64_t end = m->height * m->row;
+    memset(plane, 0, (size_t)(m->origin * width) * 4);
+    for (int64_t y = 0; y < m->height; y++)
+        memset(plane + (m->origin + y * m->row + m->width) * width, 0, (size_t)(m->halo * width) * 4);
+    memset(plane + (m->origin + end) * width, 0, (size_t)(m->halo * m->row * width) * 4);
+}
+
+/* ---- blocks of images ---------------------------------------------------------------------- */
+
+static void finish_tile(const Operation *o, const float *tile, float *target, const float *other,
+                        float shift, int64_t y, int64_t x) {
+    int64_t ty = o->tile_y, tx = o->tile_x;
+    if (o->pool == 2) {
+        for (int64_t r = 0; r < ty; r += 2)
+            for (int64_t c = 0; c < tx; c += 2) {
+                const float *at = tile + (r * tx + c) * LANES;
+                V v = larger(larger(load(at), load(at + LANES)),
+                             larger(load(at + tx * LANES), load(at + (tx + 1) * LANES)));
+                store(target + ((y + r) / 2 * o->target.row + (x + c) / 2) * LANES,
+                      activate(v + shift, o->activation));
+            }
+        return;
+    }
+    for (int64_t r = 0; r < ty; r++)
+        for (int64_t c = 0; c < tx; c++) {
+            V v = load(tile + (r * tx + c) * LANES) + shift;
+            if (other) v += load(other + ((y + r) * o->other.row + x + c) * LANES);
+            store(target + ((y + r) * o->target.row + x + c) * LANES, activate(v, o->activation));
+        }
+}
+
+static void convolve_block(const Operation *o, float *space, Team team) {
+    Tile *compute = find_tile(o->tile_y, o->tile_x, o->stride_x);
+    int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
+    int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
+    const float *source = space + (o->source.offset + o->source.origin) * LANES;
+    float *target = space + (o->target.offset + o->target.origin) * LANES;
+    const float *other = space + (o->other.offset + o->other.origin) * LANES;
+    float tile[MOST * LANES] __attribute__((aligned(64)));
+    /* The last tile of a row or column is moved back to end with the map. */
+    for (int64_t y0 = 0; y0 < o->height; y0 += o->tile_y) {
+        int64_t y = y0 + o->tile_y > o->height ? o->height - o->tile_y : y0;
+        for (int64_t x0 = 0; x0 < o->width; x0 += o->tile_x) {
+            int64_t x = x0 + o->tile_x > o->width ? o->width - o->tile_x : x0;
+            const float *in =
+                source + (y * o->stride_y * o->source.row + x * o->stride_x) * LANES;
+            for (int64_t c = first; c < last; c++) {
+                int64_t k = o->begin[c], n = o->begin[c + 1] - k;
+                compute(in, o->offset + k, o->value + k, n,
+                        o->stride_y * o->source.row * LANES, tile);
+                finish_tile(o, tile, target + c * o->target.plane * LANES,
+                            o->other.plane ? other + c * o->other.plane * LANES : NULL,
+                            o->shift[c], y, x);
+            }
+        }
+    }
+    for (int64_t c = first; c < last; c++)
+        clear_halo(space + (o->target.offset + c * o->target.plane) * LANES, &o->target, LANES);
+}
+
+/* ---- vectors along the positions ----------------------------------------------------------- */
+
+/* The number of accumulators for a line of vectors: as few tiles as can be, of equal size. */
+static int64_t line_tile(int64_t vectors) {
+    int64_t tiles = (vectors + MOST - 1) / MOST;
+    return (vectors + tiles - 1) / tiles;
+}
+
+static float dot(const float *in, const int32_t *offset, const float *value, int64_t n) {
+    V sum = {0};
+    int64_t k = 0;
+    for (; k + LANES <= n; k += LANES) {
+        V x;
+        UNROLL for (int l = 0; l < LANES; l++) x[l] = in[offset[k + l]];
+        sum += x * load(value + k);
+    }
+    float total = 0;
+    for (; k < n; k++) total += in[offset[k]] * value[k];
+    for (int l = 0; l < LANES; l++) total += sum[l];
+    return total;
+}
+
+static void activate_line(float *line, int64_t n, int64_t kind) {
+    if (kind == IDENTITY) return;
+    for (int64_t k = 0; k < n; k += LANES) {
+        if (k + LANES <= n) {
+            store(line + k, activate(load(line + k), kind));
+        } else {
+            V v = {0};
+            memcpy(&v, line + k, (size_t)(n - k) * 4);
+            v = activate(v, kind);
+            memcpy(line + k, &v, (size_t)(n - k) * 4);
+        }
+    }
+}
+
+static void pool_line(const Operation *o, const float *line, float *target, float shift) {
+    int64_t row = o->source.row;
+    for (int64_t y = 0; y < o->target.height; y++) {
+        const float *a = line + 2 * y * row, *b = a + row;
+        float *to = target + y * o->target.row;
+        for (int64_t x = 0; x < o->target.width; x++) {
+            float p = a[2 * x], q = a[2 * x + 1], r = b[2 * x], s = b[2 * x + 1];
+            p = p < q || q != q ? q : p;
+            r = r < s || s != s ? s : r;
+            to[x] = (p < r || r != r ? r : p) + shift;
+        }
+        activate_line(to, o->target.width, o->activation);
+    }
+}
+
+static void convolve_positions(const Operation *o, float *space, float *line, Team team) {
+    int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
+    int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
+    const float *source = space + o->source.offset + o->source.origin;
+    float *target = space + o->target.offset + o->target.origin;
+    const float *other = space + o->other.offset + o->other.origin;
+    if (o->height == 1 && o->width == 1 && o->target.plane == 1) {
+        for (int64_t c = first; c < last; c++) {
+            int64_t k = o->begin[c];
+            target[c] = dot(source, o->offset + k, o->value + k, o->begin[c + 1] - k) + o->shift[c];
+            if (o->other.plane) target[c] += other[c * o->other.plane];
+        }
+        activate_line(target + first, last - first, o->activation);
+        return;
+    }
+    int64_t length = (o->height - 1) * o->source.row + o->width;
+    int64_t step = line_tile((length + LANES - 1) / LANES);
+    Tile *compute = find_tile(1, step, 1);
+    for (int64_t c = first; c < last; c++) {
+        int64_t k = o->begin[c], n = o->begin[c + 1] - k;
+        for (int64_t p = 0; p < length; p += step * LANES)
+            compute(source + p, o->offset + k, o->value + k, n, 0, line + p);
+        float *to = target + c * o->target.plane;
+        if (o->pool == 2) {
+            pool_line(o, line, to, o->shift[c]);
+        } else {
+            const float *from = other + c * o->other.plane;
+            /* A vector may reach past its row: into what is written next, or cleared below. */
+            for (int64_t y = 0; y < o->height; y++)
+                for (int64_t x = 0; x < o->width; x += LANES) {
+                    V v = load(line + y * o->source.row + x) + o->shift[c];
+                    if (o->other.plane) v += load(from + y * o->other.row + x);
+                    store(to + y * o->target.row + x, activate(v, o->activation));
+                }
+        }
+        clear_halo(space + o->target.offset + c * o->target.plane, &o->target, 1);
+    }
+}
+
+/* ---- what is done element by element, in either layout -------------------------------------- */
+
+/* target = activation(scale * source + shift) or activation(source + other). */
+static void combine(const Operation *o, float *space, int64_t width, Team team) {
+    int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
+    int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
+    const Map *s = &o->source, *t = &o->target, *r = &o->other;
+    int single = width == 1 && t->plane == 1;
+    for (int64_t c = first; c < last; c++) {
+        const float *from = space + (s->offset + c * s->plane + s->origin) * width;
+        const float *with = space + (r->offset + c * r->plane + r->origin) * width;
+        float *to = space + (t->offset + c * t->plane + t->origin) * width;
+        if (single) {
+            *to = o->kind == AFFINE ? *from * o->scale[c] + o->shift[c] : *from + *with;
+            continue;
+        }
+        for (int64_t y = 0; y < t->height; y++)
+            for (int64_t x = 0; x < t->width * width; x += LANES) {
+                V v = load(from + y * s->row * width + x);
+                if (o->kind == AFFINE) v = v * o->scale[c] + o->shift[c];
+                else v += load(with + y * r->row * width + x);
+                store(to + y * t->row * width + x, activate(v, o->activation));
+            }
+        clear_halo(space + (t->offset + c * t->plane) * width, t, width);
+    }
+    if (single)
+        activate_line(space + t->offset + t->origin + first, last - first, o->activation);
+}
+
+/* The maximum over windows, or the mean over the whole map. */
+static void reduce(const Operation *o, float *space, int64_t width, Team team) {
+    int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
+    int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
+    const Map *s = &o->source, *t = &o->target;
+    for (int64_t c = first; c < last; c++) {
+        const float *from = space + (s->offset + c * s->plane + s->origin) * width;
+        float *to = space + (t->offset + c * t->plane + t->origin) * width;
+        for (int64_t y = 0; y < t->height; y++)
+            for (int64_t x = 0; x < t->width; x++)
+                for (int64_t l = 0; l < width; l++) {
+                    const float *at = from + (y * o->stride_y * s->row + x * o->stride_x) * width + l;
+                    float best = *at, sum = 0;
+                    for (int64_t i = 0; i < o->size_y; i++)
+                        for (int64_t j = 0; j < o->size_x; j++) {
+                            float v = at[(i * s->row + j) * width];
+                            sum += v;
+                            best = best < v || v != v ? v : best;
+                        }
+                    to[(y * t->row + x) * width + l] =
+                        o->kind == MEAN ? sum / (float)(o->size_y * o->size_x) : best;
+                }
+        clear_halo(space + (t->offset + c * t->plane) * width, t, width);
+    }
+}
+
+/* Channel c's positions (y, x) with y = i, x = j modulo the stride become channel (c, i, j). */
+static void split(const Operation *o, float *space, Team team) {
+    const Map *s = &o->source, *t = &o->target;
+    int64_t first = s->channels * team.rank / team.size;
+    int64_t last = s->channels * (team.rank + 1) / team.size;
+    int64_t sy = o->stride_y, sx = o->stride_x;
+    for (int64_t c = first; c < last; c++)
+        for (int64_t i = 0; i < sy; i++)
+            for (int64_t j = 0; j < sx; j++) {
+                const float *from = space + s->offset + c * s->plane + s->origin;
+                float *to = space + t->offset + ((c * sy + i) * sx + j) * t->plane + t->origin;
+                for (int64_t y = 0; y < t->height; y++)
+                    for (int64_t x = 0; x < t->width; x++) {
+                        int inside = y * sy + i < s->height && x * sx + j < s->width;
+                        to[y * t->row + x] =
+                            inside ? from[(y * sy + i) * s->row + x * sx + j] : 0.0f;
+                    }
+                clear_halo(to - t->origin, t, 1);
+            }
+}
+
+/* ---- between tensors (n, channels, height, width) and maps ---------------------------------- */
+
+static void read_tensor(const Operation *o, const float *tensor, float *space, int64_t image,
+                        int64_t images, int64_t width, Team team) {
+    const Map *t = &o->target;
+    int64_t one = t->channels * t->height * t->width;
+    int64_t first = t->channels * team.rank / team.size;
+    int64_t last = t->channels * (team.rank + 1) / team.size;
+    tensor += image * one;
+    if (width == 1 && t->plane == 1) {
+        memcpy(space + t->offset + first, tensor + first, (size_t)(last - first) * 4);
+        return;
+    }
+    for (int64_t c = first; c < last; c++) {
+        for (int64_t y = 0; y < t->height; y++) {
+            const float *from = tensor + (c * t->height + y) * t->width;
+            float *to = space + (t->offset + c * t->plane + t->origin + y * t->row) * width;
+            if (width == 1) {
+                memcpy(to, from, (size_t)t->width * 4);
+            } else if (images == LANES) {
+                for (int64_t x = 0; x < t->width; x++)
+                    for (int64_t l = 0; l < LANES; l++) to[x * LANES + l] = from[l * one + x];
+            } else {
+                for (int64_t x = 0; x < t->width; x++)
+                    for (int64_t l = 0; l < LANES; l++)
+                        to[x * LANES + l] = l < images ? from[l * one + x] : 0.0f;
+            }
+        }
+        clear_halo(space + (t->offset + c * t->plane) * width, t, width);
+    }
+}
+
+static void write_tensor(const Operation *o, float *tensor, const float *space, int64_t image,
+                         int64_t images, int64_t width, Team team) {
+    const Map *s = &o->source;
+    int64_t one = s->channels * s->height * s->width;
+    int64_t first = s->channels * team.rank / team.size;
+    int64_t last = s->channels * (team.rank + 1) / team.size;
+    tensor += image * one;
+    for (int64_t c = first; c < last; c++)
+        for (int64_t y = 0; y < s->height; y++) {
+            float *to = tensor + (c * s->height + y) * s->width;
+            const float *from = space + (s->offset + c * s->plane + s->origin + y * s->row) * width;
+            for (int64_t l = 0; l < images; l++)
+                for (int64_t x = 0; x < s->width; x++) to[l * one + x] = from[x * width + l];
+        }
+}
+
+/* ---- the whole plan ------------------------------------------------------------------------- */
+
+static void run_block(const Job *job, int64_t block, float *space, float *scratch, Team team) {
+    int64_t width = job->blocked ? LANES : 1, image = block * width;
+    int64_t images = job->images - image < width ? job->images - image : width;
+    for (int64_t k = 0; k < job->count; k++) {
+        const Operation *o = &job->operations[k];
+        switch (o->kind) {
+        case CONVOLUTION:
+            if (job->blocked) convolve_block(o, space, team);
+            else convolve_positions(o, space, scratch, team);
+            break;
+        case AFFINE:
+        case ADDITION: combine(o, space, width, team); break;
+        case MAXIMUM:
+        case MEAN: reduce(o, space, width, team); break;
+        case SPLIT: split(o, space, team); break;
+        case READ:
+            read_tensor(o, job->tensors[o->tensor], space, image, images, width, team);
+            break;
+        case WRITE:
+            write_tensor(o, job->tensors[o->tensor], space, image, images, width, team);
+            break;
+        }
+        if (team.size > 1) job->threads->barrier();
+    }
+}
+
+/* Threads take whole blocks as long as there is one for each; the rest they share. */
+static void work(void *data) {
+    Job *job = data;
+    int64_t rank = job->threads ? job->threads->rank() : 0;
+    int64_t size = job->threads ? job->threads->size() : 1;
+    int64_t width = job->blocked ? LANES : 1;
+    int64_t blocks = (job->images + width - 1) / width, alone = blocks / size * size;
+    float *own = job->workspace + rank * (job->room + job->scratch);
+    for (;;) {
+        int64_t block = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+        if (block >= alone) break;
+        run_block(job, block, own, own + job->room, (Team){0, 1});
+    }
+    if (alone == blocks) return;
+    job->threads->barrier(); /* size is over 1 here: one thread leaves no rest */
+    for (int64_t block = alone; block < blocks; block++)
+        run_block(job, block, job->workspace, own + job->room, (Team){rank, size});
+}
+
+/* Run the operations on ``images`` images.  The workspace has room + scratch numbers a thread. */
+void run(const Operation *operations, int64_t count, float *const *tensors, int64_t images,
+         int64_t blocked, float *workspace, int64_t room, int64_t scratch, int64_t size,
+         const Threads *threads) {
+    Job job = {operations, count, images, blocked, scratch, room, tensors, workspace, NULL, 0};
+    if (size > 1 && threads) {
+        job.threads = threads;
+        threads->parallel(work, &job, (unsigned)size, 0);
+    } else {
+        work(&job);
+    }
+}
