@@ -49,11 +49,8 @@ def test_runs_and_its_removed_weights_are_zero(root, name, tmp_path):
         assert zeros == removed
         assert int(removed) > 1000
     assert not list(tmp_path.iterdir())  # it leaves nothing behind
-
-
-def test_the_plain_loop_prunes_90_percent_and_still_reads_digits(root, tmp_path):
-    out = run(root, "plain_loop.py", tmp_path)
-    errors = dict(re.findall(r"^(trained|pruned|fine-tuned) +([\d.]+) %", out, re.MULTILINE))
-    assert list(errors) == ["trained", "pruned", "fine-tuned"]
-    assert "4262 were removed" in out  # of 64 · 64 + 64 · 10, nine tenths, rounded
-    assert float(errors["fine-tuned"]) < 15  # nine of ten classes guessed wrong is 90
+    if name == "plain_loop.py":
+        errors = dict(re.findall(r"^(trained|pruned|fine-tuned) +([\d.]+) %", out, re.MULTILINE))
+        assert list(errors) == ["trained", "pruned", "fine-tuned"]
+        assert removed == "4262"  # of 64 · 64 + 64 · 10, nine tenths, rounded
+        assert float(errors["fine-tuned"]) < 15  # a guess is wrong nine times of ten
