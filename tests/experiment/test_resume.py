@@ -16,6 +16,7 @@ import torch
 
 from lossprune.cli import main
 from lossprune.experiment.folder import MASK
+from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning import Mask
 
 # A process that has torch loaded and no threads of its own: its children start in a moment, and
@@ -98,16 +99,25 @@ def wait_for_a_word_of_progress(log: Path) -> None:
     raise AssertionError(f"no progress in a minute: {log.read_text()}")
 
 
+@pytest.fixture(params=["dense", "sparse"])
+def way(request) -> list[str]:
+    """Both ways of fine-tuning."""
+    if request.param == "sparse" and not compiler_available():
+        pytest.skip("no C compiler here")
+    return ["--train", request.param]
+
+
 @pytest.mark.slow
-def test_killed_at_ten_random_moments_it_ends_as_if_never_stopped(tmp_path):
+def test_killed_at_ten_random_moments_it_ends_as_if_never_stopped(tmp_path, way):
     undisturbed, log = tmp_path / "undisturbed", tmp_path / "log"
-    finish([*FLAGS, "--path", str(undisturbed)], log)
+    flags = [*FLAGS, *way]
+    finish([*flags, "--path", str(undisturbed)], log)
     record = json.loads((the_run(undisturbed) / "record.json").read_text())
     moments = random.Random(20)
     killed, states = tmp_path / "killed", []
     while len(states) < 10:
         told = tmp_path / f"log-{len(states)}"
-        process = start([*FLAGS, "--path", str(killed)], told)
+        process = start([*flags, "--path", str(killed)], told)
         wait_for_a_word_of_progress(told)
         # A sixth of the run at most, so that the kills spread over it.
         process.join(moments.uniform(0, record["seconds"] / 6))
@@ -121,17 +131,18 @@ def test_killed_at_ten_random_moments_it_ends_as_if_never_stopped(tmp_path):
         process.kill()
         process.join(30)
         states.append(state(killed))
-    finish([*FLAGS, "--path", str(killed)], log)
+    finish([*flags, "--path", str(killed)], log)
     assert result(killed) == result(undisturbed)
     assert {"pruning", "training"} <= set(states), states
 
 
-def test_killed_between_any_two_writes_it_ends_as_if_never_stopped(tmp_path, monkeypatch):
+def test_killed_between_any_two_writes_it_ends_as_if_never_stopped(tmp_path, monkeypatch, way):
     """Stops before every single rename in turn: there is no moment between two others."""
     flags = shlex.split(
         "run --arch MLP --dataset digits --threads 1 --pm LM --exp --pr 0.9 --nex "
         "100 --nepochs 3 --pe 1 --pi 2"
     )
+    flags += way
     assert main([*flags, "--path", str(tmp_path / "undisturbed")]) == 0
     expected = result(tmp_path / "undisturbed")
 

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from lossprune.experiment import RunConfig, run
+from lossprune.experiment.progress import Silent
 from lossprune.pruning import Mask
 
 TIMES = {"seconds"}
@@ -77,7 +79,9 @@ def test_a_run_leaves_the_published_files_and_nothing_else(config):
     assert [row.epoch for row in record.epochs] == [1, 2, 3, 4]
 
 
-def test_the_same_command_twice_gives_the_same_but_for_times(config, tmp_path):
+@pytest.mark.parametrize("train", ["dense", "sparse"])
+def test_the_same_command_twice_gives_the_same_but_for_times(config, tmp_path, train):
+    config = replace(config, train=train)
     other = replace(config, path=tmp_path / "again")
     run(config)
     run(other)
@@ -121,7 +125,9 @@ def test_pruning_takes_the_best_network_so_far_and_starts_anew(config):
     assert record.best == min(candidates, key=lambda row: row.scores.valid_error)
 
 
-def test_removed_weights_are_exactly_zero_and_exactly_counted(config):
+@pytest.mark.parametrize("train", ["dense", "sparse"])
+def test_removed_weights_are_exactly_zero_and_exactly_counted(config, train):
+    config = replace(config, train=train)
     record = run(config)
     mask = Mask.load(config.folder / "mask.safetensors")
     assert mask.removed == record.removed == round(0.9 * 50_200) == 45_180
@@ -195,6 +201,62 @@ def test_the_learning_rate_decays_by_epochs_and_starts_anew_after_pruning(config
     assert abs(losses[2] - losses[0]) > 0.01
     assert losses[3] == pytest.approx(losses[2], abs=1e-4)
     assert losses[4] == pytest.approx(losses[2], abs=1e-4)
+
+
+def test_the_way_of_training_is_recorded_and_logged(config):
+    automatic = run(config)
+    dense = run(replace(config, train="dense"))
+    assert [(it["from_epoch"], it["mode"]) for it in automatic.training] == [(3, "sparse")]
+    assert [(it["from_epoch"], it["mode"]) for it in dense.training] == [(3, "dense")]
+    told = f"# training from epoch 3: sparse, {automatic.training[0]['reason']}"
+    assert told in (config.folder / "log.txt").read_text().splitlines()
+    assert run(replace(config, prune_epoch=-1)).training == ()
+
+
+def test_both_ways_of_training_give_the_same_curve(config):
+    """The run before pruning and its mask are equal; after it, figures differ by rounding."""
+    sparse, dense = (run(replace(config, train=train)) for train in ("sparse", "dense"))
+    assert sparse.after_pruning == dense.after_pruning
+    for one, other in zip(sparse.epochs, dense.epochs, strict=True):
+        assert one.scores.train_loss == pytest.approx(other.scores.train_loss, rel=1e-5)
+        assert one.scores.test_loss == pytest.approx(other.scores.test_loss, rel=1e-5)
+        assert one.scores.test_error == pytest.approx(other.scores.test_error, abs=1.5 / 250)
+
+
+def test_a_run_goes_on_in_the_way_that_it_began(config, monkeypatch):
+    """Begun where there is no compiler it stays dense where there is one."""
+
+    class Stop(Silent):
+        def advance(self, what: str, done: int, total: int, text: str) -> None:
+            if (what, done) == ("epoch", 3):
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as machine:
+        machine.setenv("CC", "/no/such/compiler")
+        machine.setenv("PATH", "")
+        machine.setitem(sys.modules, "ziglang", None)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, Stop())
+    record = run(config)
+    assert [it["mode"] for it in record.training] == ["dense"]
+    assert record.training[0]["reason"].startswith("no C compiler")
+    dense = run(replace(config, train="dense"))
+    assert dense.epochs == tuple(
+        replace(row, seconds=other.seconds)
+        for row, other in zip(record.epochs, dense.epochs, strict=True)
+    )
+
+
+def test_sparse_training_of_another_network_is_refused_at_once(config):
+    config = replace(config, arch="PreActResNet18", train="sparse")
+    with pytest.raises(ValueError, match="--train sparse cannot train PreActResNet18: Pre"):
+        run(config)
+
+
+def test_sparse_divergence_is_a_record_too(config):
+    record = run(replace(config, lr=1e30, prune_epoch=0, train="sparse"))
+    assert record.status == "diverged"
+    assert record.message == "epoch 1: the training loss is not finite within 13 steps"
 
 
 def test_divergence_keeps_the_best_network(config):
