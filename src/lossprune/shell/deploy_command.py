@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lossprune.deployment.compaction import compact
 from lossprune.deployment.costs import multiply_adds
-from lossprune.deployment.deploy import Deployed, deploy
+from lossprune.deployment.deployed import Deployed, deploy
 from lossprune.deployment.onnx import OnnxNetwork, export_onnx
 from lossprune.deployment.sparse_file import load_sparse, save_sparse
 from lossprune.deployment.timing import Timing, interleaved

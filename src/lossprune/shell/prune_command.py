@@ -67,7 +67,8 @@ def prune_network(config: PruneConfig, build: str) -> None:
         folder.save(NETWORK, lambda path: save_sparse(network, mask, path))
         folder.write(TABLE, markdown_table(_COLUMNS, rows).encode())
         folder.write(RECORD, json_bytes(record))
-    print_table(f"{build}, {mask.criterion}, {len(stages)} stages", _COLUMNS, rows)
+    times = "1 stage" if len(stages) == 1 else f"{len(stages)} stages"
+    print_table(f"{build}, {mask.criterion}, {times}", _COLUMNS, rows)
     print(f"effective sparsity {found.effective_sparsity:.5f}")
     for name, reason in found.left_dense.items():
         print(f"note: units of {name} could not all be followed: {reason}")
@@ -129,7 +130,9 @@ def _prune(
     for mask, stage in pruning:
         pruned = mask
         stages.append(stage)
-        told = describe_stage(asdict(stage), total).split(": ", 1)[1]
+        told = f"sparsity {stage.sparsity:.5f}"
+        if stage.loss_before is not None:
+            told = describe_stage(asdict(stage), total).split(": ", 1)[1]
         progress.advance("stage", stage.stage, total, told)
     return pruned, stages
 
