@@ -189,6 +189,21 @@ class TestApply:
         other.apply_(plain)
         assert (plain[3].weight == 0).sum() == other.layers()[1].removed
 
+    def test_distributed_data_parallel(self):
+        torch.distributed.init_process_group(
+            "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+        )
+        try:
+            mask = random_mask(network())
+            wrapped = nn.parallel.DistributedDataParallel(network())
+            mask.enforce(wrapped, torch.optim.SGD(wrapped.parameters(), lr=0.1))
+            assert zeros(wrapped.module, mask)
+            again = lossprune.prune(wrapped, "MP", sparsity=0.5).mask
+            assert list(again) == ["module.0.weight", "module.3.weight"]
+            assert again.mismatches(network()) == ()
+        finally:
+            torch.distributed.destroy_process_group()
+
     def test_names_that_two_parameters_could_mean_are_not_guessed(self):
         class Both(nn.Module):
             def __init__(self):
