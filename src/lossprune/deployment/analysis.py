@@ -104,7 +104,7 @@ def _forward(
     if node.op == "output":
         analysis.held.extend((source, None) for source in sources(node))
         return Unknown()
-    operation = interpret(model, node, mask, locked)
+    operation = interpret(model, node, mask, locked, analysis.operations)
     if isinstance(operation, str):
         return _refuse(analysis, node, operation)
     try:

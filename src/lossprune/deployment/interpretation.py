@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ _POINTWISE_NAMES = frozenset(
 )  # fmt: skip
 _POINTWISE_HOMES = (F, torch)
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+_BY_A_NUMBER = ("truediv", "itruediv", "div", "div_")
 _ARITHMETIC = {
     "add": Sum(), "iadd": Sum(), "add_": Sum(),
     "sub": Sum(-1), "isub": Sum(-1), "sub_": Sum(-1),
@@ -64,11 +65,16 @@ _POOL_FUNCTIONS = {
 
 
 def interpret(
-    model: nn.Module, node: fx.Node, mask: Mapping[str, Tensor], locked: Mapping[str, str]
+    model: nn.Module,
+    node: fx.Node,
+    mask: Mapping[str, Tensor],
+    locked: Mapping[str, str],
+    known: Container[fx.Node],
 ) -> Operation | str:
     """Return the operation of ``node``, or why its effect on channels is not known.
 
-    ``mask`` says which weights are kept; ``locked`` why a module must keep its size.
+    ``mask`` says which weights are kept; ``locked`` why a module must keep its size; ``known`` are
+    the nodes before whose operations are known.
     """
     if node.op == "call_module":
         name = str(node.target)
@@ -76,7 +82,7 @@ def interpret(
             return locked[name]
         return _module(name, model.get_submodule(name), node, mask)
     if node.op == "call_method":
-        return _method(str(node.target), node) or f"the method {node.target!r} is not traced"
+        return _method(str(node.target), node, known) or f"the method {node.target!r} is not traced"
     if node.op == "call_function":
         called = getattr(node.target, "__name__", str(node.target))
         return _function(node) or f"the function {called!r} is not traced"
@@ -138,15 +144,15 @@ def _zeros(padding: Any, counted: bool) -> bool:
     return counted and (padding != 0 if isinstance(padding, int) else any(padding))
 
 
-def _method(name: str, node: fx.Node) -> Operation | None:
+def _method(name: str, node: fx.Node, known: Container[fx.Node]) -> Operation | None:
     if name in ("view", "reshape"):
-        return Flatten() if _flattens(node.args) and not node.kwargs else None
+        return Flatten() if _flattens(node.args, known) and not node.kwargs else None
     if name == "flatten":
         return _flatten(node)
     if name == "mean":
         return _mean(node)
     tensors = [argument for argument in node.args if isinstance(argument, fx.Node)]
-    if name in _ARITHMETIC:
+    if name in _ARITHMETIC or name in _BY_A_NUMBER:
         return _arithmetic(name, node, lambda *given: getattr(given[0], name)(*given[1:]))
     if name in _POINTWISE_NAMES and len(tensors) == 1 and not _nodes(node.kwargs):
         return Pointwise(lambda c: getattr(c, name)(*node.args[1:], **node.kwargs))
@@ -159,9 +165,9 @@ def _function(node: fx.Node) -> Operation | None:
     read = _readers().get(function)
     if read is not None:
         return read(node)
-    if name in _ARITHMETIC and function in (getattr(operator, name), getattr(torch, name, None)):
-        # The function that makes a new tensor, for constants must not be changed in place.
-        return _arithmetic(name, node, getattr(operator, name.removeprefix("i")))
+    homes = (getattr(operator, name, None), getattr(torch, name, None))
+    if (name in _ARITHMETIC or name in _BY_A_NUMBER) and function in homes:
+        return _arithmetic(name, node, function)
     known = any(getattr(home, name, None) is function for home in _POINTWISE_HOMES)
     known = (known and name in _POINTWISE_NAMES) or function in (operator.neg, operator.abs)
     if not known or _nodes(node.args[1:]) or _nodes(node.kwargs):
@@ -189,7 +195,7 @@ def _arithmetic(name: str, node: fx.Node, plain: Any) -> Operation | None:
     if node.kwargs or len(node.args) != 2:
         return None
     if all(isinstance(argument, fx.Node) for argument in node.args):
-        return _ARITHMETIC[name]
+        return _ARITHMETIC.get(name)
     if not all(isinstance(argument, fx.Node | int | float) for argument in node.args):
         return None
     return Pointwise(
@@ -218,8 +224,8 @@ def _flatten(node: fx.Node) -> Operation | None:
     return Flatten() if whole else None
 
 
-def _flattens(arguments: Any) -> bool:
-    """x.view(n, -1) with n the first size of x or of an input of the network."""
+def _flattens(arguments: Any, known: Container[fx.Node]) -> bool:
+    """x.view(n, -1) with n the size of x's first dimension, there or before known operations."""
     sizes = arguments[1:]
     if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
         (sizes,) = sizes
@@ -230,7 +236,20 @@ def _flattens(arguments: Any) -> bool:
     source: Any = sizes[0].args[0]
     if sizes[0].target is operator.getitem:
         source = source.args[0]
-    return source is arguments[0] or source.op == "placeholder"
+    return _derived(arguments[0], source, known)
+
+
+def _derived(node: fx.Node, source: fx.Node, known: Container[fx.Node]) -> bool:
+    """Whether ``node`` comes from ``source`` by known operations, which keep the batch."""
+    waiting, seen = [node], set()
+    while waiting:
+        node = waiting.pop()
+        if node is source:
+            return True
+        if node in known and node not in seen:
+            seen.add(node)
+            waiting.extend(node.all_input_nodes)
+    return False
 
 
 def _mean(node: fx.Node) -> Operation | None:

@@ -71,8 +71,8 @@ class Pooling:
             raise UnknownEffectError("a pooling over channels")
         if not self.zeros:
             return channels
-        constant = torch.where(channels.constant == 0, 0.0, math.nan)
-        return replace(channels, constant=constant)
+        constant = channels.constant
+        return replace(channels, constant=constant.masked_fill(constant != 0, math.nan))
 
     def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
         return [useful]

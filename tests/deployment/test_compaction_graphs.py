@@ -1,0 +1,467 @@
+"""Compaction of networks of every make: what it folds, what it leaves dense."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lossprune import Mask, compact
+
+FLOAT64 = 1e-12  # of the largest output
+
+
+def checked(model: nn.Module, mask: dict, *inputs: torch.Tensor):
+    """Compact in double precision, compare the outputs, and return the compaction."""
+    model = model.double().eval()
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    mask = Mask(dict(Mask.dense(model)) | mask)
+    compaction = compact(model, mask)
+    with torch.no_grad():
+        expected = mask.apply_(copy.deepcopy(model))(*inputs)
+        got = compaction.model(*inputs)
+    assert got.shape == expected.shape
+    assert (got - expected).abs().max() <= FLOAT64 * expected.abs().max()
+    return compaction
+
+
+def without(weight: torch.Tensor, rows=(), columns=()) -> torch.Tensor:
+    """A mask that removes all weights of these outputs and of these inputs."""
+    kept = torch.ones(weight.shape, dtype=torch.bool)
+    kept[list(rows)] = False
+    kept[:, list(columns)] = False
+    return kept
+
+
+def widths(model: nn.Module) -> list[tuple[int, ...]]:
+    layers = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+    return [tuple(m.weight.shape[:2]) for m in model.modules() if isinstance(m, layers)]
+
+
+ACTIVATIONS = [
+    nn.ReLU(), nn.ReLU(inplace=True), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.SiLU(), nn.Softplus(),
+    nn.LeakyReLU(0.1), nn.ELU(), nn.Hardtanh(), nn.Hardswish(), nn.Identity(), nn.Dropout(0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_the_constant_of_a_unit_without_inputs_goes_through_activations(activation):
+    model = nn.Sequential(nn.Linear(3, 5), activation, nn.Linear(5, 4), activation, nn.Linear(4, 2))
+    model[0].bias.data = torch.tensor([-2.0, -0.5, 0.0, 0.7, 3.0])
+    mask = {"0.weight": without(model[0].weight, rows=[0, 2, 4])}
+    compaction = checked(model, mask, torch.randn(6, 3))
+    assert widths(compaction.model) == [(2, 3), (4, 2), (2, 4)]
+
+
+def test_a_constant_passes_several_layers():
+    model = nn.Sequential(
+        nn.Linear(3, 5),
+        nn.Sigmoid(),
+        nn.BatchNorm1d(5),
+        nn.Linear(5, 4),
+        nn.Tanh(),
+        nn.Linear(4, 2),
+    )
+    model[2].running_mean.normal_()
+    mask = {"0.weight": without(model[0].weight, rows=[0, 1])}
+    second = without(model[3].weight, columns=[])
+    second[2, 2:] = False  # reads the two constants alone
+    compaction = checked(model, mask | {"3.weight": second}, torch.randn(6, 3))
+    assert widths(compaction.model) == [(3, 3), (3, 3), (2, 3)]
+    assert compaction.model[2].num_features == 3
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (1, {}), (3, {}), (3, {"padding": 1}), (3, {"padding": 1, "stride": 2}),
+        (3, {"padding": 2, "dilation": 2}), (5, {"padding": 1}), (4, {"padding": "same"}),
+        (3, {"padding": "valid"}), ((3, 1), {"padding": (1, 0)}),
+    ],
+)  # fmt: skip
+def test_constants_before_a_convolution_that_pads(mode, size, options):
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.Sigmoid(),
+        nn.Conv2d(6, 5, size, padding_mode=mode, **options),
+        nn.ReLU(),
+        nn.Conv2d(5, 3, 3, padding=1),
+    )
+    second = without(model[2].weight)
+    second[1, 3:] = False  # reads constants alone
+    mask = {"0.weight": without(model[0].weight, rows=[0, 1, 2]), "2.weight": second}
+    compaction = checked(model, mask, torch.randn(2, 2, 9, 8))
+    pads = options.get("padding") not in (None, "valid")
+    at_border = mode == "zeros" and pads
+    # One of three constants stays where the padding's zeros are none of it.
+    assert widths(compaction.model)[0] == (4 if at_border else 3, 2)
+    checked(compaction.model, dict(compaction.mask), torch.randn(1, 2, 7, 10))
+
+
+def test_only_weights_at_the_border_need_a_constant_to_stay():
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Sigmoid(), nn.Conv2d(6, 5, 3, padding=1))
+    second = torch.zeros(5, 6, 3, 3, dtype=torch.bool)
+    second[:, :, 1, 1] = True
+    mask = {"0.weight": without(model[0].weight, rows=[0, 1, 2]), "2.weight": second}
+    compaction = checked(model, mask, torch.randn(2, 2, 9, 8))
+    assert widths(compaction.model) == [(3, 2), (5, 3)]
+
+
+def test_a_mean_over_windows_with_zeros_around_keeps_a_constant():
+    for pool, stays in [
+        (nn.AvgPool2d(3, padding=1), True),
+        (nn.AvgPool2d(3, padding=1, count_include_pad=False), False),
+        (nn.AvgPool2d(2, ceil_mode=True), False),
+        (nn.MaxPool2d(3, padding=1), False),
+    ]:
+        model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Sigmoid(), pool, nn.Conv2d(6, 5, 1))
+        mask = {"0.weight": without(model[0].weight, rows=[0, 1, 2])}
+        compaction = checked(model, mask, torch.randn(2, 2, 9, 9))
+        assert widths(compaction.model)[0] == (6 if stays else 3, 2)
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int = 6):
+        super().__init__()
+        self.stem = nn.Conv2d(2, width, 3)
+        self.conv1 = nn.Conv2d(width, 5, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(5)
+        self.conv2 = nn.Conv2d(5, width, 1)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = torch.tanh(self.stem(x))
+        y = self.conv2(F.relu(self.bn1(self.conv1(x))))
+        y += x
+        return self.head(F.adaptive_avg_pool2d(y, 1).view(x.size(0), -1))
+
+
+def test_channels_of_a_sum_go_together():
+    model = Residual()
+    model.bn1.bias.data = torch.tensor([1.0, -1.0, 0.3, 0.2, 2.0])
+    mask = {
+        "stem.weight": without(model.stem.weight, rows=[0, 1]),
+        "conv2.weight": without(model.conv2.weight, rows=[1, 2]),
+        "conv1.weight": without(model.conv1.weight, rows=[3]),
+        "head.weight": without(model.head.weight, columns=[5]),
+    }
+    compaction = checked(model, mask, torch.randn(2, 2, 9, 9))
+    # Channel 1 is constant in both; at the border channel 0, constant in one, stands for both.
+    assert widths(compaction.model) == [(5, 2), (4, 5), (5, 4), (3, 5)]
+    mask["conv1.weight"][:, [0, 1, 5]] = False
+    compaction = checked(model, mask, torch.randn(2, 2, 9, 9))
+    assert widths(compaction.model) == [(4, 2), (4, 4), (4, 4), (3, 4)]
+
+
+class Joined(nn.Module):
+    """Concatenation, a gate, a depthwise convolution, a mean over positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, 3, padding=1)
+        self.b = nn.Conv2d(2, 3, 3, padding=1)
+        self.each = nn.Conv2d(7, 7, 3, padding=1, groups=7)
+        self.gate = nn.Conv2d(7, 7, 1)
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x):
+        x = self.each(torch.cat([F.relu(self.a(x)), torch.sigmoid(self.b(x))], dim=1))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        return self.head(1.5 * x.mean(dim=(-1, -2)) - 0.5)
+
+
+def test_concatenations_gates_and_depthwise_convolutions():
+    model = Joined()
+    each = without(model.each.weight, rows=[2, 6])
+    mask = {
+        "a.weight": without(model.a.weight, rows=[0]),
+        "each.weight": each,
+        "head.weight": without(model.head.weight, columns=[1, 2, 6]),
+        "gate.weight": without(model.gate.weight, columns=[1, 2, 6]),
+    }
+    compaction = checked(model, mask, torch.randn(2, 2, 6, 6))
+    assert compaction.left_dense == {}
+    assert widths(compaction.model)[2][0] < 7
+    assert compaction.model.each.groups == widths(compaction.model)[2][0]
+
+
+def test_flatten_turns_a_channel_into_several_features():
+    model = nn.Sequential(
+        nn.Conv2d(1, 5, 3), nn.Sigmoid(), nn.Flatten(), nn.BatchNorm1d(80), nn.ReLU(),
+        nn.Linear(80, 4), nn.ReLU(), nn.Linear(4, 2),
+    )  # fmt: skip
+    model[3].running_mean.normal_()
+    model[3].weight.data.normal_()
+    mask = {
+        "0.weight": without(model[0].weight, rows=[1]),
+        "5.weight": without(model[5].weight, columns=range(32, 48)),
+    }
+    compaction = checked(model, mask, torch.randn(3, 1, 6, 6))
+    assert widths(compaction.model) == [(3, 1), (4, 48), (2, 4)]
+
+
+def test_features_of_tokens():
+    model = nn.Sequential(
+        nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 4), nn.Flatten(), nn.Linear(8, 2)
+    )
+    mask = {
+        "0.weight": without(model[0].weight, rows=[1, 4]),
+        "4.weight": without(model[4].weight, columns=[3, 7]),
+    }
+    compaction = checked(model, mask, torch.randn(6, 2, 3))
+    assert widths(compaction.model) == [(3, 3), (3, 3), (2, 6)]
+
+
+@pytest.mark.parametrize(
+    ("conv", "norm", "pool", "shape"),
+    [
+        (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, (2, 2, 11)),
+        (nn.Conv3d, nn.BatchNorm3d, nn.AvgPool3d, (1, 2, 5, 6, 7)),
+    ],
+)
+def test_one_and_three_dimensions(conv, norm, pool, shape):
+    model = nn.Sequential(
+        conv(2, 5, 3, padding=1), norm(5), nn.ELU(), pool(2), conv(5, 3, 3, padding=1)
+    )
+    mask = {"0.weight": without(model[0].weight, rows=[1, 2])}
+    assert widths(checked(model, mask, torch.randn(shape)).model)[0] == (4, 2)
+
+
+# What cannot be followed is left as it was, and said.
+
+
+class Odd(nn.Module):
+    def __init__(self, how: str):
+        super().__init__()
+        self.how = how
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.last = nn.Linear(4, 2)
+        if how == "tied":
+            self.second.weight = self.first.weight
+        if how == "hook":
+            self.first.register_forward_hook(lambda *call: call[-1] * 2)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        if self.how == "values" and x.sum() > 0:
+            x = x * 2
+        if self.how == "norm":
+            x = self.norm(x)
+        elif self.how == "softmax":
+            x = x.softmax(-1)
+        elif self.how == "twice":
+            x = torch.tanh(self.first(x))
+        elif self.how == "functional":
+            x = F.linear(x, self.first.weight)
+        elif self.how == "size":
+            x = x / self.second.in_features**0.5
+        elif self.how == "literal":
+            x = x.view(-1, 2, 2).transpose(1, 2).reshape(-1, 4)
+        elif self.how == "dropout":
+            x = F.dropout(x, 0.0)
+        elif self.how == "overwritten":
+            x = self.first(x)
+            y = torch.relu_(x)
+            return self.last(x) + self.last.bias * y.sum()
+        return self.last(torch.sigmoid(self.second(x)))
+
+
+@pytest.mark.parametrize(
+    ("how", "layer", "reason"),
+    [
+        ("norm", "first", "what reads it is not traced: LayerNorm is not traced"),
+        ("norm", "second", "what it reads is not traced: LayerNorm is not traced"),
+        ("softmax", "first", "what reads it is not traced: the method 'softmax' is not traced"),
+        ("twice", "first", "the network uses it 2 times"),
+        ("functional", "first", "the network also uses its parameters outside of it"),
+        ("tied", "first", "it shares a parameter with another layer"),
+        ("hook", "first", "it has hooks"),
+        ("size", "last", "the network's code computes with the sizes of its layers"),
+        ("literal", "second", "what it reads is not traced: the method 'reshape' is not traced"),
+        ("dropout", "first", "what reads it is not traced: the function 'dropout' is not traced"),
+        ("values", "second", "the network cannot be traced: symbolically traced variables"),
+    ],
+)
+def test_what_cannot_be_followed_is_left_dense_and_said(how, layer, reason):
+    model = Odd(how)
+    mask = {
+        "first.weight": without(model.first.weight, rows=[0], columns=[3]),
+        "last.weight": without(model.last.weight, columns=[2]),
+    }
+    if how != "tied":
+        mask["second.weight"] = without(model.second.weight, rows=[1], columns=[2])
+    compaction = checked(model, mask, torch.randn(6, 4))
+    assert compaction.left_dense[layer].startswith(reason)
+    assert compaction.effective_sparsity >= compaction.nominal_sparsity
+
+
+def test_a_tensor_that_is_changed_in_place_and_used_again():
+    model = Odd("overwritten")
+    model.first.bias.data -= 1
+    mask = {"first.weight": without(model.first.weight, rows=[0, 1])}
+    checked(model, mask, torch.randn(6, 4))
+
+    class Reused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.a(x)
+            y = x.view(x.size(0), -1).mul_(2)
+            return self.b(x) + self.b(y)
+
+    model = Reused()
+    checked(model, {"a.weight": without(model.a.weight, rows=[0, 1])}, torch.randn(6, 3))
+
+
+def test_groups_are_left_dense():
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 2, 1))
+    mask = {"0.weight": without(model[0].weight, rows=[0])}
+    compaction = checked(model, mask, torch.randn(2, 2, 5, 5))
+    assert compaction.left_dense == {
+        "0": "what reads it is not traced: its channels are in groups",
+        "1": "its channels are in groups",
+        "2": "what it reads is not traced: its channels are in groups",
+    }
+
+
+def test_a_part_that_cannot_be_traced_leaves_the_rest_to_be_compacted():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.inner(x) if x.sum() > 0 else x
+
+    model = nn.Sequential(
+        nn.Linear(3, 6),
+        nn.ReLU(),
+        nn.Linear(6, 4),
+        Block(),
+        nn.Linear(4, 5),
+        nn.ReLU(),
+        nn.Linear(5, 2),
+    )
+    mask = {
+        "0.weight": without(model[0].weight, rows=[0, 1]),
+        "4.weight": without(model[4].weight, rows=[2]),
+    }
+    compaction = checked(model, mask, torch.randn(7, 3))
+    assert widths(compaction.model) == [(4, 3), (4, 4), (4, 4), (4, 4), (2, 4)]
+    assert list(compaction.left_dense) == ["2", "3.inner", "4"]
+
+
+def test_several_inputs_and_outputs():
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 5), nn.Linear(2, 5)
+            self.c = nn.Linear(5, 4)
+
+        def forward(self, x, y, *, scale=2.0):
+            hidden = torch.relu(self.a(x) + self.b(y))
+            return {"hidden": self.c(hidden), "sum": (hidden * 2).sum()}
+
+    model = Several().double()
+    kept = Mask(
+        dict(Mask.dense(model))
+        | {
+            "c.weight": without(model.c.weight, columns=[0]),
+            "a.weight": without(model.a.weight, [1]),
+        }
+    )
+    compaction = compact(model, kept)
+    x, y = torch.randn(4, 3).double(), torch.randn(4, 2).double()
+    expected = kept.apply_(copy.deepcopy(model))(x, y)
+    got = compaction.model(x, y)
+    assert all(torch.allclose(got[name], expected[name], rtol=FLOAT64) for name in expected)
+    assert (
+        compaction.left_dense["a"] == "what reads it is not traced: the method 'sum' is not traced"
+    )
+
+
+# Random networks.
+
+
+class Block(nn.Module):
+    """x + F(x), or shortcut(x) + F(x), with what comes before and after drawn."""
+
+    def __init__(self, inputs, width, outputs, norm, activation, size):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(inputs) if norm else nn.Identity()
+        self.activation = activation
+        self.one = nn.Conv2d(inputs, width, size, padding=size // 2, bias=not norm)
+        self.two = nn.Conv2d(width, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+
+    def forward(self, x):
+        active = self.activation(self.norm(x))
+        way = x if self.shortcut is None else self.shortcut(active)
+        return way + self.two(self.activation(self.one(active)))
+
+
+@st.composite
+def networks(draw):
+    channels, layers = 3, [nn.Conv2d(2, 3, 3, padding=1)]
+    smooth = st.sampled_from([nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.LeakyReLU(0.2)])
+    for _ in range(draw(st.integers(1, 4))):
+        width = draw(st.integers(1, 6))
+        kind = draw(st.sampled_from(["conv", "block", "pool", "norm", "activation"]))
+        if kind == "conv":
+            size, padding = draw(st.sampled_from([1, 3])), draw(st.integers(1, 2))
+            options = {"padding": padding, "bias": draw(st.booleans())}
+            layers.append(nn.Conv2d(channels, width, size, **options))
+            channels = width
+        elif kind == "block":
+            norm, size = draw(st.booleans()), draw(st.sampled_from([1, 3]))
+            outputs = draw(st.sampled_from([channels, width]))
+            layers.append(Block(channels, width, outputs, norm, draw(smooth), size))
+            channels = outputs
+        elif kind == "pool":
+            pools = [nn.MaxPool2d(2, 1), nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(2, 1)]
+            layers.append(draw(st.sampled_from(pools)))
+        elif kind == "norm":
+            layers.append(nn.BatchNorm2d(channels))
+        layers.append(draw(smooth))
+    layers.append(nn.Conv2d(channels, 4, 3, padding=1))
+    positions = draw(st.sampled_from([1, 2]))
+    layers += [nn.AdaptiveAvgPool2d(positions), nn.Flatten(), draw(smooth)]
+    if draw(st.booleans()):
+        layers.append(nn.BatchNorm1d(4 * positions**2))
+    layers += [nn.Linear(4 * positions**2, 5), draw(smooth), nn.Linear(5, 3)]
+    return nn.Sequential(*layers)
+
+
+@settings(max_examples=80, deadline=None)
+@given(networks(), st.integers(0, 2**32), st.data())
+def test_random_networks_with_random_masks(model, seed, data):
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = torch.randn(tensor.shape, generator=generator).double()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.running_var.abs_().add_(0.1)
+    sparsity = {
+        name: data.draw(st.sampled_from([0.3, 0.8, 0.95, 1.0])) for name in Mask.dense(model)
+    }
+    mask = {
+        name: torch.rand(kept.shape, generator=generator) >= sparsity[name]
+        for name, kept in Mask.dense(model).items()
+    }
+    inputs = torch.randn(2, 2, 6, 6, generator=generator)
+    compaction = checked(model, mask, inputs)
+    assert compaction.left_dense == {}
+    assert compaction.effective_sparsity >= compaction.nominal_sparsity
+    # The small network again: nothing new is cut off.
+    again = checked(compaction.model, dict(compaction.mask), inputs)
+    assert again.mask.total <= compaction.mask.total
