@@ -43,6 +43,21 @@ def test_masks_are_those_of_the_cpu(criterion, device_of_data):
         assert ours.loss_after == pytest.approx(theirs.loss_after, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"sparsity": 0.8, "scope": "erdos-renyi-kernel"},
+        {"sparsity": 0.8, "scope": "uniform", "exclude": "first"},
+        {"pattern": "1:3", "exclude": "first"},
+    ],
+    ids=["erdos-renyi-kernel", "uniform", "pattern"],
+)
+def test_scopes_and_patterns_are_those_of_the_cpu(rule):
+    expected = lossprune.prune(network(), "QM", data=batches(), stages=3, **rule).mask
+    result = lossprune.prune(network().cuda(), "QM", data=batches(), stages=3, **rule).mask
+    assert result == expected
+
+
 def test_random_states_are_left_alone():
     states = torch.get_rng_state(), torch.cuda.get_rng_state()
     lossprune.prune(network().cuda(), "QM", sparsity=0.5, data=batches(), stages=2)
