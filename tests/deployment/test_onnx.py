@@ -51,6 +51,26 @@ def test_a_masked_network_runs_in_onnxruntime_as_in_torch(masked, tmp_path):
     network.float()
 
 
+def test_a_compacted_network_gives_in_onnxruntime_what_the_masked_one_gives_in_torch(tmp_path):
+    torch.manual_seed(3)
+    network = nn.Sequential(
+        nn.Conv2d(2, 12, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 16, 5)
+    )
+    mask = lossprune.prune(network, "MP", sparsity=0.5).mask
+    mask["0.weight"][::2] = False
+    mask = lossprune.Mask(dict(mask))
+    inputs = torch.randn(4, 2, 4, 4)
+    export_onnx(lossprune.compact(network, mask).model, tmp_path / "small.onnx", inputs)
+    export_onnx(mask.apply_(network), tmp_path / "masked.onnx", inputs)
+    small, masked = (tmp_path / f"{name}.onnx" for name in ("small", "masked"))
+    assert small.stat().st_size < masked.stat().st_size
+    fresh = torch.randn(7, 2, 4, 4)
+    expected = network.double()(fresh.double())
+    for path in (small, masked):
+        given = OnnxNetwork(path, threads=1)(fresh).double()
+        torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_what_cannot_be_exported_is_one_sentence_and_no_file(tmp_path):
     class Branch(nn.Module):
         def forward(self, x):

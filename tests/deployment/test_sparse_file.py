@@ -69,8 +69,8 @@ def test_a_network_comes_back_bit_for_bit(pruned, tmp_path):
     assert loaded == mask
     assert loaded.criterion == "MP"
     assert same_bits(other, mask.apply_(network))
-    assert math.copysign(1, float(other[0].weight[0, 0, 0, 0])) == -1
-    assert math.copysign(1, float(other[0].weight[0, 0, 2, 0])) == 1
+    assert math.copysign(1, other[0].weight[0, 0, 0, 0].item()) == -1
+    assert math.copysign(1, other[0].weight[0, 0, 2, 0].item()) == 1
     assert list(tmp_path.iterdir()) == [tmp_path / "small"]
 
 
