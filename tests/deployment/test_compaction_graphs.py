@@ -359,6 +359,51 @@ def test_a_part_that_cannot_be_traced_leaves_the_rest_to_be_compacted():
     assert list(compaction.left_dense) == ["2", "3.inner", "4"]
 
 
+def test_a_layer_that_is_never_used_is_on_no_path():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[1].spare = nn.Linear(2, 2)
+    compaction = checked(model, {}, torch.randn(5, 3))
+    assert [(c.name, c.live, c.dead_units) for c in compaction.layers] == [
+        ("0.weight", 12, 0),
+        ("1.spare.weight", 0, 2),
+        ("2.weight", 8, 0),
+    ]
+    assert compaction.left_dense == {"1.spare": "the network never uses it"}
+    assert compaction.effective_sparsity == 4 / 24
+
+
+def test_parameters_of_other_kinds_are_masked_and_left():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = torch.tanh(self.inner(x))
+            return self.last(self.attention(x, x, x, need_weights=False)[0])
+
+    model = Attending()
+    projection = model.attention.in_proj_weight
+    mask = {"attention.in_proj_weight": without(projection, rows=[0, 5])}
+    compaction = checked(model, mask, torch.randn(2, 3, 4))
+    counts = {c.name: (c.kept, c.live, c.dead_units) for c in compaction.layers}
+    assert counts["attention.in_proj_weight"] == (40, 40, 2)
+    assert compaction.left_dense["attention"] == (
+        "MultiheadAttention with other arguments than a tensor is not traced"
+    )
+    assert compaction.mask["attention.in_proj_weight"].equal(mask["attention.in_proj_weight"])
+
+
+def test_a_mask_named_as_in_a_compiled_network():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    kept = without(model[0].weight, rows=[0])
+    compaction = compact(model, Mask({"_orig_mod.0.weight": kept}))
+    assert widths(compaction.model) == [(3, 3), (2, 3)]
+    assert list(compaction.mask) == ["0.weight"]
+
+
 def test_several_inputs_and_outputs():
     class Several(nn.Module):
         def __init__(self):

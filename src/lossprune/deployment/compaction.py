@@ -13,6 +13,7 @@ from lossprune.deployment.costs import multiply_adds
 from lossprune.deployment.surgery import cut_
 from lossprune.deployment.tracing import code, trace
 from lossprune.pruning.mask import Mask
+from lossprune.pruning.matching import match
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,14 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any = None) -
     >>> compaction.nominal_sparsity, compaction.effective_sparsity
     (0.3, 0.5)
     """
-    mask = mask if isinstance(mask, Mask) else Mask(mask)
-    masked = mask.apply_(copy.deepcopy(model)).eval()
+    masked, mask = _masked(model, mask)
     found, analysis = connectivity_of(masked, mask)
     small, left = masked, mask
     if analysis is not None:
         small = copy.deepcopy(masked)
         kept = cut_(small, analysis)
         if code(trace(small)) == code(analysis.graph):
-            left = _mask(mask, kept)
+            left = _mask(mask, kept, small)
         else:  # literal sizes in the network's own code would no longer be the same
             reason = "the network's code computes with the sizes of its layers"
             small, found = masked, found.with_reason(reason)
@@ -120,14 +120,27 @@ def count_live(model: nn.Module, mask: Mapping[str, Tensor]) -> Connectivity:
     0.weight 12 9 4 1
     2.weight 6 6 2 0
     """
+    return connectivity_of(*_masked(model, mask))[0]
+
+
+def _masked(model: nn.Module, mask: Mapping[str, Tensor]) -> tuple[nn.Module, Mask]:
+    """A masked copy in evaluation mode, and the mask by the names that its parameters have there.
+
+    The names may differ by what wrappers such as ``torch.compile`` put before them.
+    """
     mask = mask if isinstance(mask, Mask) else Mask(mask)
-    return connectivity_of(mask.apply_(copy.deepcopy(model)).eval(), mask)[0]
+    masked = mask.apply_(copy.deepcopy(model)).eval()
+    found = match(mask, masked)
+    named = {found[name]: kept for name, kept in mask.items()}
+    return masked, Mask(named, criterion=mask.criterion)
 
 
-def _mask(mask: Mask, kept: Mapping[str, Tensor]) -> Mask:
-    """The mask of the compacted network, for the parameters that ``mask`` names."""
+def _mask(mask: Mask, kept: Mapping[str, Tensor], small: nn.Module) -> Mask:
+    """The mask of the weights of ``small`` among the parameters that ``mask`` names."""
+    parameters = dict(small.named_parameters(remove_duplicate=False))
+    masks = {name: kept.get(name, old).to(old.device) for name, old in mask.items()}
     return Mask(
-        {name: kept.get(name.rpartition(".")[0], old).to(old.device) for name, old in mask.items()},
+        {name: new for name, new in masks.items() if new.shape == parameters[name].shape},
         criterion=mask.criterion,
     )
 

@@ -8,6 +8,9 @@ from torch import Tensor, fx, nn
 from lossprune.deployment.analysis import Analysis, analyse
 from lossprune.deployment.channels import Channels, Unknown
 from lossprune.deployment.tracing import UntraceableError
+from lossprune.pruning.prunable import input_dimensions
+
+_NEVER = "the network never uses it"
 
 
 @dataclass(frozen=True)
@@ -77,22 +80,26 @@ def connectivity_of(
 
     The analysis is None where the network cannot be traced, which ``left_dense`` then says.
     """
+    inputs = input_dimensions(masked)
     try:
         analysis = analyse(masked, mask)
     except UntraceableError as error:
-        layers = tuple(_dense(name, kept) for name, kept in mask.items())
+        layers = tuple(_dense(name, kept, inputs.get(name)) for name, kept in mask.items())
         return Connectivity(layers, {}).with_reason(str(error)), None
     known = analysis.layers()
     reasons = _reasons(analysis, [_layer(name) for name in mask])
     layers = []
     for name, kept in mask.items():
         layer = _layer(name)
-        if layer in known:
+        if layer in known and name == f"{layer}.weight":
             paths = analysis.on_path(*known[layer]).flatten(1)
             dead = len(paths) - int(paths.any(1).sum())
-            layers.append(_counted(name, kept, int(paths.sum()), dead))
+            layers.append(_counted(name, kept, int(paths.sum()), len(paths), dead))
         else:
-            layers.append(_dense(name, kept))
+            counts = _dense(name, kept, inputs.get(name))
+            if reasons.get(layer) == _NEVER:
+                counts = replace(counts, live=0, dead_units=counts.units)
+            layers.append(counts)
     return Connectivity(tuple(layers), reasons), analysis
 
 
@@ -100,14 +107,16 @@ def _layer(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
-def _dense(name: str, kept: Tensor) -> LayerConnectivity:
-    dead = len(kept) - int(kept.flatten(1).any(1).sum())
-    return _counted(name, kept, int(kept.sum()), dead)
+def _dense(name: str, kept: Tensor, inputs: int | None) -> LayerConnectivity:
+    """With all kept weights live, and dead units where there are none; ``inputs``: a dimension."""
+    units = kept.transpose(0, 1) if inputs == 0 else kept
+    dead = len(units) - int(units.reshape(len(units), -1).any(1).sum())
+    return _counted(name, kept, int(kept.sum()), len(units), dead)
 
 
-def _counted(name: str, kept: Tensor, live: int, dead: int) -> LayerConnectivity:
+def _counted(name: str, kept: Tensor, live: int, units: int, dead: int) -> LayerConnectivity:
     shape = tuple(kept.shape)
-    return LayerConnectivity(name, shape, kept.numel(), int(kept.sum()), live, len(kept), dead)
+    return LayerConnectivity(name, shape, kept.numel(), int(kept.sum()), live, units, dead)
 
 
 def _reasons(analysis: Analysis, layers: list[str]) -> dict[str, str]:
@@ -125,10 +134,18 @@ def _reasons(analysis: Analysis, layers: list[str]) -> dict[str, str]:
             reason = _known_reason(analysis, known[name][0], held)
         else:
             whole = next((n for n in refused if name == n or name.startswith(f"{n}.")), None)
-            reason = refused[whole] if whole is not None else "the network never calls it"
+            reason = refused[whole] if whole is not None else _unseen(analysis, name)
         if reason:
             reasons[name] = reason
     return reasons
+
+
+def _unseen(analysis: Analysis, layer: str) -> str:
+    """Why a layer is not among those called."""
+    read = (str(node.target) for node in analysis.graph.nodes if node.op == "get_attr")
+    if any(not layer or name.startswith(f"{layer}.") for name in read):
+        return "the network uses its parameters without calling it"
+    return _NEVER
 
 
 def _held(analysis: Analysis) -> dict[int, str]:

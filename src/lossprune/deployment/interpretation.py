@@ -17,51 +17,18 @@ from lossprune.deployment.operations import (
     Operation,
     Pointwise,
     Pooling,
-    Product,
-    Sum,
+)
+from lossprune.deployment.vocabulary import (
+    ARITHMETIC,
+    BY_A_NUMBER,
+    DROPOUTS,
+    POINTWISE_HOMES,
+    POINTWISE_MODULES,
+    POINTWISE_NAMES,
+    POOL_FUNCTIONS,
+    POOL_MODULES,
 )
 from lossprune.pruning.prunable import LAYERS
-
-_POINTWISE_MODULES = (
-    nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
-    nn.Mish, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Softshrink,
-    nn.Hardshrink, nn.Tanhshrink, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Threshold,
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-)  # fmt: skip
-_POINTWISE_NAMES = frozenset(
-    name + ending
-    for name in (
-        "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh",
-        "sigmoid", "logsigmoid", "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink",
-        "hardtanh", "hardswish", "hardsigmoid", "threshold", "clamp", "clip", "abs", "neg", "exp",
-        "sqrt", "square", "contiguous", "detach",
-    )
-    for ending in ("", "_")
-)  # fmt: skip
-_POINTWISE_HOMES = (F, torch)
-_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
-_BY_A_NUMBER = ("truediv", "itruediv", "div", "div_")
-_ARITHMETIC = {
-    "add": Sum(), "iadd": Sum(), "add_": Sum(),
-    "sub": Sum(-1), "isub": Sum(-1), "sub_": Sum(-1),
-    "mul": Product(), "imul": Product(), "mul_": Product(),
-}  # fmt: skip
-_POOL_MODULES = {
-    kind: dimensions
-    for dimensions in (1, 2, 3)
-    for kind in (
-        getattr(nn, f"{name}Pool{dimensions}d")
-        for name in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg")
-    )
-}
-_POOL_FUNCTIONS = {
-    function: dimensions
-    for dimensions in (1, 2, 3)
-    for function in (
-        getattr(F, f"{name}_pool{dimensions}d")
-        for name in ("max", "avg", "adaptive_max", "adaptive_avg")
-    )
-}
 
 
 def interpret(
@@ -127,13 +94,13 @@ def _module(
         return operation or "its channels are in groups"
     if isinstance(module, BatchNorm) and kind in BatchNorm.__args__:
         return norm_operation(name, module) or "it keeps no running statistics"
-    if kind in _POINTWISE_MODULES:
+    if kind in POINTWISE_MODULES:
         operation = Pointwise(copy.deepcopy(module).eval())
-    elif kind in _POOL_MODULES:
+    elif kind in POOL_MODULES:
         zeros = _zeros(getattr(module, "padding", 0), getattr(module, "count_include_pad", False))
         zeros = zeros or getattr(module, "divisor_override", None) is not None
         if not getattr(module, "return_indices", False):
-            operation = Pooling(_POOL_MODULES[kind], zeros)
+            operation = Pooling(POOL_MODULES[kind], zeros)
     elif kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
         operation = Flatten()
     return operation or f"{kind.__name__} is not traced"
@@ -152,9 +119,9 @@ def _method(name: str, node: fx.Node, known: Container[fx.Node]) -> Operation | 
     if name == "mean":
         return _mean(node)
     tensors = [argument for argument in node.args if isinstance(argument, fx.Node)]
-    if name in _ARITHMETIC or name in _BY_A_NUMBER:
+    if name in ARITHMETIC or name in BY_A_NUMBER:
         return _arithmetic(name, node, lambda *given: getattr(given[0], name)(*given[1:]))
-    if name in _POINTWISE_NAMES and len(tensors) == 1 and not _nodes(node.kwargs):
+    if name in POINTWISE_NAMES and len(tensors) == 1 and not _nodes(node.kwargs):
         return Pointwise(lambda c: getattr(c, name)(*node.args[1:], **node.kwargs))
     return None
 
@@ -166,10 +133,10 @@ def _function(node: fx.Node) -> Operation | None:
     if read is not None:
         return read(node)
     homes = (getattr(operator, name, None), getattr(torch, name, None))
-    if (name in _ARITHMETIC or name in _BY_A_NUMBER) and function in homes:
+    if (name in ARITHMETIC or name in BY_A_NUMBER) and function in homes:
         return _arithmetic(name, node, function)
-    known = any(getattr(home, name, None) is function for home in _POINTWISE_HOMES)
-    known = (known and name in _POINTWISE_NAMES) or function in (operator.neg, operator.abs)
+    known = any(getattr(home, name, None) is function for home in POINTWISE_HOMES)
+    known = (known and name in POINTWISE_NAMES) or function in (operator.neg, operator.abs)
     if not known or _nodes(node.args[1:]) or _nodes(node.kwargs):
         return None
     return Pointwise(lambda c: function(c, *node.args[1:], **node.kwargs))
@@ -178,8 +145,8 @@ def _function(node: fx.Node) -> Operation | None:
 def _readers() -> dict[Any, Callable[[fx.Node], Operation | None]]:
     """The functions that need a closer look at their arguments."""
     return {
-        **dict.fromkeys(_POOL_FUNCTIONS, _pooling),
-        **dict.fromkeys(_DROPOUTS, _dropout),
+        **dict.fromkeys(POOL_FUNCTIONS, _pooling),
+        **dict.fromkeys(DROPOUTS, _dropout),
         **dict.fromkeys((torch.cat, torch.concat), _concatenation),
         torch.flatten: _flatten,
         torch.mean: _mean,
@@ -195,7 +162,7 @@ def _arithmetic(name: str, node: fx.Node, plain: Any) -> Operation | None:
     if node.kwargs or len(node.args) != 2:
         return None
     if all(isinstance(argument, fx.Node) for argument in node.args):
-        return _ARITHMETIC.get(name)
+        return ARITHMETIC.get(name)
     if not all(isinstance(argument, fx.Node | int | float) for argument in node.args):
         return None
     return Pointwise(
@@ -215,7 +182,7 @@ def _pooling(node: fx.Node) -> Operation | None:
         or len(node.args) > len(names)
         or given.get("divisor_override") is not None
     )
-    return Pooling(_POOL_FUNCTIONS[function], zeros)
+    return Pooling(POOL_FUNCTIONS[function], zeros)
 
 
 def _flatten(node: fx.Node) -> Operation | None:

@@ -22,7 +22,7 @@ class Cut:
 
 
 def cut_(model: nn.Module, analysis: Analysis) -> dict[str, Tensor]:
-    """Cut every known layer of ``model`` down; return what is kept of their weights, by module."""
+    """Cut every known layer of ``model`` down; return what is kept of their weights, by name."""
     presence = Presence(analysis)
     masks = {}
     for node, operation in analysis.operations.items():
@@ -47,7 +47,8 @@ def cut_(model: nn.Module, analysis: Analysis) -> dict[str, Tensor]:
             continue
         layer = model.get_submodule(operation.name)
         _replace_(layer, cut)
-        masks[operation.name] = cut.kept.reshape(layer.get_parameter("weight").shape)
+        weight = layer.get_parameter("weight")
+        masks[f"{operation.name}.weight"] = cut.kept.reshape(weight.shape)
     return masks
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import fx, nn
 
+from lossprune.deployment.vocabulary import FRESH_NAMES
+
 _IN_PLACE = (iadd, isub, imul)
-_VIEWS = ("flatten", "view", "reshape", "chunk", "split", "getitem", "squeeze", "unsqueeze",
-          "transpose", "permute", "Flatten", "Identity", "Dropout")  # fmt: skip
 
 
 class UntraceableError(Exception):
@@ -100,6 +100,8 @@ def overwritten(model: nn.Module, graph: fx.Graph) -> set[fx.Node]:
     """Return the nodes whose output one operation changes in place and another uses as well."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
+        if "out" in node.kwargs:
+            found.update(node.all_input_nodes)
         source: Any = node
         while source.all_input_nodes and (_in_place if source is node else _may_be_view)(
             model, source
@@ -113,7 +115,9 @@ def overwritten(model: nn.Module, graph: fx.Graph) -> set[fx.Node]:
 
 def _in_place(model: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+        module = model.get_submodule(str(node.target))
+        # What could not be traced may do anything with its input.
+        return not _of_torch(module) or bool(getattr(module, "inplace", False))
     if node.op == "call_method":
         return str(node.target).endswith("_")
     name = getattr(node.target, "__name__", "")
@@ -124,8 +128,16 @@ def _in_place(model: nn.Module, node: fx.Node) -> bool:
     )
 
 
+def _of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
+
+
 def _may_be_view(model: nn.Module, node: fx.Node) -> bool:
+    """Whether the output may share memory with an input, as views do."""
+    if _in_place(model, node):
+        return True
     if node.op == "call_module":
-        return type(model.get_submodule(str(node.target))).__name__.startswith(_VIEWS)
+        kind = type(model.get_submodule(str(node.target))).__name__
+        return kind in ("Identity", "Flatten", "Unflatten") or "Dropout" in kind
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return str(name) in _VIEWS or _in_place(model, node)
+    return name not in FRESH_NAMES and "pool" not in str(name)
