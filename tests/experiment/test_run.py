@@ -214,10 +214,16 @@ def test_the_way_of_training_is_recorded_and_logged(config):
 
 
 def test_both_ways_of_training_give_the_same_curve(config):
-    """The run before pruning and its mask are equal; after it, figures differ by rounding."""
+    """The run before pruning and its stages are equal; after it, figures differ by rounding."""
     sparse, dense = (run(replace(config, train=train)) for train in ("sparse", "dense"))
-    assert sparse.after_pruning == dense.after_pruning
-    for one, other in zip(sparse.epochs, dense.epochs, strict=True):
+    assert sparse.removed == dense.removed
+    assert sparse.before_pruning is not None
+    assert dense.before_pruning is not None
+    assert sparse.before_pruning.scores == dense.before_pruning.scores
+    assert sparse.after_pruning is not None
+    assert dense.after_pruning is not None
+    rows = [(sparse.after_pruning, dense.after_pruning)]
+    for one, other in [*rows, *zip(sparse.epochs, dense.epochs, strict=True)]:
         assert one.scores.train_loss == pytest.approx(other.scores.train_loss, rel=1e-5)
         assert one.scores.test_loss == pytest.approx(other.scores.test_loss, rel=1e-5)
         assert one.scores.test_error == pytest.approx(other.scores.test_error, abs=1.5 / 250)

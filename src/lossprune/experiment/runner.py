@@ -240,9 +240,8 @@ class _Run:
         assert self.mask is not None  # there is at least one stage
         self.mask.apply_(self.network)
         self._restart_optimizer()
+        self._choose_training()  # which evaluates, too
         pruned = EpochRecord(self.epoch, self._evaluate())
-        if self.epoch < self.config.epochs:
-            self._choose_training()
         self._commit(
             after_pruning=pruned,
             best=pruned,
