@@ -28,6 +28,8 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef float wide __attribute__((vector_size(4 * GROUP), aligned(4)));
 typedef uint8_t bytes __attribute__((vector_size(GROUP)));
+typedef int16_t shorts __attribute__((vector_size(2 * GROUP)));
+typedef int32_t integers __attribute__((vector_size(4 * GROUP)));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
@@ -281,16 +283,12 @@ INLINE wide affine(wide pixel, float factor, float offset) {
 /* Rows of the panel from example first on; lanes beyond count repeat an example. */
 static void gather(
     const network *net, const uint8_t *images, const int64_t *order, int64_t first, int64_t count,
-    int64_t lanes, int64_t ahead, float *rows) {
+    int64_t lanes, float *rows) {
     for (int64_t g = 0; g < lanes; g += GROUP) {
         const uint8_t *image[GROUP];
         for (int64_t e = 0; e < GROUP; e++) {
             int64_t at = first + (g + e < count ? g + e : count - 1);
             image[e] = images + (order ? order[at] : at) * net->pixels;
-            if (order && g + e < ahead) { /* the batch after this one */
-                const uint8_t *next = images + order[first + count + g + e] * net->pixels;
-                for (int64_t p = 0; p < net->pixels; p += 64) __builtin_prefetch(next + p, 0, 2);
-            }
         }
         for (int32_t b = 0; b < net->blocks; b++) {
             const int32_t pixel = net->block[b];
@@ -304,7 +302,10 @@ static void gather(
                 }
             transpose(a);
             for (int p = 0; p < GROUP && pixel + p < net->pixels; p++) {
-                wide value = __builtin_convertvector(a[p], wide);
+                /* In three steps, each of which is one instruction. */
+                shorts two = __builtin_convertvector(a[p], shorts);
+                wide value =
+                    __builtin_convertvector(__builtin_convertvector(two, integers), wide);
                 *(wide *)(rows + ((int64_t)b * GROUP + p) * lanes + g) =
                     affine(value, net->factor[pixel + p], net->offset[pixel + p]);
             }
@@ -472,9 +473,7 @@ int64_t lossprune_sparse_epoch(
         double loss = 0;
         for (int64_t first = start; first < start + size; first += w->lanes) {
             int64_t count = start + size - first < w->lanes ? start + size - first : w->lanes;
-            int64_t ahead = examples - first - count;
-            gather(
-                net, images, order, first, count, w->lanes, ahead, (float *)w->activation[0]);
+            gather(net, images, order, first, count, w->lanes, (float *)w->activation[0]);
             logits_(net, w);
             loss += cross_entropy(
                 w->activation[net->layers], net->layer[net->layers - 1].outputs, labels, order,
@@ -510,7 +509,7 @@ int64_t lossprune_sparse_evaluate(
     *wrong = 0;
     for (int64_t at = first; at < first + count; at += w->lanes) {
         int64_t some = first + count - at < w->lanes ? first + count - at : w->lanes;
-        gather(net, images, NULL, at, some, w->lanes, 0, (float *)w->activation[0]);
+        gather(net, images, NULL, at, some, w->lanes, (float *)w->activation[0]);
         logits_(net, w);
         *loss += cross_entropy(
             w->activation[net->layers], net->layer[net->layers - 1].outputs, labels, NULL, at, some,
