@@ -61,7 +61,7 @@ class Deployed(nn.Module):
     Attributes:
         network: what computes.
         layers: a :class:`LayerChoice` for each linear layer and convolution, in order.
-        seconds: the median time on the example of each way that was tried.
+        seconds: the shortest time on the example of each way that was tried.
         notes: what could not be done, and why.
     """
 
@@ -192,7 +192,7 @@ def _fastest(
         (lambda network=network: network(*inputs)) for network in candidates.values()
     ]
     timings = interleaved(calls, seconds=seconds * len(calls))
-    taken = {name: timing.median for name, timing in zip(candidates, timings, strict=True)}
+    taken = {name: timing.best for name, timing in zip(candidates, timings, strict=True)}
     best = min(taken, key=lambda name: taken[name])
     network = candidates[best]
     if sparse_networks(network):

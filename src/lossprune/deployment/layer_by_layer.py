@@ -36,7 +36,7 @@ def layer_by_layer(
             (lambda module=module, args=args: module(*args)) for module in (sparse, layer)
         ]
         fast, slow = interleaved(calls, seconds=seconds)
-        if fast.median < slow.median:
+        if fast.best < slow.best:
             _replace_(network, layer, sparse)
     return network
 

@@ -41,7 +41,7 @@ def _tune_part_(part: SparseNetwork, args: tuple[Tensor, ...], seconds: float) -
     images = copy.deepcopy(part)
     images.few = lanes() + 1
     timed = interleaved([lambda: images(*one), lambda: blocks(*block)], seconds=seconds)
-    part.few = max(2, min(lanes(), round(timed[1].median / timed[0].median)))
+    part.few = max(2, min(lanes(), round(timed[1].best / timed[0].best)))
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:
@@ -67,7 +67,7 @@ def _tile(step: Step, source: Shape, round_: int) -> tuple[int, int] | None:
 def _operation_seconds(
     part: SparseNetwork, args: tuple[Tensor, ...], seconds: float
 ) -> list[float]:
-    """Return the median time of every step of a sparse part."""
+    """Return the shortest time of every step of a sparse part."""
     images = args[0].shape[0]
     shapes = tuple(image_shape(tensor) for tensor in args)
     plan = part.plan(images >= part.few, shapes)
@@ -78,7 +78,7 @@ def _operation_seconds(
         (lambda k=k: plan.run_part(first + k, 1, args, outputs, images))
         for k in range(len(plan.operations) - first - len(outputs))
     ]
-    timings = [timing.median for timing in interleaved(calls, seconds=seconds, least=3)]
+    timings = [timing.best for timing in interleaved(calls, seconds=seconds, least=5)]
     # A split belongs to the convolution that it is made for.
     out: list[float] = []
     waiting = 0.0
@@ -94,7 +94,7 @@ def _operation_seconds(
 def sparse_seconds(
     network: nn.Module, inputs: tuple[Tensor, ...], seconds: float
 ) -> dict[str, float]:
-    """Return the median time of each sparse layer, by name."""
+    """Return the shortest time of each sparse layer, by name."""
     found: dict[str, float] = {}
     for part, args in inputs_of(network, inputs, sparse_networks(network)).items():
         args = tuple(tensor.contiguous() for tensor in args)
@@ -117,10 +117,10 @@ def weighted_layers(network: nn.Module) -> dict[str, nn.Module]:
 def dense_seconds(
     network: nn.Module, inputs: tuple[Tensor, ...], seconds: float
 ) -> dict[str, float]:
-    """Return the median time of each of torch's linear layers and convolutions, by name."""
+    """Return the shortest time of each of torch's linear layers and convolutions, by name."""
     layers = weighted_layers(network)
     seen = inputs_of(network, inputs, list(layers.values()))
     used = {name: layer for name, layer in layers.items() if layer in seen}
     calls = [(lambda m=layer: m(*seen[m])) for layer in used.values()]
-    timings = interleaved(calls, seconds=seconds, least=3) if calls else []
-    return {name: timing.median for name, timing in zip(used, timings, strict=True)}
+    timings = interleaved(calls, seconds=seconds, least=5) if calls else []
+    return {name: timing.best for name, timing in zip(used, timings, strict=True)}
