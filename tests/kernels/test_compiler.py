@@ -1,4 +1,6 @@
 import ctypes
+import importlib.util
+import os
 import subprocess
 import sys
 
@@ -50,6 +52,20 @@ def test_processes_may_build_at_once(cache, source):
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate()[0].strip() for process in running] == ["3"] * 4
     assert len(list(cache.iterdir())) == 1, "one library and nothing left over"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="no ziglang here")
+def test_the_compiler_of_the_extra_builds_it(cache, source):
+    code = (
+        "import os, sys; from pathlib import Path; from lossprune.kernels.compiler import load\n"
+        "print(load(Path(sys.argv[1]), flags=('-DEXTRA=1',)).sum(1, 1))"
+    )
+    kept = {name: os.environ[name] for name in ("HOME", "LOSSPRUNE_CACHE") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(source)],
+        env={**kept, "PATH": "/nowhere"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "3", done.stderr
 
 
 @needs_compiler
