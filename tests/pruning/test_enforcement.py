@@ -180,6 +180,15 @@ class TestOptimizers:
         step(other, free)
         assert zeros(other, mask)
 
+    def test_the_wrapper_of_lightning(self):
+        wrapper = pytest.importorskip("pytorch_lightning.core.optimizer").LightningOptimizer
+        model = network()
+        mask = half_of(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        mask.enforce(model, wrapper(optimizer))
+        step(model, optimizer)
+        assert zeros(model, mask)
+
     def test_the_wrapper_of_accelerate(self):
         accelerate = pytest.importorskip("accelerate")
         accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
@@ -247,11 +256,15 @@ class TestLoops:
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("6 steps, zeros in each, equal everywhere") == 2
+        assert done.stdout.count("model must hold whole parameters; some of them are sharded") == 2
 
 
 TWO_PROCESSES = """
+import copy
 import torch, lossprune
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -275,5 +288,10 @@ other = mine.clone()
 dist.broadcast(other, 0)
 if torch.equal(mine, other):
     print(f"{good} steps, zeros in each, equal everywhere")
+sharded = fully_shard(copy.deepcopy(network), mesh=init_device_mesh("cpu", (2,)))
+try:
+    mask.enforce(sharded, torch.optim.SGD(sharded.parameters()))
+except lossprune.PruningError as error:
+    print(error)
 dist.destroy_process_group()
 """
