@@ -197,6 +197,18 @@ def test_published_networks(network, shape):
     }
 
 
+@pytest.mark.parametrize("few", [0, 100])
+def test_a_residual_network_runs_by_one_call(few):
+    torch.manual_seed(0)
+    model = lossprune.networks.NETWORKS["PreActResNet18"]().eval()
+    random_mask(model, 0.05).apply_(model)
+    x = torch.randn(2, 3, 32, 32)
+    deployed = sparse(model, x)
+    assert isinstance(deployed, SparseNetwork)
+    deployed.few = few
+    assert_equal_to_rounding(deployed(x), model, x)
+
+
 def test_threads_may_share_it():
     model = everything()
     random_mask(model, 0.3).apply_(model)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossprune.deployment.sparse_plan import Plan, lay_out, library
+from lossprune.deployment.sparse_plan import SHARED, Plan, lay_out, library
 from lossprune.deployment.sparse_steps import Shape, Step, Weights
 from lossprune.pruning.errors import PruningError
 
@@ -22,6 +22,7 @@ class SparseNetwork(nn.Module):
     Attributes:
         steps: what is computed.
         few: batches smaller than this are run image by image.
+        shared: multiply-adds beyond which threads share the work.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class SparseNetwork(nn.Module):
         super().__init__()
         self.steps = tuple(steps)
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self.few = few
+        self.few, self.shared = few, SHARED
         for k, weight in enumerate(weights):
             for field in _FIELDS:
                 self.register_buffer(f"{field}_{k}", getattr(weight, field))
@@ -63,7 +64,7 @@ class SparseNetwork(nn.Module):
             for (c, h, w), (_, flat) in zip(plan.outputs, self.outputs, strict=True)
         ]  # fmt: skip
         if images:
-            plan.run(inputs, outputs)
+            plan.run(inputs, outputs, self.shared)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def plan(self, blocked: bool, shapes: tuple[Shape, ...]) -> Plan:

@@ -20,6 +20,7 @@ from lossprune.kernels.compiler import load
 
 SOURCE = Path(lossprune.kernels.__file__).with_name("sparse_network.c")
 KINDS = ("convolution", "affine", "addition", "maximum", "mean", "split", "read", "write")
+SHARED = 200_000  # multiply-adds: less work than that is not worth waking another thread
 _I = ctypes.c_int64
 _P = ctypes.c_void_p
 
@@ -92,19 +93,29 @@ class Plan:
     keep: tuple[Any, ...]
     spaces: deque[Tensor]
 
-    def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Read ``inputs`` and fill ``outputs``: contiguous float32 (n, channels, height, width)."""
+    def run(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shared: int = SHARED
+    ) -> None:
+        """Read ``inputs`` and fill ``outputs``: contiguous float32 (n, channels, height, width).
+
+        Threads share what is more than ``shared`` multiply-adds.
+        """
         images = inputs[0].shape[0]
-        self.run_part(0, len(self.operations), inputs, outputs, images)
+        self.run_part(0, len(self.operations), inputs, outputs, images, shared)
 
     def run_part(
-        self, first: int, count: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor],
+        self,
+        first: int,
+        count: int,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
         images: int,
-    ) -> None:  # fmt: skip
+        shared: int = SHARED,
+    ) -> None:
         """Run ``count`` operations from the first: for timing them one by one."""
         pool = _threads()
         # Threads that wait for each other cost microseconds; less work than that is one's alone.
-        size = torch.get_num_threads() if pool and self.work * images > _SHARED else 1
+        size = torch.get_num_threads() if pool and self.work * images > shared else 1
         pointers = (_P * (len(inputs) + len(outputs)))(
             *(tensor.data_ptr() for tensor in (*inputs, *outputs))
         )
@@ -121,9 +132,6 @@ class Plan:
             ctypes.addressof(pool) if size > 1 and pool else None,
         )  # fmt: skip
         self.spaces.append(space)
-
-
-_SHARED = 200_000  # multiply-adds
 
 
 def lay_out(

@@ -42,6 +42,24 @@ def _tune_part_(part: SparseNetwork, args: tuple[Tensor, ...], seconds: float) -
     images.few = lanes() + 1
     timed = interleaved([lambda: images(*one), lambda: blocks(*block)], seconds=seconds)
     part.few = max(2, min(lanes(), round(timed[1].best / timed[0].best)))
+    _share_(part, args, seconds)
+
+
+def _share_(part: SparseNetwork, args: tuple[Tensor, ...], seconds: float) -> None:
+    """Leave the example's work to one thread if the others are slower to wake than they help."""
+    args = tuple(tensor.contiguous() for tensor in args)
+    images = args[0].shape[0]
+    plan = part.plan(images >= part.few, tuple(image_shape(tensor) for tensor in args))
+    outputs = [torch.empty(images, *shape) for shape in plan.outputs]
+    work = plan.work * images
+    together, alone = interleaved(
+        [lambda: plan.run(args, outputs, 0), lambda: plan.run(args, outputs, work)],
+        seconds=seconds,
+    )
+    if together.best < alone.best:
+        part.shared = min(part.shared, max(work - 1, 0))
+    else:
+        part.shared = max(part.shared, work)
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:
