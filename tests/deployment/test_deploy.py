@@ -266,6 +266,27 @@ def test_copied_and_saved(tmp_path):
     assert torch.equal(other(x), expected)
 
 
+def test_parts_are_copied_and_pickled_too():
+    model = everything()
+    random_mask(model, 0.3).apply_(model)
+    x = torch.randn(5, 3, 26, 30)
+    graph = torch.fx.GraphModule(model, torch.fx.Tracer().trace(model))
+    torch.fx.passes.shape_prop.ShapeProp(graph).propagate(x)
+    deployed = in_parts(graph, {"conv2", "fc"})
+    expected = deployed(x)
+    assert torch.equal(copy.deepcopy(deployed)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(deployed))(x), expected)
+
+
+def test_a_network_in_double_precision_stays_torchs():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    mask = random_mask(model, 0.3)
+    x = torch.randn(3, 8, dtype=torch.float64)
+    deployed = deploy(model, mask, x, seconds=0.01)
+    assert not sparse_networks(deployed)
+    assert torch.allclose(deployed(x), mask.apply_(model)(x), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -177,8 +177,11 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _shape(node: fx.Node) -> torch.Size | None:
+    """Return the shape of a float32 value; None of anything else."""
     known = node.meta.get("tensor_meta")
     shape = getattr(known, "shape", None)
+    if getattr(known, "dtype", None) != torch.float32:
+        return None
     return shape if isinstance(shape, torch.Size) else None
 
 
