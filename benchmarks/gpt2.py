@@ -107,18 +107,17 @@ def one_seed(seed: int, settings: argparse.Namespace) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Mean and range over seeds of each method."""
     lines = [
-        "| κ | criterion | π | λ | pruned | fine-tuned | seconds to prune |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| κ | criterion | π | λ | pruned | fine-tuned |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     keys = ("sparsity", "criterion", "stages", "reg")
     for key in dict.fromkeys(tuple(row[name] for name in keys) for row in rows):
         same = [row for row in rows if tuple(row[name] for name in keys) == key]
         sparsity, criterion, stages, reg = key
-        seconds = statistics.mean(row["seconds"] for row in same)
         lines.append(
             f"| {sparsity:.0%} | {criterion} | {stages or '–'} | {reg:g} | "
             f"{spread([row['pruned'] for row in same])} | "
-            f"{spread([row['tuned'] for row in same])} | {seconds:.1f} |"
+            f"{spread([row['tuned'] for row in same])} |"
         )
     return "\n".join(lines)
 
