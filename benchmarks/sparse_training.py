@@ -121,6 +121,7 @@ def side_by_side(ways: Ways, rounds: int) -> dict[str, list[float]]:
             spent = timed(works[name][0], number, works[name][1])
             if number:
                 seconds[name].append(spent)
+            print(f"round {number}: {name:<30}{spent:.4f} s", flush=True)
     return seconds
 
 

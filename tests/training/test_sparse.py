@@ -2,6 +2,8 @@
 
 import copy
 import math
+import platform
+import shutil
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -328,3 +330,23 @@ def test_without_momentum_it_is_the_dense_loop_too(digits):
     SparseTraining(sparse, mask, digits).train_epoch(by_sparse, generator=seeded(1))
     for name, weight in dense.state_dict().items():
         torch.testing.assert_close(sparse.state_dict()[name], weight, atol=CURVE, rtol=0)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64 compilers")
+@pytest.mark.parametrize("flag", ["-mno-avx512f", "-mno-avx"])
+def test_narrower_vectors_give_the_same_gradients(tmp_path, monkeypatch, flag):
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler of that name")
+    monkeypatch.setenv("CC", f"{compiler} {flag}")
+    monkeypatch.setenv("LOSSPRUNE_CACHE", str(tmp_path))
+    dataset = random_data((3, 4, 7), 150, 3, seed=1)
+    network = perceptron([84, 30, 20, 3], nn.Tanh, bias=True, seed=2)
+    mask = random_mask(network, 0.3, seed=3)
+    mask.apply_(network)
+    expected = oracle(network, mask, dataset)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in sparse_gradients(network, mask, dataset, 150).items():
+        error = (gradient.double() - expected[name]).abs().max()
+        assert float(error) <= GRADIENT * largest, name
+    assert list(tmp_path.glob("sparse_training-*.so"))
