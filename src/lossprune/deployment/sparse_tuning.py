@@ -56,7 +56,7 @@ def _share_(part: SparseNetwork, args: tuple[Tensor, ...], seconds: float) -> No
         [lambda: plan.run(args, outputs, 0), lambda: plan.run(args, outputs, work)],
         seconds=seconds,
     )
-    if together.best < alone.best:
+    if together.best < 0.9 * alone.best:
         part.shared = min(part.shared, max(work - 1, 0))
     else:
         part.shared = max(part.shared, work)
