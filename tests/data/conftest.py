@@ -85,8 +85,8 @@ def server():
                 self.wfile.flush()
                 time.sleep(1)
                 return
+            served.sent.append(len(content[start:stop]))  # first: a client is quick to look
             self.wfile.write(content[start:stop])
-            served.sent.append(len(content[start:stop]))
 
         def log_message(self, *_):
             pass
