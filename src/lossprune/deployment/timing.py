@@ -35,18 +35,19 @@ def interleaved(
 ) -> list[Timing]:
     """Time ``calls`` in turn, round after round, so that a busy machine slows all alike.
 
+    Each is called once more right before it is timed: none pays for what the one before it left in
+    the caches, or gains by it.
+
     Args:
-        calls: what is timed; each is called twice before.
+        calls: what is timed.
         seconds: how long all of it may take, ...
         least: but at least so many rounds.
     """
-    for call in calls:
-        call()
-        call()
     taken: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while len(taken[0]) < least or (time.perf_counter() < end and len(taken[0]) < 10_000):
         for call, times in zip(calls, taken, strict=True):
+            call()
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
