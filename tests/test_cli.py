@@ -200,6 +200,11 @@ def test_a_plain_state_dict_and_safetensors_are_welcome(command, good, tmp_path)
         assert command(*DIGITS, *flags).status == 0
 
 
+def test_names_with_a_wrapper_in_front_are_those_of_the_network(command, good, tmp_path):
+    torch.save({f"module.{name}": weight for name, weight in good.items()}, tmp_path / "ddp.pt")
+    assert command(*DIGITS, "--model_0", "ddp.pt", "--pe", "0", "--nepochs", "0").status == 0
+
+
 def test_a_folder_that_cannot_be_written(command, tmp_path):
     (tmp_path / "file").write_text("")
     said = sentence(command(*QUICK, "--path", "file"))

@@ -26,6 +26,13 @@ PUBLISHED = {
     "PreActResNet34": (21_280_340, 21_265_088),
     "PreActResNet50": (23_513_172, 23_467_712),
     "PreActResNet101": (42_505_300, 42_407_616),
+    # With 1000 classes, as torchvision's documentation lists them; prunable ones are all but two
+    # for each channel of a batch norm and the classifier's biases.
+    "ResNet18": (11_689_512, 11_689_512 - 2 * 4_800 - 1000),
+    "ResNet34": (21_797_672, 21_797_672 - 2 * 8_512 - 1000),
+    "ResNet50": (25_557_032, 25_557_032 - 2 * 26_560 - 1000),
+    "ResNet101": (44_549_160, 44_549_160 - 2 * 52_672 - 1000),
+    "ResNet152": (60_192_808, 60_192_808 - 2 * 75_712 - 1000),
 }
 
 
@@ -53,15 +60,16 @@ def test_the_deepest_has_its_blocks():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_maps_images_to_logits_and_their_gradients_reach_every_parameter(name):
-    network = NETWORKS[name](generator=torch.Generator().manual_seed(1))
     shape = (1, 28, 28) if name == "MLP" else (3, 32, 32)
+    generator = torch.Generator().manual_seed(1)
+    network = NETWORKS[name](shape=shape, classes=10, generator=generator)
     logits = network(random_images(2, *shape))
     assert logits.shape == (2, 10)
     F.cross_entropy(logits, torch.tensor([0, 1])).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("name", ["MLP", "VGG11", "VGG19BN", "PreActResNet50"])
+@pytest.mark.parametrize("name", ["MLP", "VGG11", "VGG19BN", "PreActResNet50", "ResNet50"])
 def test_initial_values_are_kaiming_normal_zero_and_identity(name):
     network = NETWORKS[name](generator=torch.Generator().manual_seed(1))
     for layer in layers(network):
@@ -148,6 +156,52 @@ def test_preact_resnet_computes_the_published_function():
     expected = norm(F.conv2d(h, state["classifier.weight"]), "bn_outputs").reshape(2, 10)
     with torch.no_grad():
         torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)
+
+
+# Blocks in each layer and convolutions in a block, of table 1 of He et al. (2015).
+RESNETS = {"ResNet18": ((2, 2, 2, 2), 2), "ResNet50": ((3, 4, 6, 3), 3)}
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_resnet_computes_the_published_function_under_torchvisions_names(name):
+    counts, convolutions = RESNETS[name]
+    network = NETWORKS[name](classes=7, generator=torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():
+        network.train()(random_images(4, 3, 64, 96).double())  # Moves the running statistics.
+    used = set()
+
+    def get(key):
+        used.add(key)
+        return state[key]
+
+    def norm(h, name):
+        keys = ("running_mean", "running_var", "weight", "bias")
+        mean, var, weight, bias = (get(f"{name}.{key}")[:, None, None] for key in keys)
+        return (h - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    state = network.eval().state_dict()
+    x = random_images(2, 3, 40, 65).double()
+    h = norm(F.conv2d(x, get("conv1.weight"), stride=2, padding=3), "bn1").relu()
+    h = F.max_pool2d(h, 3, 2, 1)
+    for layer, count in enumerate(counts, start=1):
+        for block in range(count):
+            at = f"layer{layer}.{block}"
+            stride = 2 if layer > 1 and block == 0 else 1
+            shortcut = h
+            if block == 0 and (layer > 1 or convolutions == 3):
+                shortcut = F.conv2d(h, get(f"{at}.downsample.0.weight"), stride=stride)
+                shortcut = norm(shortcut, f"{at}.downsample.1")
+            for number in range(1, convolutions + 1):
+                weight = get(f"{at}.conv{number}.weight")
+                # The first 3×3 convolution has the stride.
+                step = stride if number == convolutions - 1 else 1
+                h = F.conv2d(h, weight, stride=step, padding=weight.shape[2] // 2)
+                h = norm(h, f"{at}.bn{number}")
+                h = h.relu() if number < convolutions else (h + shortcut).relu()
+    expected = h.mean((2, 3)) @ get("fc.weight").T + get("fc.bias")
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), expected)
+    assert used == {key for key in state if not key.endswith("num_batches_tracked")}
 
 
 def test_vgg_normalises_after_every_layer_and_gives_biases_to_the_last_one_only():

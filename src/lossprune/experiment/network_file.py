@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossprune.pruning.names import without_wrappers
+
 FORMAT = "lossprune network 1"
+_BATCH_COUNT = ".num_batches_tracked"
 
 
 def network_bytes(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> bytes:
@@ -79,6 +82,10 @@ def load_weights_(
 ) -> None:
     """Copy ``weights`` into ``network``, in place.
 
+    What wrappers such as ``DistributedDataParallel`` put before names is left out.  Batch norm's
+    counts of batches may be missing, as in files older than they are: with the momentum of these
+    networks nothing depends on them.
+
     Raises:
         ValueError: they are of another architecture or size, or not finite.
     """
@@ -86,11 +93,13 @@ def load_weights_(
     if named != arch:
         raise ValueError(f"{asked}{path} holds a {named}, but --arch is {arch}")
     expected = network.state_dict()
+    counts = {name: tensor for name, tensor in expected.items() if name.endswith(_BATCH_COUNT)}
+    weights = counts | {without_wrappers(name): tensor for name, tensor in weights.items()}
     for name in (*expected, *weights):
         problem = _mismatch(name, expected.get(name), weights.get(name))
         if problem:
             raise ValueError(f"{asked}{path} does not hold this {arch}: {problem}")
-    network.load_state_dict(dict(weights))
+    network.load_state_dict(weights)
 
 
 def _mismatch(name: str, expected: Tensor | None, given: Tensor | None) -> str | None:

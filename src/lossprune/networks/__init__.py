@@ -1,4 +1,4 @@
-"""The networks of the published experiments, at any size that their shape allows.
+"""The networks of the published experiments, and ImageNet's, at any size that their shape allows.
 
 ``NETWORKS`` maps a name to a function that builds a freshly initialised network. Every entry takes
 the keyword arguments
@@ -50,6 +50,13 @@ def _preact_resnet(*, generator: torch.Generator | None = None, **options: Any) 
     return initialised(partial(preact_resnet, **options), generator)
 
 
+def _resnet(*, generator: torch.Generator | None = None, **options: Any) -> nn.Module:
+    from lossprune.networks.initialisation import initialised
+    from lossprune.networks.resnet import resnet
+
+    return initialised(partial(resnet, **options), generator)
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "MLP": _mlp,
     "VGG11": partial(_vgg, depth=11),
@@ -61,4 +68,9 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "PreActResNet50": partial(_preact_resnet, depth=50),
     "PreActResNet101": partial(_preact_resnet, depth=101),
     "PreActResNet152": partial(_preact_resnet, depth=152),
+    "ResNet18": partial(_resnet, depth=18),
+    "ResNet34": partial(_resnet, depth=34),
+    "ResNet50": partial(_resnet, depth=50),
+    "ResNet101": partial(_resnet, depth=101),
+    "ResNet152": partial(_resnet, depth=152),
 }
