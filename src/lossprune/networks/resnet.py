@@ -1,4 +1,4 @@
-"""Residual networks for photographs (He et al., "Deep Residual Learning for Image Recognition", 2015).
+"""Residual networks for photographs (He et al., "Deep Residual Learning", 2015).
 
 A 7×7 stem and a maximum, each of stride 2, four layers of blocks, the last three of which halve the
 map, a mean over the map and a linear classifier. A bottleneck has its stride in the 3×3
@@ -124,7 +124,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """Return what fits x to a block that changes its size or width; None: nothing has to be done."""
+    """Return what fits x to a block that changes size or width; None: x fits as it is."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
