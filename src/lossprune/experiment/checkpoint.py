@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ _FORMAT = "lossprune checkpoint 1"
 class Checkpoint:
     """All that a run needs to go on as if it had never stopped.
 
-    The best network is not in it: where it is the current one it is in ``network``, and where it
-    is older it has been in ``best_model.pt`` since before this checkpoint was written.  Nor are
-    random states: every epoch and every stage draws from a generator seeded for it alone.
+    The best network is in it only where it would be lost otherwise: where it is the current one it
+    is in ``network``, and where it is older it has usually been in ``best_model.pt`` since before
+    this checkpoint was written.  Random states are not in it: every epoch and every stage draws
+    from a generator seeded for it alone.
 
     Attributes:
         record: as of the last whole epoch or stage.
@@ -28,6 +29,7 @@ class Checkpoint:
         optimizer: state of the optimizer.
         schedule: state of the learning rate's schedule.
         mask: while pruning, the mask after the last whole stage; after it, the mask is in its file.
+        best: the best network, where it is of an epoch after the checkpoint before this one.
     """
 
     record: RunRecord
@@ -35,6 +37,17 @@ class Checkpoint:
     optimizer: Mapping[str, Any]
     schedule: Mapping[str, Any]
     mask: Mapping[str, Tensor] = field(default_factory=dict)
+    best: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def copied(self) -> "Checkpoint":
+        """Return the same with tensors of its own, that further training does not change."""
+        return replace(
+            self,
+            network=_copied(self.network),
+            optimizer=_copied(self.optimizer),
+            schedule=_copied(self.schedule),
+            mask=_copied(self.mask),
+        )
 
     def to_bytes(self) -> bytes:
         """Return the contents of ``checkpoint.pt``."""
@@ -46,6 +59,7 @@ class Checkpoint:
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "mask": dict(self.mask),
+            "best": dict(self.best),
         }
         torch.save(contents, buffer)
         return buffer.getvalue()
@@ -68,3 +82,11 @@ class Checkpoint:
                 f"{path} cannot be read ({type(error).__name__}); "
                 f"remove {path.parent} to start anew"
             ) from error
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -1,11 +1,13 @@
 """One run: train or load, prune, fine-tune, record; killed at any moment, it goes on."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lossprune.experiment.cache import Cache
 from lossprune.experiment.checkpoint import Checkpoint
@@ -23,6 +25,7 @@ from lossprune.experiment.progress import Progress, Silent
 from lossprune.experiment.record import (
     DIVERGED,
     FINISHED,
+    RUNNING,
     EpochRecord,
     RunRecord,
     Scores,
@@ -62,21 +65,39 @@ def run(
     record = folder.settled()
     if record is not None:
         return record
-    unfinished = folder.record()
-    with computing(config, unfinished):
-        setting = prepare(config, unfinished, cache)
-        with folder.locked():
-            # Another process may have finished it while this one was loading the data.
-            return (
-                folder.settled()
-                or _Run(
-                    setting, folder, progress or Silent(), cache or Cache(), checkpoint_seconds
-                ).finish()
-            )
+    with (
+        computing(config, folder.record()),
+        opened(config, progress, cache=cache, checkpoint_seconds=checkpoint_seconds) as going,
+    ):
+        going.begin()
+        while going.due:
+            going.train()
+        return going.record
 
 
-class _Run:
-    """A run under way: each step ends in a checkpoint that holds all of it."""
+@contextmanager
+def opened(
+    config: RunConfig,
+    progress: Progress | None = None,
+    *,
+    cache: Cache | None = None,
+    checkpoint_seconds: float = 0.0,
+) -> Iterator["Run"]:
+    """Prepare a run and hold its folder; arguments and errors as :func:`run`."""
+    folder = RunFolder(config.folder)
+    setting = prepare(config, folder.record(), cache)
+    with folder.locked():
+        yield Run(setting, folder, progress or Silent(), cache or Cache(), checkpoint_seconds)
+
+
+class Run:
+    """A run under way, one epoch at a time.
+
+    After :meth:`begin` it is pruned as far as it may be, and epochs are :attr:`due` until it has
+    come to its end.  Each is either trained here (:meth:`train`) or elsewhere, together with other
+    runs, and its scores taken (:meth:`take`).  What is done is held as a checkpoint, which
+    :meth:`save` writes.
+    """
 
     def __init__(
         self,
@@ -103,38 +124,104 @@ class _Run:
         )
         self.training: Training = DenseTraining(self.network, self.dataset, "nothing is pruned")
         self._restart_optimizer()
+        self._held: Checkpoint | None = None
+        self._best: Mapping[str, Tensor] | None = None  # where its file does not hold it yet
         self._clock = self._saved = time.perf_counter()
 
-    def finish(self) -> RunRecord:
-        """Do all steps that are left."""
-        try:
+    def begin(self) -> None:
+        """Start, or go on from the checkpoint, up to the next epoch to train."""
+        # Another process may have finished it while this one was loading the data.
+        settled = self.folder.settled()
+        if settled is not None:
+            self.record = settled
+            return
+        with self._settling():
             if (self.folder.path / CHECKPOINT).exists():
                 self._resume()
             else:
-                self._begin()
-            while self._step():
-                pass
-        except DivergedError as error:
-            self._settle(DIVERGED, str(error))
-        else:
-            self._settle(FINISHED)
-        return self.record
+                self._start()
+            self._go_on()
 
     @property
     def epoch(self) -> int:
+        """How many epochs are done."""
         return len(self.record.epochs)
 
-    def _step(self) -> bool:
-        """Prune or train one epoch; False where neither is left to do."""
-        if self.epoch == self.config.prune_epoch and self.record.after_pruning is None:
-            self._prune()
-        elif self.epoch < self.config.epochs:
-            self._train()
-        else:
-            return False
-        return True
+    @property
+    def due(self) -> bool:
+        """Whether an epoch is to be trained; False where the run has come to its end."""
+        return self.record.status == RUNNING
 
-    def _begin(self) -> None:
+    @property
+    def generator(self) -> torch.Generator:
+        """What draws the order of the epoch that is due, anew for each."""
+        return torch.Generator().manual_seed(self.config.seed + self.epoch + 1)
+
+    def train(self) -> None:
+        """Train the epoch that is due, alone, and save it."""
+        began = time.perf_counter()
+        with self._settling():
+            if self.record.training:
+                self._note_training(self.training.mode, self.training.reason)
+            try:
+                self.training.train_epoch(self.optimizer, generator=self.generator)
+            except DivergedError as error:
+                raise self._diverged(error) from None
+            self._add_epoch(self._evaluate(), time.perf_counter() - began)
+            self.save()
+            self._go_on()
+
+    def take(self, came: Scores | DivergedError, seconds: float, mode: str, reason: str) -> None:
+        """Take the epoch that was due, trained elsewhere; it is held, not saved.
+
+        Args:
+            came: of the network and optimizer of this run, trained in place.
+            seconds: this run's share of what it took.
+            mode: how it was trained.
+            reason: why so.
+        """
+        self.restart_clock(seconds)
+        with self._settling():
+            self._note_training(mode, reason)
+            if isinstance(came, DivergedError):
+                raise self._diverged(came)
+            self._add_epoch(came, seconds)
+            self._go_on()
+
+    def restart_clock(self, spent: float = 0.0) -> None:
+        """Count seconds from now on, and those ``spent``: others may have computed meanwhile."""
+        self._clock = time.perf_counter() - spent
+
+    def save(self) -> None:
+        """Write what is held: the checkpoint first, then what can be made again from it."""
+        if self._held is None:
+            return
+        held, self._held = self._held, None
+        if self._best is not None and not self._best_is_current:
+            held = replace(held, best=self._best)
+        self.folder.write(CHECKPOINT, held.to_bytes())
+        self._saved = time.perf_counter()
+        self._write_derived()
+
+    @contextmanager
+    def _settling(self) -> Iterator[None]:
+        """Take a loss that is not finite as the end of this run."""
+        try:
+            yield
+        except DivergedError as error:
+            self.save()
+            self._settle(DIVERGED, str(error))
+
+    def _go_on(self) -> None:
+        """Prune where that is due; where nothing is, settle."""
+        if self.epoch == self.config.prune_epoch and self.record.after_pruning is None:
+            self.save()
+            self._prune()
+        if self.epoch >= self.config.epochs:
+            self.save()
+            self._settle(FINISHED)
+
+    def _start(self) -> None:
         key = (self.record.start.weights_sha256, *self._conditions())
         scores = self.cache.get("scores", key, self._evaluate)
         self.progress.note(f"start: {describe(scores)}")
@@ -157,34 +244,33 @@ class _Run:
             else:
                 self.mask = Mask.load(self.folder.path / MASK)
             self._restart_optimizer()
-            self._choose_training()
+            self._keep_training()
         elif saved.mask:
             self.mask = Mask(dict(saved.mask), criterion=self.config.criterion)
         self.optimizer.load_state_dict(dict(saved.optimizer))
         self.schedule.load_state_dict(dict(saved.schedule))
+        if saved.best:
+            self._best = saved.best
+        elif self._best_is_current and not self._is_pruning:
+            self._best = saved.network
         self._write_derived()
         where = f"epoch {self.epoch}"
         if self._is_pruning:
             where = f"pruning stage {len(self.record.stages)}"
         self.progress.note(f"going on after {where}")
 
-    def _train(self) -> None:
-        epoch = self.epoch + 1
-        began = time.perf_counter()
-        generator = torch.Generator().manual_seed(self.config.seed + epoch)
-        try:
-            self.training.train_epoch(self.optimizer, generator=generator)
-        except DivergedError as error:
-            raise DivergedError(f"epoch {epoch}: {error}") from None
+    def _add_epoch(self, scores: Scores, seconds: float) -> None:
+        self._check(scores, f"after epoch {self.epoch + 1}")
         self.schedule.step()
-        scores = self._evaluate()
-        self._check(scores, f"after epoch {epoch}")
-        row = EpochRecord(epoch, scores, time.perf_counter() - began)
+        row = EpochRecord(self.epoch + 1, scores, seconds)
         best = self.record.best
         if best is None or scores.valid_error < best.scores.valid_error:
             best = row
-        self._commit(epochs=(*self.record.epochs, row), best=best, last=row)
-        self.progress.advance("epoch", epoch, self.config.epochs, describe(scores))
+        self._hold(epochs=(*self.record.epochs, row), best=best, last=row)
+        self.progress.advance("epoch", row.epoch, self.config.epochs, describe(scores))
+
+    def _diverged(self, error: DivergedError) -> DivergedError:
+        return DivergedError(f"epoch {self.epoch + 1}: {error}")
 
     def _prune(self) -> None:
         config = self.config
@@ -252,49 +338,67 @@ class _Run:
         self._check(pruned.scores, "after pruning")
 
     def _choose_training(self) -> None:
-        """Choose how to fine-tune, and record it; a run goes on in the way that it began."""
+        """Choose how to fine-tune, and record it."""
         assert self.mask is not None
-        before = self.record.training[-1]["mode"] if self.record.training else None
-        if self.config.train == "auto" and before == "dense":
-            return
         self.training = choose_training(self.network, self.mask, self.dataset, self.config.train)
-        if self.training.mode != before:
-            now = {"from_epoch": self.epoch + 1, "mode": self.training.mode}
-            now["reason"] = self.training.reason
-            self._set(training=(*self.record.training, now))
-            self.progress.note(f"training: {self.training.mode}, {self.training.reason}")
+        self._note_training(self.training.mode, self.training.reason)
+
+    def _keep_training(self) -> None:
+        """Go on in the way that the run began; densely, where it was trained with others."""
+        now = self.record.training[-1] if self.record.training else None
+        if now is None or now["mode"] == "sparse" or self.config.train != "auto":
+            self._choose_training()
+        else:
+            self.training = DenseTraining(self.network, self.dataset, now["reason"])
+
+    def _note_training(self, mode: str, reason: str) -> None:
+        """Record how the next epoch is trained, where that is another way than before."""
+        epoch = self.epoch + 1
+        noted = tuple(it for it in self.record.training if it["from_epoch"] < epoch)
+        if not noted or noted[-1]["mode"] != mode:
+            noted = (*noted, {"from_epoch": epoch, "mode": mode, "reason": reason})
+        if noted != self.record.training:
+            self._set(training=noted)
+            self.progress.note(f"training: {mode}, {reason}")
 
     def _settle(self, status: str, message: str | None = None) -> None:
-        """Write what a run leaves, the record last; what only an unfinished one needs goes."""
+        """Write what a run leaves, the record last; what only an unfinished one needs goes.
+
+        The last network is that of the checkpoint: where it diverged, of the epoch before.
+        """
         saved = Checkpoint.from_file(self.folder.path / CHECKPOINT, self.device)
-        self.network.load_state_dict(dict(saved.network))  # where it diverged, the epoch before
-        self.folder.write(LAST, self._network_bytes(self.record.last))
+        self.folder.write(LAST, self._network_bytes(saved.network, self.record.last))
         self._set(status=status, message=message)
         self.folder.write(LOG, self.record.to_log().encode())
         self.folder.write(RECORD, self.record.to_json().encode())
         self.folder.remove(CHECKPOINT)
 
     def _commit(self, **changes: object) -> None:
-        """Take a step as done: checkpoint first, then what can be made again from it."""
+        """Take a step as done, and save it."""
+        self._hold(**changes)
+        self.save()
+
+    def _hold(self, **changes: object) -> None:
+        """Take a step as done, in memory."""
         self._set(**changes)
         pruning_or_pruned = self._is_pruning or self._is_fresh
-        checkpoint = Checkpoint(
+        self._held = Checkpoint(
             self.record,
             self.network.state_dict(),
             self.optimizer.state_dict(),
             self.schedule.state_dict(),
             dict(self.mask) if self.mask is not None and pruning_or_pruned else {},
-        )
-        self.folder.write(CHECKPOINT, checkpoint.to_bytes())
-        self._saved = time.perf_counter()
-        self._write_derived()
+        ).copied()
+        if self._best_is_current and not self._is_pruning:
+            self._best = self._held.network
 
     def _write_derived(self) -> None:
         """Write the files that the checkpoint just written, or just read, determines."""
         if self._is_fresh and self.mask is not None:
             self.folder.save(MASK, self.mask.save)
-        if self._best_is_current and not self._is_pruning:
-            self.folder.write(BEST, self._network_bytes(self.record.best))
+        if self._best is not None:
+            self.folder.write(BEST, self._network_bytes(self._best, self.record.best))
+            self._best = None
         self.folder.write(LOG, self.record.to_log().encode())
         self.folder.write(RECORD, self.record.to_json().encode())
 
@@ -346,7 +450,7 @@ class _Run:
         if not scores.finite:
             raise DivergedError(f"a loss {when} is not finite")
 
-    def _network_bytes(self, at: EpochRecord | None) -> bytes:
+    def _network_bytes(self, weights: Mapping[str, Tensor], at: EpochRecord | None) -> bytes:
         metadata = {
             "architecture": self.config.arch,
             "dataset": self.config.dataset_name,
@@ -355,4 +459,4 @@ class _Run:
             "epoch": 0 if at is None else at.epoch,
             "sparsity": self.record.sparsity,
         }
-        return network_bytes(self.network.state_dict(), metadata)
+        return network_bytes(weights, metadata)
