@@ -1,7 +1,8 @@
 """Training and evaluating a network, masked or not.
 
 A mask is held by :meth:`lossprune.Mask.enforce` on the optimizer: the loop below knows nothing of
-it.  :class:`SparseTraining` does the same work over the surviving weights alone.
+it.  :class:`SparseTraining` does the same work over the surviving weights alone,
+:class:`StackedTraining` for many networks together.
 
 >>> import torch
 >>> from lossprune.data import load
@@ -25,16 +26,24 @@ from lossprune.training.sparse_choice import DenseTraining as DenseTraining
 from lossprune.training.sparse_choice import Training as Training
 from lossprune.training.sparse_choice import choose_training as choose_training
 from lossprune.training.sparse_structure import NotSparseError as NotSparseError
+from lossprune.training.stacked import StackedTraining as StackedTraining
+from lossprune.training.stacked import worthwhile as worthwhile
+from lossprune.training.stacked_checks import NotStackableError as NotStackableError
+from lossprune.training.stacked_memory import bytes_per_member as bytes_per_member
 
 __all__ = [
     "DenseTraining",
     "DivergedError",
     "Evaluation",
     "NotSparseError",
+    "NotStackableError",
     "SparseTraining",
+    "StackedTraining",
     "Training",
+    "bytes_per_member",
     "choose_training",
     "evaluate",
     "make_optimizer",
     "train_epoch",
+    "worthwhile",
 ]

@@ -6,15 +6,15 @@ written after every epoch.  The work is that of ``kernels/sparse_training.c``, o
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from lossprune.data import Dataset, Split
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import CHECK_EVERY, not_finite
+from lossprune.training.sgd import plain_settings
 from lossprune.training.sparse_kernel import Kernel
 from lossprune.training.sparse_structure import (
     NotSparseError,
@@ -96,7 +96,7 @@ class SparseTraining:
             DivergedError: the loss becomes infinite or NaN.
             ValueError: another optimizer.
         """
-        group = _check_optimizer(self.network, optimizer)
+        group = plain_settings(self.network, optimizer)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         self.network.train()
@@ -235,18 +235,3 @@ def normalisation(dataset: Dataset) -> tuple[Tensor, Tensor]:
         torch.tensor(factors, dtype=torch.float32).repeat_interleave(repeats),
         torch.tensor(offsets, dtype=torch.float32).repeat_interleave(repeats),
     )
-
-
-def _check_optimizer(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    if type(optimizer) is not SGD or len(optimizer.param_groups) != 1:
-        raise ValueError(
-            f"optimizer must be torch.optim.SGD with one group of parameters, got {optimizer!r}"
-        )
-    group = optimizer.param_groups[0]
-    if group["nesterov"] or group["dampening"] or group["maximize"]:
-        raise ValueError(
-            "optimizer must be SGD without nesterov, dampening and maximize, got " + repr(optimizer)
-        )
-    if {id(it) for it in group["params"]} != {id(it) for it in network.parameters()}:
-        raise ValueError("optimizer must hold exactly the parameters of the network")
-    return group

@@ -53,10 +53,25 @@ class Survivors:
 
 
 def read_stages(network: nn.Module) -> tuple[Stage, ...]:
-    """Return the layers of a multilayer perceptron.
+    """Return the layers of a multilayer perceptron in float32 on the CPU.
 
     Raises:
         NotSparseError: it is none, or one that trains in another way.
+    """
+    stages = read_layers(network)
+    for name, parameter in network.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise NotSparseError(
+                f"{name} is {parameter.dtype} on {parameter.device}, not torch.float32 on the CPU"
+            )
+    return stages
+
+
+def read_layers(network: nn.Module) -> tuple[Stage, ...]:
+    """Return the layers of a multilayer perceptron of any type on any device.
+
+    Raises:
+        NotSparseError: it is none, or has hooks, frozen or scattered parameters.
     """
     if type(network) is not nn.Sequential:
         raise NotSparseError(f"{type(network).__name__} is not a Sequential of linear layers")
@@ -81,10 +96,6 @@ def read_stages(network: nn.Module) -> tuple[Stage, ...]:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             raise NotSparseError("it has hooks, which sparse training would not run")
     for name, parameter in network.named_parameters():
-        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
-            raise NotSparseError(
-                f"{name} is {parameter.dtype} on {parameter.device}, not torch.float32 on the CPU"
-            )
         if not parameter.requires_grad or not parameter.is_contiguous():
             raise NotSparseError(f"{name} is not trained, or not contiguous")
     return tuple(stages)

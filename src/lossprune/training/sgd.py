@@ -1,0 +1,27 @@
+"""What training outside of torch's optimizer asks of that optimizer."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+
+def plain_settings(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Return the learning rate, momentum and weight decay of plain SGD, as its group of parameters.
+
+    Raises:
+        ValueError: it is not SGD, has several groups, holds other parameters than the network's, or
+            uses nesterov, dampening or maximize.
+    """
+    if type(optimizer) is not SGD or len(optimizer.param_groups) != 1:
+        raise ValueError(
+            f"optimizer must be torch.optim.SGD with one group of parameters, got {optimizer!r}"
+        )
+    group = optimizer.param_groups[0]
+    if group["nesterov"] or group["dampening"] or group["maximize"]:
+        raise ValueError(
+            "optimizer must be SGD without nesterov, dampening and maximize, got " + repr(optimizer)
+        )
+    if {id(it) for it in group["params"]} != {id(it) for it in network.parameters()}:
+        raise ValueError("optimizer must hold exactly the parameters of the network")
+    return group

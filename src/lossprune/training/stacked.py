@@ -1,0 +1,198 @@
+"""Training many networks of one architecture together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lossprune.data import Dataset
+from lossprune.training.evaluation import Evaluation
+from lossprune.training.loop import DivergedError
+from lossprune.training.sgd import plain_settings
+from lossprune.training.stacked_batches import group_by_dataset, group_by_order
+from lossprune.training.stacked_checks import (
+    check_by_trial,
+    perceptron_layers,
+    read_members,
+)
+from lossprune.training.stacked_epoch import Epoch
+from lossprune.training.stacked_in_turn import InTurn
+from lossprune.training.stacked_perceptron import PerceptronSteps
+from lossprune.training.stacked_together import Together
+from lossprune.training.stacked_vmap import AnySteps
+
+
+class StackedTraining:
+    """Networks of one architecture that train together, each as it would alone, to rounding.
+
+    Each has its own weights, mask, order, augmentation, learning rate, weight decay, momentum and
+    divergence.  Batches are gathered once for the networks that share a data set object and whose
+    generators are in the same state.  Multilayer perceptrons take steps that are written out; other
+    networks go through :func:`torch.func.vmap`.
+
+    >>> from lossprune.data import load
+    >>> from lossprune.networks import NETWORKS
+    >>> from lossprune.training import make_optimizer
+    >>> digits = load("digits", seed=1111)
+    >>> def seeded(seed):
+    ...     return torch.Generator().manual_seed(seed)
+    >>> networks = [NETWORKS["MLP"](shape=digits.shape, generator=seeded(n)) for n in range(3)]
+    >>> rates = (0.1, 0.001, 1e38)
+    >>> optimizers = [make_optimizer(it, lr=lr, l2=0) for it, lr in zip(networks, rates)]
+    >>> training = StackedTraining(networks, [None] * 3, [digits] * 3)
+    >>> losses = training.train_epoch(optimizers, generators=[seeded(7) for _ in networks])
+    >>> losses[0] < losses[1]
+    True
+    >>> losses[2]
+    DivergedError('the training loss is not finite within 13 steps')
+    >>> training.evaluate("valid")[0].error < 0.2
+    True
+
+    Args:
+        networks: built alike, on one device, in float32 or float64; trained in place.
+        masks: for each, bool tensors by parameter name, True where a weight is kept; None: all.
+            Removed weights are exactly 0 after every step.
+        datasets: for each, on the networks' device; they may differ in their examples, not in how
+            many there are.
+        together: take each step of all networks at once; False: some steps of one network after the
+            other, over the same batches; None: False for perceptrons on the CPU, whose weights then
+            stay in its caches, and True elsewhere.
+
+    Raises:
+        NotStackableError: the networks cannot be stacked; the message says why.
+    """
+
+    mode = "stacked"
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        masks: Sequence[Mapping[str, Tensor] | None],
+        datasets: Sequence[Dataset],
+        *,
+        together: bool | None = None,
+    ) -> None:
+        self.networks, self.datasets = tuple(networks), tuple(datasets)
+        members = read_members(networks, masks, datasets)
+        layers = perceptron_layers(networks[0], datasets[0])
+        if together is None:
+            together = layers is None or next(networks[0].parameters()).device.type != "cpu"
+        if layers is None:
+            self._steps = AnySteps(networks[0])
+            check_by_trial(self._steps, members, datasets[0])
+        else:
+            self._steps = PerceptronSteps(layers)
+        self._order = (Together if together else InTurn)(members, self._steps)
+
+    @property
+    def reason(self) -> str:
+        """What is trained, and how, in one line."""
+        return f"{len(self.networks)} networks {self._order.how}, {self._steps.what}"
+
+    def train_epoch(
+        self,
+        optimizers: Sequence[Optimizer],
+        *,
+        batch_size: int = 100,
+        generators: Sequence[torch.Generator],
+        active: Sequence[bool] | None = None,
+    ) -> list[float | DivergedError]:
+        """Do for each member what :func:`lossprune.training.train_epoch` does.
+
+        Weights and momentum are read from each network and optimizer and written back, in torch's
+        own format.
+
+        Args:
+            optimizers: for each member, SGD on all its parameters, as :func:`make_optimizer` makes
+                it; the momentum is the same for all.
+            batch_size: examples a step; the last batch holds what is left.
+            generators: for each member one of its own, which draws order and augmentation.
+            active: False for members that are left as they are; None: all are trained.
+
+        Returns:
+            For each member its mean loss on the way.  Where that is infinite or NaN, the error that
+            the dense loop raises; such a network is then of no use, and no other one is harmed.
+            NaN for those that are not active.
+
+        Raises:
+            ValueError: another optimizer, momenta that differ, a batch size below 1, or a count
+                that is not the networks'.
+        """
+        self._check_counts(optimizers=optimizers, generators=generators)
+        members = self._active(active)
+        outcomes: list[float | DivergedError] = [float("nan")] * len(self.networks)
+        if not members:
+            return outcomes
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        settings = {it: plain_settings(self.networks[it], optimizers[it]) for it in members}
+        momentum = _common_momentum(settings)
+        for member in members:
+            self.networks[member].train()
+        epoch = Epoch(
+            groups=group_by_order(members, self.datasets, generators),
+            optimizers={it: optimizers[it] for it in members},
+            settings=settings,
+            momentum=momentum,
+            batch_size=batch_size,
+        )
+        with torch.no_grad():
+            found = self._order.train(epoch)
+        for member, outcome in found.items():
+            outcomes[member] = outcome
+            # Hooks and schedules see a step; without gradients it changes no parameter.
+            optimizers[member].zero_grad(set_to_none=True)
+            optimizers[member].step()
+        return outcomes
+
+    def evaluate(self, which: str, active: Sequence[bool] | None = None) -> list[Evaluation]:
+        """Return what :func:`lossprune.training.evaluate` does for each member, to rounding.
+
+        Args:
+            which: ``"train"``, ``"valid"`` or ``"test"``, of each member's own data set.
+            active: False for members that are left out, with NaN; None: all are evaluated.
+        """
+        if which not in self.datasets[0].splits:
+            raise ValueError(f"which must be train, valid or test, got {which!r}")
+        evaluations = [Evaluation(float("nan"), float("nan"))] * len(self.networks)
+        members = self._active(active)
+        if not members:
+            return evaluations
+        with torch.no_grad():
+            found = self._order.evaluate(which, group_by_dataset(members, self.datasets))
+        for member, evaluation in found.items():
+            evaluations[member] = evaluation
+        return evaluations
+
+    def _active(self, active: Sequence[bool] | None) -> list[int]:
+        if active is None:
+            return list(range(len(self.networks)))
+        self._check_counts(active=active)
+        return [member for member, it in enumerate(active) if it]
+
+    def _check_counts(self, **given: Sequence[Any]) -> None:
+        for name, values in given.items():
+            if len(values) != len(self.networks):
+                raise ValueError(
+                    f"{name} must be one for each of the {len(self.networks)} networks, "
+                    f"got {len(values)}"
+                )
+
+
+def worthwhile(network: nn.Module, dataset: Dataset) -> bool:
+    """Whether a stack of such networks is no slower than one after the other.
+
+    Always on CUDA; on the CPU for perceptrons alone: others are slower under vmap
+    (docs/training.md has the measurements).
+    """
+    cuda = next(network.parameters()).device.type == "cuda"
+    return cuda or perceptron_layers(network, dataset) is not None
+
+
+def _common_momentum(settings: Mapping[int, Mapping[str, Any]]) -> float:
+    found = sorted({float(it["momentum"]) for it in settings.values()})
+    if len(found) > 1:
+        raise ValueError(f"optimizers must have the same momentum, got {found}")
+    return found[0]

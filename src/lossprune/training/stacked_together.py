@@ -1,0 +1,99 @@
+"""All members at once: every product is of all of them; on CUDA a step is one recorded graph."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lossprune.data import Dataset
+from lossprune.training.evaluation import Evaluation
+from lossprune.training.loop import CHECK_EVERY
+from lossprune.training.stacked_batches import Group, Spread, in_lockstep
+from lossprune.training.stacked_epoch import Epoch, Losses, Outcome, Scores, Steps
+from lossprune.training.stacked_graph import RecordedStep
+from lossprune.training.stacked_state import Member, Stack
+
+_EVALUATED = 100  # examples of an evaluation at a time: as much memory as a usual step
+
+
+class Together:
+    """Networks that take each step at once, in memory of the stack's own."""
+
+    how = "at once"
+
+    def __init__(self, members: Sequence[Member], steps: Steps) -> None:
+        self.members, self.steps = members, steps
+        self._stack: tuple[tuple[int, ...], Stack] | None = None
+        self._recorded: tuple[tuple[object, ...], RecordedStep] | None = None
+
+    def train(self, epoch: Epoch) -> dict[int, Outcome]:
+        """Train an epoch, without waiting for the device before its end."""
+        chosen = _sorted_members(epoch.groups)
+        stack = self._stack_of(chosen)
+        spread = Spread(epoch.groups, chosen, stack.device, stack.dtype)
+
+        def plain(inputs: Tensor, labels: Tensor) -> None:
+            self.steps.step(stack, inputs, labels, epoch.momentum)
+
+        dataset = epoch.groups[0].dataset
+        whole = self._record(plain, stack, spread, dataset, epoch)
+        optimizers = [epoch.optimizers[it] for it in chosen]
+        stack.load()
+        stack.load_momentum(optimizers)
+        stack.begin([epoch.settings[it] for it in chosen])
+        losses, step = Losses(), 0
+        streams = [it.training_batches(epoch.batch_size) for it in epoch.groups]
+        for step, (batches,) in enumerate(in_lockstep(streams, 1), start=1):
+            inputs, labels = spread(batches)
+            (whole if labels.shape[1] == epoch.batch_size else plain)(inputs, labels)
+            if step % CHECK_EVERY == 0:
+                losses.note(step, stack.totals)
+        losses.note(step, stack.totals)
+        stack.store(optimizers, epoch.momentum)
+        return dict(zip(chosen, losses.outcomes(len(dataset.train)), strict=True))
+
+    def evaluate(self, which: str, groups: Sequence[Group]) -> dict[int, Evaluation]:
+        """Evaluate on one of the three splits of each member's own data set."""
+        chosen = _sorted_members(groups)
+        stack = self._stack_of(chosen)
+        stack.load()
+        spread = Spread(groups, chosen, stack.device, stack.dtype)
+        streams = [it.dataset.batches(it.dataset.splits[which], _EVALUATED) for it in groups]
+        scores = Scores(stack)
+        for (batches,) in in_lockstep(streams, 1):
+            inputs, labels = spread(batches)
+            scores.add(self.steps.logits(stack, inputs), labels)
+        examples = len(groups[0].dataset.splits[which])
+        return dict(zip(chosen, scores.evaluations(examples), strict=True))
+
+    def _stack_of(self, chosen: tuple[int, ...]) -> Stack:
+        """Return the stack of these members; it is kept while they stay the same."""
+        if self._stack is None or self._stack[0] != chosen:
+            self._stack = self._recorded = None  # their memory first
+            self._stack = (chosen, Stack.joined([self.members[it] for it in chosen]))
+        return self._stack[1]
+
+    def _record(
+        self,
+        plain: Callable[[Tensor, Tensor], None],
+        stack: Stack,
+        spread: Spread,
+        dataset: Dataset,
+        epoch: Epoch,
+    ) -> Callable[[Tensor, Tensor], None]:
+        """Return the step of a whole batch: on CUDA as a graph, recorded once."""
+        key = (epoch.batch_size, epoch.momentum, spread.rows)
+        if self._recorded is not None and self._recorded[0] != key:
+            self._recorded = None  # the memory that it works in may go with other sizes
+        if stack.device.type != "cuda" or epoch.batch_size > len(dataset.train):
+            return plain
+        if self._recorded is None:
+            shape = (spread.rows, epoch.batch_size)
+            inputs = torch.zeros((*shape, *dataset.shape), dtype=stack.dtype, device=stack.device)
+            labels = torch.zeros(shape, dtype=torch.int64, device=stack.device)
+            self._recorded = (key, RecordedStep(plain, inputs, labels))
+        return self._recorded[1]
+
+
+def _sorted_members(groups: Sequence[Group]) -> tuple[int, ...]:
+    return tuple(sorted(member for group in groups for member in group.members))

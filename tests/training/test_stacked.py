@@ -1,0 +1,563 @@
+"""A network trains in a stack as it does alone, but for rounding."""
+
+import copy
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossprune.data import Dataset, load
+from lossprune.networks import NETWORKS
+from lossprune.pruning import Mask
+from lossprune.training import (
+    DivergedError,
+    NotStackableError,
+    StackedTraining,
+    evaluate,
+    make_optimizer,
+    train_epoch,
+    worthwhile,
+)
+
+# Absolute, of weights below 1 after three epochs. Sums in another order round by 1e-7 (float32) and
+# 2e-16 (float64) of themselves; 39 steps of SGD let that grow.
+FLOAT32 = 2e-6
+FLOAT64 = 1e-12
+LOSS32 = 1e-6  # of mean losses and scores, likewise
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", seed=1111)
+
+
+class Double(nn.Module):
+    """A float64 network for the dense loop, whose inputs are float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs.double())
+
+
+class Any(nn.Module):
+    """A network that is no perceptron of the written-out kind: it goes through vmap."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)
+
+
+def perceptron(seed: int) -> nn.Module:
+    return NETWORKS["MLP"](shape=(1, 8, 8), hidden=(30, 20), generator=seeded(seed))
+
+
+def rectifiers(seed: int) -> nn.Module:
+    """ReLU, a layer without bias, and two linear layers in a row."""
+    return drawn(
+        nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(64, 30, bias=False),
+            nn.ReLU(),
+            nn.Linear(30, 20),
+            nn.Linear(20, 10),
+        ),
+        seed,
+    )
+
+
+def convolutions(seed: int) -> nn.Module:
+    return drawn(
+        nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(96, 10),
+        ),
+        seed,
+    )
+
+
+def normalised(seed: int) -> nn.Module:
+    """Batch norm on images, on the inputs themselves, and on rows."""
+    return drawn(
+        nn.Sequential(
+            nn.BatchNorm2d(1),
+            nn.Conv2d(1, 6, 3, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(216, 10, bias=False),
+            nn.BatchNorm1d(10),
+        ),
+        seed,
+    )
+
+
+def drawn(network: nn.Module, seed: int) -> nn.Module:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            noise = torch.randn(parameter.shape, generator=seeded(seed))
+            if parameter.ndim > 1:
+                parameter.copy_(noise / math.sqrt(parameter[0].numel()))
+            else:  # biases, and the scales of batch norm
+                parameter.copy_(1 + 0.1 * noise)
+            seed += 1
+    return network
+
+
+def random_mask(network: nn.Module, left: float, seed: int) -> Mask:
+    generator = seeded(seed)
+    return Mask(
+        {
+            name: torch.rand(weight.shape, generator=generator) < left
+            for name, weight in network.named_parameters()
+            if weight.ndim > 1
+        }
+    )
+
+
+@dataclass
+class Runs:
+    """Networks with masks, learning rates, decays and orders of their own, some order shared."""
+
+    networks: list[nn.Module]
+    masks: Sequence[Mask | None]
+    optimizers: list[torch.optim.SGD]
+    order_of: Sequence[int] = (0, 0, 1, 1)
+
+    def generators(self, epoch: int) -> list[torch.Generator]:
+        return [seeded(100 * which + epoch) for which in self.order_of]
+
+
+def make_runs(build: Callable[[int], nn.Module], *, momentum: float = 0.9) -> Runs:
+    networks = [build(10 * number) for number in range(4)]
+    masks = [None, *(random_mask(it, 0.4, seed) for seed, it in enumerate(networks[1:]))]
+    for network, mask in zip(networks, masks, strict=True):
+        if mask is not None:
+            mask.apply_(network)
+    return Runs(networks, masks, optimizers_of(networks, momentum))
+
+
+def optimizers_of(networks: list[nn.Module], momentum: float = 0.9) -> list[torch.optim.SGD]:
+    return [
+        make_optimizer(network, lr=0.01 * (1 + number), l2=0.01 * number, momentum=momentum)
+        for number, network in enumerate(networks)
+    ]
+
+
+def alone(runs: Runs, *, double: bool = False) -> Runs:
+    """The same runs for the dense loop, with the masks enforced on the optimizers."""
+    networks = [copy.deepcopy(network) for network in runs.networks]
+    if double:
+        networks = [Double(network) for network in networks]
+    momentum = runs.optimizers[0].param_groups[0]["momentum"]
+    optimizers = optimizers_of(networks, momentum)
+    prefix = "network." if double else ""
+    for network, mask, optimizer in zip(networks, runs.masks, optimizers, strict=True):
+        if mask is not None:
+            named = Mask({prefix + name: kept for name, kept in mask.items()})
+            named.enforce(network, optimizer)
+    return Runs(networks, runs.masks, optimizers, runs.order_of)
+
+
+def train_alone(runs: Runs, datasets: Sequence[Dataset], epoch: int) -> list[float]:
+    each = zip(runs.networks, datasets, runs.optimizers, runs.generators(epoch), strict=True)
+    return [
+        train_epoch(network, dataset, optimizer, generator=generator)
+        for network, dataset, optimizer, generator in each
+    ]
+
+
+def assert_equal_states(found: nn.Module, expected: nn.Module, tolerance: float) -> None:
+    for (name, one), other in zip(
+        found.state_dict().items(), expected.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance, msg=name)
+
+
+KINDS = {
+    "perceptrons in turn": (perceptron, False),
+    "perceptrons at once": (perceptron, True),
+    "rectifiers in turn": (rectifiers, False),
+    "rectifiers at once": (rectifiers, True),
+    "perceptrons by vmap": (lambda seed: Any(perceptron(seed)), None),
+    "convolutions": (convolutions, None),
+    "convolutions in turn": (convolutions, False),
+    "batch norm": (normalised, None),
+}
+kinds = pytest.mark.parametrize(("build", "together"), KINDS.values(), ids=KINDS)
+
+
+@kinds
+@pytest.mark.parametrize("augmented", [False, True])
+def test_three_epochs_in_float64_are_those_of_the_dense_loop(digits, build, together, augmented):
+    """Own masks, rates, decays and orders; momentum, the last part of a batch; running statistics.
+
+    1,297 examples in batches of 100 leave a last one of 97.
+    """
+    datasets = [replace(digits, augmented=augmented)] * 4
+    stacked = make_runs(lambda seed: build(seed).double())
+    plain = alone(stacked, double=True)
+    training = StackedTraining(stacked.networks, stacked.masks, datasets, together=together)
+    for epoch in range(3):
+        generators = stacked.generators(epoch)
+        found = training.train_epoch(stacked.optimizers, generators=generators)
+        # The dense loop sums the losses in float32.
+        assert found == pytest.approx(train_alone(plain, datasets, epoch), rel=LOSS32)
+        # Later draws go on as they would alone.
+        for generator, other in zip(generators, stacked.generators(epoch), strict=True):
+            torch.randperm(1297, generator=other)
+            if augmented:
+                torch.randint(9, (2, 1297), generator=other)
+                torch.randint(2, (1297,), generator=other)
+            assert torch.equal(generator.get_state(), other.get_state())
+    for network, other in zip(stacked.networks, plain.networks, strict=True):
+        assert_equal_states(network, other.network, FLOAT64)
+
+
+@kinds
+def test_epochs_and_scores_in_float32_are_those_of_the_dense_loop(digits, build, together):
+    other = load("digits", seed=1)  # other examples in training
+    datasets = [digits, digits, digits, other]
+    stacked = make_runs(build)
+    plain = alone(stacked)
+    training = StackedTraining(stacked.networks, stacked.masks, datasets, together=together)
+    found = training.train_epoch(stacked.optimizers, generators=stacked.generators(0))
+    assert found == pytest.approx(train_alone(plain, datasets, 0), rel=1e-5)
+    for network, mask, expected in zip(
+        stacked.networks, stacked.masks, plain.networks, strict=True
+    ):
+        if build is not normalised:  # whose directions without a gradient are rounding alone
+            assert_equal_states(network, expected, FLOAT32)
+        for name, kept in (mask or {}).items():
+            weight = network.get_parameter(name)
+            assert (weight[~kept].view(torch.int32) == 0).all()  # +0.0, to the bit
+            assert weight[kept].count_nonzero() > 0.9 * kept.sum()
+    modes = [module.training for network in stacked.networks for module in network.modules()]
+    for which in ("train", "valid", "test"):
+        scores = [
+            evaluate(network, dataset, dataset.splits[which])
+            for network, dataset in zip(stacked.networks, datasets, strict=True)
+        ]
+        for one, expected in zip(training.evaluate(which), scores, strict=True):
+            assert one.loss == pytest.approx(expected.loss, rel=LOSS32)
+            assert one.error == pytest.approx(expected.error, abs=1.5 / len(digits.valid))
+    assert modes == [module.training for it in stacked.networks for module in it.modules()]
+
+
+def oracle_step(network: nn.Module, dataset: Dataset, lr: float) -> dict[str, Tensor]:
+    double = copy.deepcopy(network).double()
+    inputs = dataset.inputs(dataset.train.images).double()
+    F.cross_entropy(double(inputs), dataset.train.labels).backward()
+    return {
+        name: parameter.detach() - lr * parameter.grad
+        for name, parameter in double.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@kinds
+def test_a_step_on_all_examples_is_that_of_autograd(digits, build, together, momentum):
+    """Without the dense loop: one batch of everything, in float64."""
+    networks = [build(seed).double() for seed in (1, 2)]
+    expected = [oracle_step(it, digits, lr=0.3) for it in networks]
+    optimizers = [make_optimizer(it, lr=0.3, l2=0.0, momentum=momentum) for it in networks]
+    training = StackedTraining(networks, [None] * 2, [digits] * 2, together=together)
+    training.train_epoch(
+        optimizers, batch_size=2000, generators=[seeded(seed) for seed in range(2)]
+    )
+    for network, optimizer, weights in zip(networks, optimizers, expected, strict=True):
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(parameter.detach(), weights[name], atol=FLOAT64, rtol=0)
+            has_momentum = optimizer.state[parameter].get("momentum_buffer") is not None
+            assert has_momentum == (momentum > 0)
+
+
+@kinds
+def test_a_member_that_diverges_says_where_and_disturbs_no_other(digits, build, together):
+    stacked = make_runs(build)
+    lively = copy.deepcopy(stacked.networks)
+    stacked.optimizers[1].param_groups[0]["lr"] = 1e38
+    training = StackedTraining(stacked.networks, stacked.masks, [digits] * 4, together=together)
+    found = training.train_epoch(
+        stacked.optimizers, batch_size=10, generators=stacked.generators(0)
+    )
+    assert isinstance(found[1], DivergedError)
+    failing = copy.deepcopy(lively[1])
+    optimizer = make_optimizer(failing, lr=1e38, l2=0.01)
+    with pytest.raises(DivergedError) as error:
+        train_epoch(failing, digits, optimizer, batch_size=10, generator=stacked.generators(0)[1])
+    assert str(found[1]) == str(error.value) == "the training loss is not finite within 100 steps"
+    others = [0, 2, 3]
+    calm = [lively[it] for it in others]
+    optimizers = [optimizers_of(lively)[it] for it in others]
+    without = StackedTraining(
+        calm, [stacked.masks[it] for it in others], [digits] * 3, together=together
+    )
+    expected = without.train_epoch(
+        optimizers,
+        batch_size=10,
+        generators=[stacked.generators(0)[it] for it in others],
+    )
+    assert [found[it] for it in others] == pytest.approx(expected, rel=1e-4)
+    for member, network in zip(others, calm, strict=True):
+        for name, weight in stacked.networks[member].state_dict().items():
+            assert weight.isfinite().all(), name
+            if build is not normalised:
+                torch.testing.assert_close(weight, network.state_dict()[name], atol=1e-4, rtol=0)
+
+
+@kinds
+def test_it_is_the_same_to_the_bit_when_repeated(digits, build, together):
+    def outcome() -> list[Tensor]:
+        runs = make_runs(build)
+        training = StackedTraining(runs.networks, runs.masks, [digits] * 4, together=together)
+        for epoch in range(2):
+            training.train_epoch(runs.optimizers, generators=runs.generators(epoch))
+        scores = [it.loss for it in training.evaluate("valid")]
+        states = [it for network in runs.networks for it in network.state_dict().values()]
+        return [*states, torch.tensor(scores)]
+
+    assert all(torch.equal(one, other) for one, other in zip(outcome(), outcome(), strict=True))
+
+
+@kinds
+def test_networks_go_on_alone_and_come_back(digits, build, together):
+    """Momentum is kept in torch's own format; who is not active is left as it is."""
+    mixed = make_runs(lambda seed: build(seed).double())
+    plain = alone(mixed, double=True)
+    datasets = [digits] * 4
+    training = StackedTraining(mixed.networks, mixed.masks, datasets, together=together)
+    for epoch in range(4):
+        expected = train_alone(plain, datasets, epoch)
+        active = [True, epoch % 2 == 0, True, epoch > 2]
+        found = training.train_epoch(
+            mixed.optimizers, generators=mixed.generators(epoch), active=active
+        )
+        for member, trained in enumerate(active):
+            if trained:
+                assert found[member] == pytest.approx(expected[member], rel=LOSS32)
+                continue
+            assert math.isnan(found[member])
+            network, mask = mixed.networks[member], mixed.masks[member]
+            assert mask is not None
+            wrapped = Double(network)
+            optimizer = mixed.optimizers[member]
+            with Mask({f"network.{name}": it for name, it in mask.items()}).enforce(
+                wrapped, optimizer
+            ):
+                train_epoch(wrapped, digits, optimizer, generator=mixed.generators(epoch)[member])
+    for network, other in zip(mixed.networks, plain.networks, strict=True):
+        assert_equal_states(network, other.network, FLOAT64)
+
+
+def test_scores_of_members_that_are_not_active_are_nan(digits):
+    runs = make_runs(perceptron)
+    training = StackedTraining(runs.networks, runs.masks, [digits] * 4)
+    scores = training.evaluate("test", active=[False, True, False, False])
+    assert [math.isnan(it.loss) and math.isnan(it.error) for it in scores] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert training.train_epoch(
+        runs.optimizers, generators=runs.generators(0), active=[False] * 4
+    ) == pytest.approx([math.nan] * 4, nan_ok=True)
+
+
+def test_schedules_see_a_step_and_the_global_random_state_stays(digits):
+    runs = make_runs(perceptron)
+    schedules = [torch.optim.lr_scheduler.StepLR(it, 1, 0.5) for it in runs.optimizers]
+    before = torch.get_rng_state()
+    training = StackedTraining(runs.networks, runs.masks, [digits] * 4)
+    training.train_epoch(runs.optimizers, generators=runs.generators(0))
+    for schedule in schedules:
+        schedule.step()  # warns, and so fails, where no step has been taken
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class LooksAtValues(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = inputs.flatten(1)
+        return self.linear(rows) if self.linear(rows).sum() > 0 else self.linear(2 * rows)
+
+
+def flat(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), *layers)
+
+
+def hooked() -> nn.Module:
+    network = flat()
+    network[1].register_forward_hook(lambda *_: None)
+    return network
+
+
+def frozen() -> nn.Module:
+    network = flat()
+    network[1].bias.requires_grad_(False)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("networks", "reason"),
+    [
+        ([], "there is no network to stack"),
+        ([nn.Flatten()], "the networks have no parameters"),
+        ([flat(), nn.Sequential(nn.Flatten(), nn.Linear(64, 11))], "network 1 is built otherwise"),
+        ([flat(), flat(nn.ReLU())], "network 1 is built otherwise than network 0"),
+        ([flat(nn.Dropout(0.1))], "2 is dropout, whose draws would differ in a stack"),
+        ([flat().half()], "1.weight is torch.float16, not torch.float32 or float64"),
+        ([hooked()], "network 0 has hooks on 1, which a stack would not run"),
+        ([frozen()], "network 0 has parameters that are not trained"),
+        ([LooksAtValues(), LooksAtValues()], "torch.func.vmap cannot batch LooksAtValues: "),
+        ([nn.Sequential(nn.Flatten(), nn.Linear(63, 10))], "cannot batch Sequential: "),
+    ],
+)
+def test_what_cannot_be_stacked_says_why(digits, networks, reason):
+    with pytest.raises(NotStackableError, match=reason):
+        StackedTraining(networks, [None] * len(networks), [digits] * len(networks))
+
+
+def test_a_network_given_twice_wrong_masks_and_data_are_refused(digits):
+    network = flat()
+    with pytest.raises(NotStackableError, match="a network is given twice"):
+        StackedTraining([network] * 2, [None] * 2, [digits] * 2)
+    mask = {"1.wight": torch.ones(10, 64, dtype=torch.bool)}
+    with pytest.raises(NotStackableError, match=r"network 1: the mask does not fit .*'1.wight'"):
+        StackedTraining([network, flat()], [None, mask], [digits] * 2)
+    fewer = replace(digits, train=digits.train.take(torch.arange(1000)))
+    with pytest.raises(NotStackableError, match=r"data set 1 has .*1000, .* data set 0"):
+        StackedTraining([network, flat()], [None] * 2, [digits, fewer])
+    with pytest.raises(ValueError, match="as many, got 1, 2 and 1"):
+        StackedTraining([network], [None] * 2, [digits])
+
+
+def test_other_optimizers_counts_and_sizes_are_refused(digits):
+    networks = [flat(), flat()]
+    training = StackedTraining(networks, [None] * 2, [digits] * 2)
+    optimizers = optimizers_of(networks)
+    generators = [seeded(0), seeded(1)]
+    with pytest.raises(ValueError, match="optimizers must be one for each of the 2"):
+        training.train_epoch(optimizers[:1], generators=generators)
+    with pytest.raises(ValueError, match=r"batch_size must be .*, got 0"):
+        training.train_epoch(optimizers, generators=generators, batch_size=0)
+    with pytest.raises(ValueError, match="which must be train, valid or test, got 'tset'"):
+        training.evaluate("tset")
+    optimizers[1].param_groups[0]["momentum"] = 0.5
+    with pytest.raises(ValueError, match=r"the same momentum, got \[0.5, 0.9\]"):
+        training.train_epoch(optimizers, generators=generators)
+    nesterov = torch.optim.SGD(networks[0].parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    with pytest.raises(ValueError, match="optimizer must be SGD without nesterov"):
+        training.train_epoch([nesterov, optimizers[1]], generators=generators)
+
+
+def test_on_the_cpu_stacks_are_worthwhile_for_perceptrons(digits):
+    assert worthwhile(perceptron(1), digits)
+    assert not worthwhile(convolutions(1), digits)
+
+
+MEMORY = """
+import resource
+import torch
+from lossprune.data import load
+from lossprune.networks import NETWORKS
+from lossprune.training import StackedTraining, bytes_per_member, make_optimizer
+
+torch.set_num_threads(1)
+digits = load("digits", seed=1)
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+def peak(count):
+    networks = [
+        NETWORKS["MLP"](shape=digits.shape, hidden=(2000, 1000), generator=seeded(number))
+        for number in range(count)
+    ]
+    optimizers = [make_optimizer(it, lr=0.01, l2=0.0) for it in networks]
+    masks = [
+        {name: torch.zeros(it.shape, dtype=torch.bool) for name, it in network.named_parameters()}
+        for network in networks
+    ]
+    training = StackedTraining(networks, masks, [digits] * count, together=True)
+    generators = [seeded(number) for number in range(count)]
+    training.train_epoch(optimizers, generators=generators, batch_size=650)
+    training.evaluate("valid")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, networks[0]
+
+(before, _), (after, network) = peak(2), peak(8)
+print((after - before) / 6, bytes_per_member(network, digits, 650))
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="ru_maxrss is in other units")
+def test_memory_is_bounded_from_above_and_not_far():
+    """Of a whole process, from two members to eight, with an order for each."""
+    command = [sys.executable, "-c", MEMORY]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    measured, bound = map(float, told.split())
+    assert 0.6 * bound < measured <= bound
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("build", [perceptron, convolutions, normalised])
+def test_on_cuda_a_recorded_step_is_that_of_the_cpu(digits, build):
+    """The step as a CUDA graph, the last part of a batch, a second epoch on the same graph."""
+    here = make_runs(lambda seed: build(seed).double())
+    there = make_runs(lambda seed: build(seed).double())
+    there.networks = [network.cuda() for network in there.networks]
+    there.optimizers = optimizers_of(there.networks)
+    data = digits.to("cuda")
+    one = StackedTraining(here.networks, here.masks, [digits] * 4, together=True)
+    other = StackedTraining(there.networks, there.masks, [data] * 4)
+    for epoch in range(3):
+        found = other.train_epoch(there.optimizers, generators=there.generators(epoch))
+        expected = one.train_epoch(here.optimizers, generators=here.generators(epoch))
+        assert found == pytest.approx(expected, rel=1e-9)
+    for network, reference in zip(there.networks, here.networks, strict=True):
+        assert_equal_states(network.cpu(), reference, 1e-9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("always")
+def test_on_cuda_no_step_waits_for_the_device(digits, recwarn):
+    """An epoch of many steps synchronises as often as one of few."""
+    data = digits.to("cuda")
+    runs = make_runs(lambda seed: perceptron(seed).cuda())
+    training = StackedTraining(runs.networks, runs.masks, [data] * 4)
+    waits = []
+    for batch_size in (600, 600, 10, 10):  # the first of each records the graph
+        recwarn.clear()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            training.train_epoch(
+                runs.optimizers, generators=runs.generators(0), batch_size=batch_size
+            )
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("synchronizing" in str(it.message) for it in recwarn))
+    assert waits[1] == waits[3]
