@@ -44,7 +44,12 @@ def sentence(answer) -> str:
         ("--nex 0", "--nex must be a whole number of at least 1, got 0"),
         ("--nex 1298", "--nex must be at most 1297, the training examples of digits, got 1298"),
         ("--pm WM", "--pm must be one of MP, LM, QM, OBD, "),
-        ("--dataset minst", "--dataset must be one of mnist, cifar10, folder, digits, got 'minst'"),
+        (
+            "--dataset minst",
+            "--dataset must be one of mnist, cifar10, folder, imagenet, digits, got 'minst'",
+        ),
+        ("--batch_size 0", "--batch_size must be a whole number of at least 1, got 0"),
+        ("--image_size 64", "image size (--image_size) is for imagenet, not for digits"),
         ("--pe -2", "--pe must be a whole number of at least -1, got -2"),
         ("--nepochs -1", "--nepochs must be a whole number of at least 0, got -1"),
         ("--lr 0", "--lr must be a number greater than 0, got 0.0"),
@@ -339,6 +344,7 @@ def test_data_are_described(command, mnist_path):
         "mnist",
         "cifar10",
         "folder",
+        "imagenet",
         "digits",
     ]
     assert command("data", "digits").out.splitlines() == [

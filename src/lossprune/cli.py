@@ -31,6 +31,7 @@ class DataConfig:
 
     data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")  # noqa: RUF009
     mirror: str | None = flag(None, "mirror", "base URL to download missing files from")
+    image_size: int | None = flag(None, "image_size", "height and width of inputs, for imagenet")
     seed: int = flag(1111, "seed", "seed of the split")
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
@@ -254,13 +255,20 @@ def _data(config: DataConfig, name: str | None = None) -> int:
             print(f"{known:<10} {entry.summary}")
         return EXIT_OK
     from lossprune.data import load
+    from lossprune.pruning.names import listed
 
-    dataset = load(name, config.data_path, seed=config.seed, mirror=config.mirror)
+    dataset = load(
+        name,
+        config.data_path,
+        seed=config.seed,
+        mirror=config.mirror,
+        image_size=config.image_size,
+    )
     print(f"name       {dataset.name}")
     print(f"images     {' × '.join(map(str, dataset.shape))} (channels × height × width)")
     for split, examples in dataset.splits.items():
         print(f"{split:<10} {len(examples):,} examples")
-    print(f"classes    {len(dataset.classes)}: {', '.join(dataset.classes)}")
+    print(f"classes    {len(dataset.classes)}: {listed(dataset.classes, 20)}")
     print(f"mean       {', '.join(format(value, '.4f') for value in dataset.mean)}")
     print(f"std        {', '.join(format(value, '.4f') for value in dataset.std)}")
     print(f"training   {'random crop and flip' if dataset.augmented else 'no augmentation'}")

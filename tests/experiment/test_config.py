@@ -52,11 +52,13 @@ def test_the_network_implies_the_data_set():
 def test_the_defaults_are_the_published_ones():
     assert RunConfig().settings == {
         "arch": "VGG11",
+        "batch_size": 100,
         "dataset": "cifar10",
         "dec": 1.0,
         "dec_every": 1,
         "estimator": "exact",
         "exp": False,
+        "image_size": None,
         "l2": 0.0005,
         "lr": 0.01,
         "model_0": None,

@@ -37,12 +37,15 @@ class Source:
         seed: draws the split of a data set that has no fixed one.
         mirror: base URL to download missing files from; None: the data set's own addresses.
         progress: show progress bars on standard error; None: only where it is a terminal.
+        image_size: height and width of the network's inputs, where images are brought to a size;
+            None: the data set's own.
     """
 
     path: Path | None
     seed: int
     mirror: str | None = None
     progress: bool | None = None
+    image_size: int | None = None
 
     def folder(self) -> Path:
         """Return ``path``; raise ValueError if none was given."""
@@ -53,11 +56,19 @@ class Source:
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One line of ``DATASETS``: what the data set is, and the function that reads it."""
+    """One line of ``DATASETS``: what the data set is, and the function that reads it.
+
+    Attributes:
+        summary: what it is and where it lies.
+        read: reads it.
+        needs_path: whether it must be told where.
+        sized: whether its images are brought to the size that is asked for.
+    """
 
     summary: str
     read: Callable[[Source], Dataset]
     needs_path: bool = True
+    sized: bool = False
 
 
 def _mnist(source: Source) -> Dataset:
@@ -78,6 +89,12 @@ def _folder(source: Source) -> Dataset:
     return read_folder(source)
 
 
+def _imagenet(source: Source) -> Dataset:
+    from lossprune.data.imagenet import read_imagenet
+
+    return read_imagenet(source)
+
+
 def _digits(source: Source) -> Dataset:
     from lossprune.data.digits import read_digits
 
@@ -92,6 +109,12 @@ DATASETS: dict[str, DatasetEntry] = {
     "folder": DatasetEntry(
         "images in <path>/<split>/<class>/, where <path> may be a tar or tar.gz", _folder
     ),
+    "imagenet": DatasetEntry(
+        "photographs of any size in <path>/{train,val}/<class>/, brought to 224×224 pixels or what "
+        "--image_size says",
+        _imagenet,
+        sized=True,
+    ),
     "digits": DatasetEntry("1,797 digits of 8×8 pixels, bundled", _digits, needs_path=False),
 }
 
@@ -104,8 +127,12 @@ def load(
     device: torch.device | str = "cpu",
     mirror: str | None = None,
     progress: bool | None = None,
+    image_size: int | None = None,
 ) -> Dataset:
     """Read the data set called ``name`` from ``path`` and hold it on ``device``.
+
+    Images that would take more than a quarter of a GPU's free memory stay where they are; their
+    batches are moved as they are used.
 
     Args:
         name: a key of ``DATASETS``.
@@ -115,6 +142,7 @@ def load(
         mirror: base URL under which the missing files of MNIST and CIFAR-10 lie by name; None:
             the environment variable ``LOSSPRUNE_MIRROR`` if set, else the public addresses.
         progress: show progress bars on standard error; None: only where it is a terminal.
+        image_size: height and width of the network's inputs, for ``imagenet``; None: 224.
 
     Raises:
         ValueError: ``name`` is not a data set, ``path`` is missing, or a file is corrupt or not
@@ -122,17 +150,29 @@ def load(
         FileNotFoundError: ``path`` or something that must be in it is not there.
         OSError: a file cannot be read or written, or no download succeeded.
 
-    >>> load("cats", seed=0)
+    >>> load("digits", seed=0, image_size=32)
     Traceback (most recent call last):
-    ValueError: data set (--dataset) must be one of mnist, cifar10, folder, digits, got 'cats'
+    ValueError: image size (--image_size) is for imagenet, not for digits
     """
     if name not in DATASETS:
         raise ValueError(f"data set (--dataset) must be one of {', '.join(DATASETS)}, got {name!r}")
     entry = DATASETS[name]
     if entry.needs_path and path is None:
         raise ValueError(f"data set {name!r} needs a path (--data_path): {entry.summary}")
-    source = Source(None if path is None else Path(path), seed, mirror, progress)
+    if image_size is not None:
+        _check_image_size(name, image_size)
+    source = Source(None if path is None else Path(path), seed, mirror, progress, image_size)
     return entry.read(source).to(device)
+
+
+def _check_image_size(name: str, image_size: int) -> None:
+    if not DATASETS[name].sized:
+        sized = ", ".join(other for other, entry in DATASETS.items() if entry.sized)
+        raise ValueError(f"image size (--image_size) is for {sized}, not for {name}")
+    if image_size < 1:
+        raise ValueError(
+            f"image size (--image_size) must be a whole number of at least 1, got {image_size}"
+        )
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,18 @@ def _constant(values: Sequence[float], device: torch.device) -> float | Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device).reshape(-1, 1, 1)
 
 
+class Change(Protocol):
+    """What is done to the images of a batch, example by example, before they are normalised."""
+
+    def __getitem__(self, part: slice) -> Change:
+        """Return what is done to these examples."""
+        ...
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the changed images."""
+        ...
+
+
 def iterate(
     images: Tensor,
     labels: Tensor,
@@ -55,17 +68,18 @@ def iterate(
     size: int,
     affine: Affine,
     order: Tensor | None = None,
-    moves: Moves | None = None,
+    changes: Change | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Return an iterator over (inputs, labels), ``size`` examples at a time.
 
     Args:
         images: uint8 (n, channels, height, width).
-        labels: int64 (n,), on the same device.
+        labels: int64 (n,), on the device that the batches are wanted on.
         size: examples in a batch; the last one holds what is left.
-        affine: normalises a batch.
+        affine: normalises a batch, on the labels' device.
         order: int64 positions to visit; None: all, as stored.
-        moves: augments the examples, in the order visited; None: leaves them as they are.
+        changes: changes the examples, in the order visited, on the labels' device; None: leaves
+            them as they are.
 
     Raises:
         ValueError: ``size`` is below 1, or ``order`` is not a row of positions among the images.
@@ -74,16 +88,17 @@ def iterate(
         raise ValueError(f"size of a batch must be a whole number of at least 1, got {size!r}")
     if order is not None:
         _check_order(order, len(labels))
-        order = order.to(images.device)
         # All labels at once, for they are small and a batch then costs one gather, not two.
-        labels = labels.index_select(0, order)
+        labels = labels.index_select(0, order.to(labels.device))
+        order = order.to(images.device)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
             batch = images[part] if order is None else images.index_select(0, order[part])
-            if moves is not None:
-                batch = moves[part](batch)
+            batch = batch.to(labels.device)
+            if changes is not None:
+                batch = changes[part](batch)
             yield affine(batch), labels[part]
 
     return batches()

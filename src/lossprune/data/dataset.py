@@ -8,16 +8,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lossprune.data.batches import Affine, Moves, iterate
+from lossprune.data.batches import Affine, Change, Moves, iterate
+from lossprune.data.crops import Centre, RandomWindows
+
+SHARE = 4  # images are moved to a GPU where they take at most one part in so many of what is free
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images as they are stored, with their labels, on one device.
+    """Images as they are stored, with their labels.
 
     Attributes:
-        images: uint8, (examples, channels, height, width).
-        labels: int64, (examples,).
+        images: uint8, (examples, channels, height, width); on the labels' device, or, where they
+            are too many for it, on the CPU, possibly as a file mapped into memory.
+        labels: int64, (examples,), on the device that batches are wanted on.
 
     Raises:
         ValueError: the tensors are not of these types and shapes, or hold no examples.
@@ -43,9 +47,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device | str) -> Split:
-        """Return this split with its tensors on ``device``."""
-        return Split(self.images.to(device), self.labels.to(device))
+    def to(self, device: torch.device | str, *, images: bool = True) -> Split:
+        """Return this split on ``device``, its images only if they are to be moved, too."""
+        return Split(self.images.to(device) if images else self.images, self.labels.to(device))
 
     def take(self, indices: Tensor) -> Split:
         """Return the examples at ``indices`` (int64), in that order."""
@@ -68,6 +72,8 @@ class Dataset:
         std: standard deviation of the same, likewise.
         scale: the largest pixel value.
         augmented: whether training crops and flips at random (see ``batches``).
+        crop: height and width of the inputs, cut out of larger images; None: images are inputs.
+        score_every: loss and error on training images are those of every so many-th.
 
     Raises:
         ValueError: a label outside the classes, splits of different image shapes, a class that is
@@ -83,27 +89,45 @@ class Dataset:
     std: tuple[float, ...]
     scale: float = 255.0
     augmented: bool = False
+    crop: int | None = None
+    score_every: int = 1
 
     def __post_init__(self):
         check(self)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image."""
+        """(channels, height, width) of an input."""
         channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        return channels, self.crop or height, self.crop or width
 
     @property
     def splits(self) -> dict[str, Split]:
         """The three splits by name."""
         return {"train": self.train, "valid": self.valid, "test": self.test}
 
+    @property
+    def scored(self) -> dict[str, Split]:
+        """The examples of each split that loss and error are measured on."""
+        every = slice(None, None, self.score_every)
+        train = Split(self.train.images[every], self.train.labels[every])  # views, no copies
+        return {**self.splits, "train": train}
+
     def to(self, device: torch.device | str) -> Dataset:
-        """Return this data set with its tensors on ``device``."""
-        return replace(self, **{name: split.to(device) for name, split in self.splits.items()})
+        """Return this data set with its labels on ``device``, and its images if there is room.
+
+        They stay where they are if they would take more than a quarter of a GPU's free memory;
+        batches are then moved as they are used.
+        """
+        size = sum(split.images.numel() for split in self.splits.values())
+        images = size <= _room(torch.device(device))
+        moved = {name: split.to(device, images=images) for name, split in self.splits.items()}
+        return replace(self, **moved)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Return uint8 ``images`` (n, channels, height, width) as normalised float32."""
+        """Return uint8 ``images`` (n, channels, height, width) as float32 inputs of a network."""
+        if self.crop is not None:
+            images = Centre(self.crop)(images)
         return self._affine(images.device)(images)
 
     def batches(
@@ -118,8 +142,8 @@ class Dataset:
         """Iterate over (inputs, labels) of ``split``, ``size`` examples at a time.
 
         The last batch holds what is left. Each batch is gathered, augmented and normalised as a
-        whole on the split's device, and equal on every device: all draws are made here, before the
-        first batch, from the CPU ``generator``.
+        whole on the labels' device, and equal on every device (random windows of photographs but
+        for rounding): all draws are made here, before the first batch, from the CPU ``generator``.
 
         Args:
             split: the examples, usually one of this data set's splits.
@@ -127,22 +151,38 @@ class Dataset:
             order: int64 positions to visit, in order, on any device; None: all, as stored.
             generator: draws the augmentation; None: torch's global CPU generator.
             augment: pad each image by 4 zero pixels on all sides, flip it left to right with
-                probability ½, and cut out a window of its own size at random.
+                probability ½, and cut out a window of its own size at random; where inputs are
+                cut out of larger images, a window of random size (see ``crops``).
 
         Raises:
             ValueError: ``size`` is below 1, or ``order`` is not a row of positions in the split.
         """
-        moves = None
-        if augment:
-            visited = len(split if order is None else order)
-            moves = Moves.draw(visited, generator).to(split.images.device)
-        affine = self._affine(split.images.device)
+        visited = len(split if order is None else order)
+        changes = self._changes(visited, generator, split.labels.device, augment)
+        affine = self._affine(split.labels.device)
         return iterate(
-            split.images, split.labels, size=size, affine=affine, order=order, moves=moves
+            split.images, split.labels, size=size, affine=affine, order=order, changes=changes
         )
+
+    def _changes(
+        self, visited: int, generator: torch.Generator | None, device: torch.device, augment: bool
+    ) -> Change | None:
+        if augment and self.crop is not None:
+            return RandomWindows.draw(visited, self.crop, generator).to(device)
+        if augment:
+            return Moves.draw(visited, generator).to(device)
+        return None if self.crop is None else Centre(self.crop)
 
     def _affine(self, device: torch.device) -> Affine:
         return Affine.standardising(self.mean, self.std, self.scale, device)
+
+
+def _room(device: torch.device) -> float:
+    """How many bytes of images may be moved to ``device``."""
+    if device.type != "cuda":
+        return float("inf")
+    free, _ = torch.cuda.mem_get_info(device)
+    return free / SHARE
 
 
 def check(dataset: Dataset) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -19,12 +16,10 @@ from lossprune.data import Source
 from lossprune.data.archive import read_archive
 from lossprune.data.dataset import Dataset, Split, moments
 from lossprune.data.image_cache import Decoded, cached
+from lossprune.data.image_file import GREY, SUFFIXES, entries, is_image, opened
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 # The names that a split's folder may have.
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
-GREY = ("1", "L", "LA")
-COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 # Part of the cache's key: to be changed with anything that changes what is decoded.
 VERSION = "1"
 
@@ -133,13 +128,8 @@ def _arranged(path: Path, pixels: Mapping[tuple[str, str, str], np.ndarray]) -> 
 
 def _pixels(name: str, raw: bytes) -> np.ndarray:
     """Decode an image to uint8 (height, width, 1 or 3)."""
-    try:
-        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as image:
-            if image.mode not in GREY + COLOUR:
-                raise ValueError(f"its pixels are of the type {image.mode}, more than 8 bits each")
-            pixels = np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read as an image: {error}") from None
+    with opened(name, raw) as image:
+        pixels = np.asarray(image.convert("L" if image.mode in GREY else "RGB"))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
@@ -151,25 +141,9 @@ def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield ('split/class/file', path) of all images in a folder, sorted."""
     for split in SPLITS:
-        for label in sorted(_entries(folder / split, folders=True)):
-            for file in sorted(_entries(folder / split / label, folders=False)):
+        for label in entries(folder / split, folders=True):
+            for file in entries(folder / split / label, folders=False):
                 yield f"{split}/{label}/{file}", folder / split / label / file
-
-
-def _entries(folder: Path, folders: bool) -> list[str]:
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return [
-            entry.name
-            for entry in entries
-            if not entry.name.startswith(".")
-            and (entry.is_dir() if folders else entry.is_file() and _is_image(entry.name))
-        ]
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 
 
 def _archived(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -189,5 +163,5 @@ def _is_split_image(name: PurePosixPath) -> bool:
         3 <= len(name.parts) <= 4
         and name.parts[-3] in SPLITS
         and not name.parts[-2].startswith(".")
-        and _is_image(name.name)
+        and is_image(name.name)
     )

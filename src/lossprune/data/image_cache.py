@@ -40,6 +40,12 @@ class Decoded:
     labels: Mapping[str, Tensor]
 
 
+def cache_folder() -> Path:
+    """Return the folder of all that is cached."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen) if chosen else Path(pooch.os_cache("lossprune"))
+
+
 def cached(key: str, source: Path, decode: Callable[[], Decoded]) -> Decoded:
     """Return what ``decode()`` gives, from the cache if it is there under ``key``.
 
@@ -51,8 +57,7 @@ def cached(key: str, source: Path, decode: Callable[[], Decoded]) -> Decoded:
         source: the path that the images come from.
         decode: reads the images.
     """
-    chosen = os.environ.get(CACHE_VARIABLE)
-    folder = Path(chosen) if chosen else Path(pooch.os_cache("lossprune"))
+    folder = cache_folder()
     origin = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
     file = folder / f"{source.name}-{origin}-{key[:16]}.safetensors"
     lock = FileLock(folder / f".{origin}.lock")

@@ -57,6 +57,12 @@ class RunConfig:
         f"data set: {', '.join(DATASETS)}; if not given, mnist for MLP and cifar10 for the others",
         "changed",
     )
+    image_size: int | None = flag(
+        None,
+        "image_size",
+        "height and width of the network's inputs, for imagenet; 224 if not given",
+        "changed",
+    )
     sparsity: float = flag(0.956, "pr", "fraction of the weights to remove, in [0, 1)", "always")
     criterion: str = flag("MP", "pm", f"pruning criterion: {', '.join(CRITERIA)}", "always")
     stages: int = flag(1, "pi", "number of pruning stages π", "always")
@@ -81,6 +87,7 @@ class RunConfig:
     lr: float = flag(0.01, "lr", "learning rate", "always")
     decay: float = flag(1.0, "dec", "factor on the learning rate every dec_every epochs", "always")
     decay_every: int = flag(1, "dec_every", "epochs between two decays", "always")
+    batch_size: int = flag(100, "batch_size", "training examples a step", "changed")
     l2: float = flag(0.0005, "l2", "weight decay on every parameter", "always")
     train: str = flag(
         "auto",
@@ -120,6 +127,7 @@ class RunConfig:
         _positive("lr", self.lr)
         _positive("dec", self.decay)
         _at_least("dec_every", self.decay_every, 1)
+        _at_least("batch_size", self.batch_size, 1)
         _not_negative("l2", self.l2)
         _check("seed", self.seed, 0 <= self.seed < 2**62, "a whole number from 0 to 2**62")
         _at_least("num_workers", self.num_workers, 0)

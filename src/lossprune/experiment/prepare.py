@@ -88,6 +88,7 @@ def prepare(
             seed=config.seed,
             device=device,
             mirror=config.mirror,
+            image_size=config.image_size,
         ),
     )
     network = NETWORKS[config.arch](
@@ -111,9 +112,9 @@ def prepare(
     )
 
 
-def dataset_key(config: RunConfig) -> tuple[str, str, int]:
+def dataset_key(config: RunConfig) -> tuple[str, str, int, int | None]:
     """What determines the examples of a run's data set, for a cache."""
-    return config.dataset_name, str(config.data_path.absolute()), config.seed
+    return config.dataset_name, str(config.data_path.absolute()), config.seed, config.image_size
 
 
 def _read_start(path: Path, cache: Cache) -> tuple[dict[str, Tensor], dict[str, Any], str]:

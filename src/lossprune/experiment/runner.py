@@ -164,7 +164,9 @@ class Run:
             if self.record.training:
                 self._note_training(self.training.mode, self.training.reason)
             try:
-                self.training.train_epoch(self.optimizer, generator=self.generator)
+                self.training.train_epoch(
+                    self.optimizer, batch_size=self.config.batch_size, generator=self.generator
+                )
             except DivergedError as error:
                 raise self._diverged(error) from None
             self._add_epoch(self._evaluate(), time.perf_counter() - began)
@@ -441,8 +443,7 @@ class Run:
 
     def _evaluate(self) -> Scores:
         train, valid, test = (
-            self.training.evaluate(split)
-            for split in (self.dataset.train, self.dataset.valid, self.dataset.test)
+            self.training.evaluate(split) for split in self.dataset.scored.values()
         )
         return Scores(train.loss, train.error, valid.loss, valid.error, test.loss, test.error)
 

@@ -20,7 +20,10 @@ Choices = tuple[tuple[str, Any], ...]
 
 FIELDS = {item.metadata["flag"]: item for item in fields(RunConfig)}
 # What a baseline takes over from its runs: all that determines how a dense network is trained.
-_TRAINING = ("arch", "dataset", "seed", "nepochs", "lr", "dec", "dec_every", "l2")
+_TRAINING = (
+    *("arch", "dataset", "image_size", "seed"),
+    *("nepochs", "batch_size", "lr", "dec", "dec_every", "l2"),
+)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Loss and error rate of a network on one split."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from lossprune.data import Dataset, Split
+
+MOST = 1000  # examples at a time, ...
+NUMBERS = 1 << 24  # ... and fewer where their inputs would be more numbers than these
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module, dataset: Dataset, split: Split, *, batch_size: int = 1000
+    network: nn.Module, dataset: Dataset, split: Split, *, batch_size: int | None = None
 ) -> Evaluation:
     """Evaluate ``network`` on all examples of ``split``, in evaluation mode, without augmentation.
 
@@ -30,8 +34,11 @@ def evaluate(
             as it was.
         dataset: normalises the images.
         split: usually one of the data set's own, on the network's device.
-        batch_size: examples at a time; it changes the result by rounding only.
+        batch_size: examples at a time; it changes the result by rounding only.  If not given,
+            1000, or as many as have 16 million numbers.
     """
+    if batch_size is None:
+        batch_size = max(1, min(MOST, NUMBERS // math.prod(dataset.shape)))
     losses, wrong = [], []
     with _evaluating(network):
         for inputs, labels in dataset.batches(split, batch_size):
