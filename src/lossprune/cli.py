@@ -31,7 +31,7 @@ class DataConfig:
 
     data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")  # noqa: RUF009
     mirror: str | None = flag(None, "mirror", "base URL to download missing files from")
-    image_size: int | None = flag(None, "image_size", "height and width of inputs, for imagenet")
+    image_size: int = flag(0, "image_size", "height and width of inputs, for imagenet; 0: 224")
     seed: int = flag(1111, "seed", "seed of the split")
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
@@ -262,7 +262,7 @@ def _data(config: DataConfig, name: str | None = None) -> int:
         config.data_path,
         seed=config.seed,
         mirror=config.mirror,
-        image_size=config.image_size,
+        image_size=config.image_size or None,
     )
     print(f"name       {dataset.name}")
     print(f"images     {' × '.join(map(str, dataset.shape))} (channels × height × width)")

@@ -58,7 +58,7 @@ def test_the_defaults_are_the_published_ones():
         "dec_every": 1,
         "estimator": "exact",
         "exp": False,
-        "image_size": None,
+        "image_size": 0,
         "l2": 0.0005,
         "lr": 0.01,
         "model_0": None,

@@ -57,11 +57,8 @@ class RunConfig:
         f"data set: {', '.join(DATASETS)}; if not given, mnist for MLP and cifar10 for the others",
         "changed",
     )
-    image_size: int | None = flag(
-        None,
-        "image_size",
-        "height and width of the network's inputs, for imagenet; 224 if not given",
-        "changed",
+    image_size: int = flag(
+        0, "image_size", "height and width of inputs, for imagenet; 0: 224", "changed"
     )
     sparsity: float = flag(0.956, "pr", "fraction of the weights to remove, in [0, 1)", "always")
     criterion: str = flag("MP", "pm", f"pruning criterion: {', '.join(CRITERIA)}", "always")
@@ -127,6 +124,7 @@ class RunConfig:
         _positive("lr", self.lr)
         _positive("dec", self.decay)
         _at_least("dec_every", self.decay_every, 1)
+        _at_least("image_size", self.image_size, 0)
         _at_least("batch_size", self.batch_size, 1)
         _not_negative("l2", self.l2)
         _check("seed", self.seed, 0 <= self.seed < 2**62, "a whole number from 0 to 2**62")

@@ -88,7 +88,7 @@ def prepare(
             seed=config.seed,
             device=device,
             mirror=config.mirror,
-            image_size=config.image_size,
+            image_size=config.image_size or None,
         ),
     )
     network = NETWORKS[config.arch](
@@ -112,7 +112,7 @@ def prepare(
     )
 
 
-def dataset_key(config: RunConfig) -> tuple[str, str, int, int | None]:
+def dataset_key(config: RunConfig) -> tuple[str, str, int, int]:
     """What determines the examples of a run's data set, for a cache."""
     return config.dataset_name, str(config.data_path.absolute()), config.seed, config.image_size
 
