@@ -14,7 +14,7 @@ from lossprune.experiment.folder import BEST
 from lossprune.report.choice import best_reg_after_pruning
 from lossprune.report.layout import METHOD, rows_of
 
-_TRAINING = ("epochs", "lr", "decay", "decay_every", "l2")
+_TRAINING = ("epochs", "batch_size", "lr", "decay", "decay_every", "l2")
 _METHOD_FIELDS = ("criterion", "stages", "exponential", "reg")
 _FIELDS = {
     name: item.metadata["flag"]
