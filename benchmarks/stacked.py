@@ -1,0 +1,248 @@
+"""Many networks at once, beside the same networks one after the other through the dense loop.
+
+``python -m benchmarks.stacked`` trains MLPs 784-300-100-10 pruned to 0.98847, each with an L2 of
+its own, all over one order of random images of MNIST's size, and prints model-epochs a second (an
+epoch is 500 batches of 100).  An epoch is cut short to ``--batches`` batches, what the stack does at
+its beginning and end included.  One after the other are at most ``--alone`` networks, for their rate
+does not depend on how many follow.  The two go turn and turn about.  Beside them stand
+
+* the floor: the operations of a step at the rate of torch's product of large matrices, or its bytes
+  at the rate of a large copy, whichever takes longer, both measured here;
+* with ``--others N`` the seconds a step of convolutional networks takes, alone and N at once.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.hardware import hardware, write_json
+from benchmarks.sparse_training import SPARSITY, random_mask, seeded
+from benchmarks.training import random_mnist
+from lossprune.data import Dataset, Split
+from lossprune.networks import NETWORKS
+from lossprune.pruning import Mask
+from lossprune.training import StackedTraining, bytes_per_member, make_optimizer, train_epoch
+
+BATCH, EPOCH, LR = 100, 500, 0.01
+LAYERS = ((784, 300), (300, 100), (100, 10))
+WEIGHTS = sum(inputs * outputs for inputs, outputs in LAYERS)
+
+
+class Runs:
+    """Networks with masks and optimizers of their own."""
+
+    def __init__(self, count: int, device: torch.device, dataset: Dataset, name: str) -> None:
+        self.dataset = dataset
+        self.networks = [
+            NETWORKS[name](
+                shape=dataset.shape, classes=len(dataset.classes), generator=seeded(number)
+            ).to(device)
+            for number in range(count)
+        ]
+        self.masks = [Mask(random_mask(it.cpu(), 1 - SPARSITY)).to(device) for it in self.networks]
+        for network, mask in zip(self.networks, self.masks, strict=True):
+            mask.apply_(network.to(device))
+        self.optimizers = [
+            make_optimizer(it, lr=LR, l2=1e-5 * (1 + number))
+            for number, it in enumerate(self.networks)
+        ]
+
+    def one_after_the_other(self) -> None:
+        for network, mask, optimizer in zip(
+            self.networks, self.masks, self.optimizers, strict=True
+        ):
+            with mask.enforce(network, optimizer):
+                train_epoch(network, self.dataset, optimizer, generator=seeded(7))
+
+    def stack(self, together: bool | None = None) -> Callable[[], None]:
+        count = len(self.networks)
+        training = StackedTraining(
+            self.networks, self.masks, [self.dataset] * count, together=together
+        )
+
+        def epoch() -> None:
+            generators = [seeded(7) for _ in range(count)]
+            training.train_epoch(self.optimizers, generators=generators)
+
+        return epoch
+
+
+def timed(work: Callable[[], None]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def turn_about(works: Sequence[Callable[[], None]], rounds: int) -> list[list[float]]:
+    """Seconds of each in every round; the order alternates, and a first call is not counted."""
+    for work in works:
+        work()
+    seconds: list[list[float]] = [[] for _ in works]
+    for number in range(rounds):
+        for which in range(len(works))[:: 1 if number % 2 else -1]:
+            seconds[which].append(timed(works[which]))
+    return seconds
+
+
+def best_of(work: Callable[[], object], repeats: int = 20) -> float:
+    work()
+    return min(timed(lambda: (work(), None)[1]) for _ in range(repeats))
+
+
+def peaks(device: torch.device) -> dict[str, float]:
+    """Operations a second of a product of large matrices, bytes a second of a large copy."""
+    square = torch.rand(2048, 2048, device=device)
+    source = torch.rand(2**26, device=device)
+    target = torch.empty_like(source)
+    return {
+        "flop/s": 2 * 2048**3 / best_of(lambda: square @ square),
+        "bytes/s": 2 * 4 * 2**26 / best_of(lambda: target.copy_(source)),
+    }
+
+
+def floor(peak: dict[str, float], cached: bool) -> dict[str, float]:
+    """Seconds that a step of one network takes at those rates.
+
+    Operations: two products of every layer, and a third of all but the first.  Bytes: weights read
+    by the forward pass and read and written by the step, momentum read and written, mask read, in
+    four bytes each; or none, where weights stay in the caches.
+    """
+    flop = 2 * BATCH * (2 * WEIGHTS + sum(inputs * outputs for inputs, outputs in LAYERS[1:]))
+    moved = 0 if cached else 6 * 4 * WEIGHTS
+    seconds = {"operations": flop / peak["flop/s"], "bytes": moved / peak["bytes/s"]}
+    return {**seconds, "flop": flop, "moved": moved, "seconds": max(seconds.values())}
+
+
+def shortened(dataset: Dataset, batches: int, device: torch.device) -> Dataset:
+    train = dataset.train.take(torch.arange(batches * BATCH))
+    return replace(dataset, train=train).to(device)
+
+
+def random_photographs(batches: int) -> Dataset:
+    generator = seeded(0)
+    split = Split(
+        torch.randint(0, 256, (batches * BATCH, 3, 32, 32), dtype=torch.uint8, generator=generator),
+        torch.arange(batches * BATCH) % 10,
+    )
+    names = tuple("0123456789")
+    return Dataset("random 32×32", split, split, split, names, (0.5,) * 3, (0.25,) * 3)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def compare(
+    count: int, options: argparse.Namespace, device: torch.device, dataset: Dataset, together: bool
+) -> dict[str, Any]:
+    """Model-epochs a second, stacked and alone, and the ratio round by round."""
+    runs = Runs(count, device, dataset, "MLP")
+    few = Runs(min(count, options.alone), device, dataset, "MLP")
+    stacked, alone = turn_about(
+        [runs.stack(together), few.one_after_the_other],
+        options.rounds if count < 100 else options.rounds_of_many,
+    )
+    share = options.batches / EPOCH
+    rates = [count * share / it for it in stacked]
+    rates_alone = [len(few.networks) * share / it for it in alone]
+    return {
+        "networks": count,
+        "together": together,
+        "n": len(rates),
+        "stacked": spread(rates),
+        "one after the other": spread(rates_alone),
+        "ratio": spread([one / two for one, two in zip(rates, rates_alone, strict=True)]),
+    }
+
+
+def compare_others(name: str, count: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Seconds of a step of one network, stacked and alone."""
+    batches = 2
+    dataset = random_photographs(batches).to(device)
+    runs, few = (Runs(it, device, dataset, name) for it in (count, 1))
+    stacked, alone = turn_about([runs.stack(), few.one_after_the_other], rounds)
+    return {
+        "network": name,
+        "networks": count,
+        "n": rounds,
+        "stacked": spread([it / batches / count for it in stacked]),
+        "alone": spread([it / batches for it in alone]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--counts", type=int, nargs="*", default=[1, 10, 82, 410])
+    parser.add_argument("--batches", type=int, default=50, help="of an epoch's 500")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds_of_many", type=int, default=1, help="of 100 networks or more")
+    parser.add_argument("--alone", type=int, default=10, help="networks one after the other")
+    parser.add_argument("--others", type=int, default=0, help="convolutional networks at once")
+    parser.add_argument("--at_once", action="store_true", help="on the CPU as well: all at once")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/stacked.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    together = options.at_once or device.type == "cuda"
+    dataset = shortened(random_mnist(), options.batches, device)
+    peak = peaks(device)
+    least = floor(peak, cached=not together)
+    print(f"{hardware()}, on {device.type}, {options.threads} threads")
+    print(
+        f"{peak['flop/s'] / 1e9:.0f} Gflop/s, {peak['bytes/s'] / 1e9:.1f} GB/s; "
+        f"floor of a step {least['seconds'] * 1e6:.0f} µs, "
+        f"{1 / (EPOCH * least['seconds']):.2f} model-epochs a second"
+    )
+    network = NETWORKS["MLP"](generator=seeded(0))
+    print(f"{bytes_per_member(network, random_mnist()) / 1e6:.1f} MB a network, with its own order")
+    print("| networks | n | stacked | one after the other | ratio | of the floor |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    rows = []
+    for count in options.counts:
+        row = compare(count, options, device, dataset, together)
+        row["share of the floor"] = row["stacked"]["median"] * EPOCH * least["seconds"]
+        rows.append(row)
+        ratio = row["ratio"]
+        print(
+            f"| {count} | {row['n']} | {row['stacked']['median']:.3f} | "
+            f"{row['one after the other']['median']:.3f} | {ratio['median']:.2f} "
+            f"({ratio['min']:.2f} to {ratio['max']:.2f}) | {row['share of the floor']:.0%} |",
+            flush=True,
+        )
+    others = []
+    if options.others:
+        measure = partial(compare_others, rounds=options.rounds, device=device)
+        others = [measure(name, options.others) for name in ("VGG11", "VGG11BN")]
+        for row in others:
+            print(
+                f"{row['network']}: a step of one network {row['stacked']['median']:.3f} s in a "
+                f"stack of {row['networks']}, {row['alone']['median']:.3f} s alone (n={row['n']})"
+            )
+    write_json(
+        options.out,
+        {
+            "command": "python -m benchmarks.stacked",
+            "device": device.type,
+            "batches": options.batches,
+            "peak": peak,
+            "floor": least,
+            "rows": rows,
+            "others": others,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
