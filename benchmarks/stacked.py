@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.stacked`` trains MLPs 784-300-100-10 pruned to 0.98847, each with an L2 of
 its own, all over one order of random images of MNIST's size, and prints model-epochs a second (an
-epoch is 500 batches of 100).  An epoch is cut short to ``--batches`` batches, what the stack does at
-its beginning and end included.  One after the other are at most ``--alone`` networks, for their rate
-does not depend on how many follow.  The two go turn and turn about.  Beside them stand
+epoch is 500 batches of 100).  An epoch is cut short to ``--batches`` batches, with all that the
+stack does at its beginning and end.  One after the other are at most ``--alone`` networks: their
+rate does not depend on how many follow.  The two go turn and turn about.  Beside them stand
 
 * the floor: the operations of a step at the rate of torch's product of large matrices, or its bytes
   at the rate of a large copy, whichever takes longer, both measured here;
