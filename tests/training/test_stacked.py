@@ -235,7 +235,8 @@ def test_three_epochs_in_float64_are_those_of_the_dense_loop(digits, build, toge
 
 @kinds
 def test_epochs_and_scores_in_float32_are_those_of_the_dense_loop(digits, build, together):
-    other = load("digits", seed=1)  # other examples in training
+    digits = replace(digits, score_every=3)
+    other = replace(load("digits", seed=1), score_every=3)  # other examples in training
     datasets = [digits, digits, digits, other]
     stacked = make_runs(build)
     plain = alone(stacked)
@@ -254,7 +255,7 @@ def test_epochs_and_scores_in_float32_are_those_of_the_dense_loop(digits, build,
     modes = [module.training for network in stacked.networks for module in network.modules()]
     for which in ("train", "valid", "test"):
         scores = [
-            evaluate(network, dataset, dataset.splits[which])
+            evaluate(network, dataset, dataset.scored[which])
             for network, dataset in zip(stacked.networks, datasets, strict=True)
         ]
         for one, expected in zip(training.evaluate(which), scores, strict=True):

@@ -151,7 +151,8 @@ class StackedTraining:
         """Return what :func:`lossprune.training.evaluate` does for each member, to rounding.
 
         Args:
-            which: ``"train"``, ``"valid"`` or ``"test"``, of each member's own data set.
+            which: ``"train"``, ``"valid"`` or ``"test"``; of each member's own data set, those
+                examples that are scored.
             active: False for members that are left out, with NaN; None: all are evaluated.
         """
         if which not in self.datasets[0].splits:

@@ -1,6 +1,7 @@
 """Which networks can be stacked."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def perceptron_layers(network: nn.Module, dataset: Dataset) -> tuple[Stage, ...]
         stages = read_layers(network)
     except NotSparseError:
         return None
-    fits = stages[0].linear.in_features == dataset.train.images[0].numel()
+    fits = stages[0].linear.in_features == prod(dataset.shape)
     return stages if fits and len(dataset.classes) <= stages[-1].linear.out_features else None
 
 
@@ -98,15 +99,17 @@ def _check_hooks(network: nn.Module, number: int) -> None:
 
 
 def _check_dataset(dataset: Dataset, first: Dataset, number: int, device: torch.device) -> None:
-    if dataset.train.images.device != device:
+    if dataset.train.labels.device != device:
         raise NotStackableError(
-            f"data set {number} is on {dataset.train.images.device}, the networks on {device}"
+            f"data set {number} is on {dataset.train.labels.device}, the networks on {device}"
         )
-    sizes, expected = ([len(it) for it in one.splits.values()] for one in (dataset, first))
+    sizes, expected = (
+        [len(it) for it in (*one.splits.values(), one.scored["train"])] for one in (dataset, first)
+    )
     if sizes != expected or dataset.shape != first.shape:
         raise NotStackableError(
-            f"data set {number} has {sizes} examples of shape {dataset.shape}, "
-            f"data set 0 {expected} of {first.shape}"
+            f"data set {number} has {sizes} examples (train, valid, test, scored of train) of shape "
+            f"{dataset.shape}, data set 0 {expected} of {first.shape}"
         )
 
 
@@ -129,7 +132,8 @@ def check_by_trial(steps: AnySteps, members: Sequence[Member], dataset: Dataset)
     stack = Stack.joined(members[:2])
     stack.load()
     stack.begin([{"lr": 0.0, "weight_decay": 0.0}] * len(stack))
-    inputs = dataset.inputs(dataset.train.images[:2])[None].to(stack.dtype)
+    images = dataset.train.images[:2].to(stack.device)
+    inputs = dataset.inputs(images)[None].to(stack.dtype)
     try:
         steps.step(stack, inputs, dataset.train.labels[None, :2], momentum=0.0)
     except (RuntimeError, TypeError, ValueError) as error:

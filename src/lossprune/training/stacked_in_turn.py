@@ -53,10 +53,10 @@ class InTurn:
         return {member: noted.outcomes(examples)[0] for member, noted in losses.items()}
 
     def evaluate(self, which: str, groups: Sequence[Group]) -> dict[int, Evaluation]:
-        """Evaluate on one of the three splits of each member's own data set."""
+        """Evaluate on the scored examples of one split of each member's own data set."""
         found: dict[int, Evaluation] = {}
         for group in groups:
-            split = group.dataset.splits[which]
+            split = group.dataset.scored[which]
             scores = {it: Scores(Stack.over(self.members[it])) for it in group.members}
             for inputs, labels in group.dataset.batches(split, _EVALUATED):
                 self._count(list(scores.values()), inputs[None], labels[None])

@@ -1,5 +1,7 @@
 """How much memory a network takes in a stack, so that a stack fits what there is."""
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -22,7 +24,7 @@ def bytes_per_member(network: nn.Module, dataset: Dataset, batch_size: int = 100
     buffers = sum(it.numel() * it.element_size() for it in network.buffers())
     weights = sum(it.numel() for it in network.parameters())
     some = next(network.parameters())
-    pixels = dataset.train.images[0].numel() * some.element_size()
+    pixels = prod(dataset.shape) * some.element_size()
     example = 3 * pixels + 2 * _saved_bytes(network, dataset) // _TRIED
     return 6 * parameters + 2 * buffers + weights + batch_size * example
 
@@ -30,7 +32,7 @@ def bytes_per_member(network: nn.Module, dataset: Dataset, batch_size: int = 100
 def _saved_bytes(network: nn.Module, dataset: Dataset) -> int:
     """Bytes that the backward pass of some examples needs, parameters aside; changes nothing."""
     some = next(network.parameters())
-    inputs = dataset.inputs(dataset.train.images[:_TRIED]).to(some.dtype)
+    inputs = dataset.inputs(dataset.train.images[:_TRIED].to(some.device)).to(some.dtype)
     parameters = {name: it.detach().requires_grad_() for name, it in network.named_parameters()}
     buffers = {name: it.clone() for name, it in network.named_buffers()}
     known = {it.untyped_storage().data_ptr() for it in parameters.values()}

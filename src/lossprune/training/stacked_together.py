@@ -53,17 +53,17 @@ class Together:
         return dict(zip(chosen, losses.outcomes(len(dataset.train)), strict=True))
 
     def evaluate(self, which: str, groups: Sequence[Group]) -> dict[int, Evaluation]:
-        """Evaluate on one of the three splits of each member's own data set."""
+        """Evaluate on the scored examples of one split of each member's own data set."""
         chosen = _sorted_members(groups)
         stack = self._stack_of(chosen)
         stack.load()
         spread = Spread(groups, chosen, stack.device, stack.dtype)
-        streams = [it.dataset.batches(it.dataset.splits[which], _EVALUATED) for it in groups]
+        streams = [it.dataset.batches(it.dataset.scored[which], _EVALUATED) for it in groups]
         scores = Scores(stack)
         for (batches,) in in_lockstep(streams, 1):
             inputs, labels = spread(batches)
             scores.add(self.steps.logits(stack, inputs), labels)
-        examples = len(groups[0].dataset.splits[which])
+        examples = len(groups[0].dataset.scored[which])
         return dict(zip(chosen, scores.evaluations(examples), strict=True))
 
     def _stack_of(self, chosen: tuple[int, ...]) -> Stack:
