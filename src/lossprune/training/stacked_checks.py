@@ -108,8 +108,8 @@ def _check_dataset(dataset: Dataset, first: Dataset, number: int, device: torch.
     )
     if sizes != expected or dataset.shape != first.shape:
         raise NotStackableError(
-            f"data set {number} has {sizes} examples (train, valid, test, scored of train) of shape "
-            f"{dataset.shape}, data set 0 {expected} of {first.shape}"
+            f"data set {number} has {sizes} examples (train, valid, test, scored of train) "
+            f"of shape {dataset.shape}, data set 0 {expected} of {first.shape}"
         )
 
 
