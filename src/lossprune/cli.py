@@ -7,17 +7,20 @@ parses and writes the help; what it cannot parse is answered here, in one senten
 import contextlib
 import hashlib
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from lossprune.data import DATASETS
 from lossprune.experiment.config import RunConfig, did_you_mean, flag
-from lossprune.experiment.folder import RunFolder
+from lossprune.experiment.ranks import ElsewhereError, alike, joined, launched
 from lossprune.experiment.record import DIVERGED, RunRecord, summarise
+from lossprune.experiment.shared_folder import SharedFolder
 from lossprune.report.config import CompareConfig, ReportConfig
 from lossprune.shell.config import DeployConfig, PruneConfig
 from lossprune.sweep.command import StatusConfig, SweepConfig, run_sweep, show_status
@@ -58,6 +61,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "lossprune") -> int:
         hint = ": the same command goes on from there" if resumes else ""
         print(f"interrupted{hint}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except ElsewhereError:
+        return EXIT_ERROR
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -78,22 +83,31 @@ class Command:
         config: the dataclass of its flags; its docstring is the help text.
         do: does it and returns the exit status.
         argument: the names of leading arguments without a flag, if it takes any.
+        several: whether several processes may do it together.
     """
 
     config: type
     do: Callable[..., int]
     argument: str | None = None
+    several: bool = False
 
 
 def _dispatch(arguments: list[str], prog: str) -> int:
+    with alike():
+        do = _choose(arguments, prog)
+    return EXIT_OK if do is None else do()
+
+
+def _choose(arguments: list[str], prog: str) -> Callable[[], int] | None:
+    """Return what is to be done, ready to be called; None where help was asked for and given."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview(prog))
-        return EXIT_OK
+        return None
     if arguments[0] == "--version":
         import lossprune
 
         print(f"lossprune {lossprune.__version__}")
-        return EXIT_OK
+        return None
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         raise ValueError(
@@ -101,13 +115,18 @@ def _dispatch(arguments: list[str], prog: str) -> int:
             + did_you_mean(name, COMMANDS)
         )
     command = COMMANDS[name]
+    if launched() and not command.several:
+        raise ValueError(
+            f"lossprune {name} is for one process: start it without torchrun or its like "
+            f"(WORLD_SIZE is {os.environ['WORLD_SIZE']})"
+        )
     leading = []
     for _ in (command.argument or "").split():
         if rest and not rest[0].startswith("-"):
             leading, rest = [*leading, rest[0]], rest[1:]
     title = prog if prog != "lossprune" else f"lossprune {name}"
     config = parse(command, rest, title)
-    return EXIT_OK if config is None else command.do(config, *leading)
+    return None if config is None else partial(command.do, config, *leading)
 
 
 def _overview(prog: str) -> str:
@@ -223,22 +242,24 @@ def _sentence(error: Exception) -> str:
 
 
 def _run(config: RunConfig) -> int:
-    record = RunFolder(config.folder).settled()
-    if record is not None:
-        print("Experiment already exists!")
-        _warn_of_another_start(config, record)
-    else:
-        from lossprune.experiment import run
-        from lossprune.experiment.progress import shown_progress
+    with joined() as ranks:
+        record = SharedFolder(config.folder, ranks).settled()
+        if record is None:
+            from lossprune.experiment import run
+            from lossprune.experiment.progress import shown_progress
 
-        with shown_progress() as progress:
-            progress.note(f"folder: {config.folder}")
-            record = run(config, progress)
-            progress.note(summarise(record))
-    if record.status == DIVERGED:
+            with shown_progress(ranks.first) as progress:
+                progress.note(f"folder: {config.folder}")
+                record = run(config, progress)
+                progress.note(summarise(record))
+        elif ranks.first:
+            print("Experiment already exists!")
+            _warn_of_another_start(config, record)
+    if record.status != DIVERGED:
+        return EXIT_OK
+    if ranks.first:
         print(f"diverged: {record.message}", file=sys.stderr)
-        return EXIT_DIVERGED
-    return EXIT_OK
+    return EXIT_DIVERGED
 
 
 def _warn_of_another_start(config: RunConfig, record: RunRecord) -> None:
@@ -319,7 +340,7 @@ def _deploy(config: DeployConfig, run: str | None = None) -> int:
 
 
 COMMANDS: dict[str, Command] = {
-    "run": Command(RunConfig, _run),
+    "run": Command(RunConfig, _run, several=True),
     "sweep": Command(SweepConfig, run_sweep, argument="PLAN"),
     "status": Command(StatusConfig, show_status, argument="RESULTS"),
     "report": Command(ReportConfig, _report, argument="RESULTS"),

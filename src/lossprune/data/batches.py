@@ -69,6 +69,7 @@ def iterate(
     affine: Affine,
     order: Tensor | None = None,
     changes: Change | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Return an iterator over (inputs, labels), ``size`` examples at a time.
 
@@ -80,6 +81,7 @@ def iterate(
         order: int64 positions to visit; None: all, as stored.
         changes: changes the examples, in the order visited, on the labels' device; None: leaves
             them as they are.
+        share: (k, of): of each batch only the k-th of so many parts, from 0; some may be empty.
 
     Raises:
         ValueError: ``size`` is below 1, or ``order`` is not a row of positions among the images.
@@ -94,7 +96,7 @@ def iterate(
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(labels), size):
-            part = slice(start, start + size)
+            part = _part(start, min(size, len(labels) - start), share)
             batch = images[part] if order is None else images.index_select(0, order[part])
             batch = batch.to(labels.device)
             if changes is not None:
@@ -102,6 +104,12 @@ def iterate(
             yield affine(batch), labels[part]
 
     return batches()
+
+
+def _part(start: int, count: int, share: tuple[int, int]) -> slice:
+    """The k-th of parts of near-equal size of the ``count`` positions from ``start`` on."""
+    k, of = share
+    return slice(start + count * k // of, start + count * (k + 1) // of)
 
 
 def _check_order(order: Tensor, examples: int) -> None:

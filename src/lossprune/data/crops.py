@@ -77,6 +77,8 @@ class RandomWindows:
         Bilinear: a window is at most a seventh larger than the result, so that nothing has to be
         smoothed before.
         """
+        if not len(images):  # a process's share of a small batch; torch samples no empty grid
+            return images.new_zeros(0, images.shape[1], self.side, self.side, dtype=torch.float32)
         # A row for each coordinate of the image: its factors of x, y and 1 in the result.
         maps = torch.cat([torch.diag_embed(self.half), self.centre.unsqueeze(2)], 2)
         size = (*images.shape[:2], self.side, self.side)

@@ -138,6 +138,7 @@ class Dataset:
         order: Tensor | None = None,
         generator: torch.Generator | None = None,
         augment: bool = False,
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over (inputs, labels) of ``split``, ``size`` examples at a time.
 
@@ -153,6 +154,8 @@ class Dataset:
             augment: pad each image by 4 zero pixels on all sides, flip it left to right with
                 probability ½, and cut out a window of its own size at random; where inputs are
                 cut out of larger images, a window of random size (see ``crops``).
+            share: (k, of): give of each batch only the k-th of so many parts of near-equal size,
+                from 0; together they are the batch. Draws are those of all parts.
 
         Raises:
             ValueError: ``size`` is below 1, or ``order`` is not a row of positions in the split.
@@ -161,7 +164,13 @@ class Dataset:
         changes = self._changes(visited, generator, split.labels.device, augment)
         affine = self._affine(split.labels.device)
         return iterate(
-            split.images, split.labels, size=size, affine=affine, order=order, changes=changes
+            split.images,
+            split.labels,
+            size=size,
+            affine=affine,
+            order=order,
+            changes=changes,
+            share=share,
         )
 
     def _changes(

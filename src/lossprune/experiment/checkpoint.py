@@ -65,14 +65,14 @@ class Checkpoint:
         return buffer.getvalue()
 
     @classmethod
-    def from_file(cls, path: Path, device: torch.device) -> "Checkpoint":
-        """Read ``checkpoint.pt``.
+    def from_bytes(cls, file: bytes, path: Path, device: torch.device) -> "Checkpoint":
+        """Return what a ``checkpoint.pt`` holds; messages name it ``path``.
 
         Raises:
             ValueError: it is damaged, which no interruption of a run causes.
         """
         try:
-            contents = torch.load(path, map_location=device, weights_only=True)
+            contents = torch.load(io.BytesIO(file), map_location=device, weights_only=True)
             if contents.pop("format") != _FORMAT:
                 raise ValueError("of another format")
             contents["record"] = RunRecord.from_dict(contents["record"])

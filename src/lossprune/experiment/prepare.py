@@ -16,6 +16,7 @@ from lossprune.data import Dataset, load
 from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
+from lossprune.experiment.ranks import current, own_device
 from lossprune.experiment.record import RunRecord, Start
 from lossprune.kernels.compiler import compiler_available
 from lossprune.networks import NETWORKS
@@ -132,7 +133,7 @@ def _choose_device(name: str, unfinished: RunRecord | None) -> torch.device:
     if name == "auto":
         ran_on = None if unfinished is None else unfinished.environment.get("device")
         name = "cuda" if available and ran_on != "cpu" else "cpu"
-    return torch.device(name)
+    return own_device(name)
 
 
 def _check_pruning(config: RunConfig, dataset: Dataset, network: nn.Module) -> None:
@@ -183,6 +184,7 @@ def environment_of(device: torch.device) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(device) if cuda else platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": current().world,
     }
 
 

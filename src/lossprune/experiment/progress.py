@@ -60,8 +60,11 @@ class Bars:
 
 
 @contextmanager
-def shown_progress() -> Iterator[Progress]:
-    """Give bars where standard error is a terminal, else plain lines."""
+def shown_progress(show: bool = True) -> Iterator[Progress]:
+    """Give bars where standard error is a terminal, else plain lines; silence if not ``show``."""
+    if not show:
+        yield Silent()
+        return
     if not sys.stderr.isatty():
         yield Lines()
         return

@@ -61,7 +61,7 @@ class RunRecord:
 
     Attributes:
         config: what determines the result, by flag.
-        environment: versions, device, threads, machine.
+        environment: versions, device, machine, threads of each process, processes.
         start: the network it began from.
         status: ``"running"``, ``"finished"`` or ``"diverged"``.
         message: why it diverged, or None.
@@ -73,8 +73,9 @@ class RunRecord:
         removed: weights removed.
         prunable: prunable weights in all.
         epochs: one record per epoch trained.
-        training: how the pruned network was trained: dictionaries of ``from_epoch``, ``mode``
-            (``"dense"`` or ``"sparse"``) and ``reason``; usually one.
+        training: how the pruned network was trained, and one before pruning by several processes:
+            dictionaries of ``from_epoch``, ``mode`` (``"dense"``, ``"sparse"`` or
+            ``"distributed"``) and ``reason``; usually one.
         seconds: of computing, over all attempts that ended in a whole epoch or stage.
     """
 

@@ -1,10 +1,10 @@
 """One run: train or load, prune, fine-tune, record; killed at any moment, it goes on."""
 
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from lossprune.experiment.cache import Cache
 from lossprune.experiment.checkpoint import Checkpoint
 from lossprune.experiment.config import RunConfig
-from lossprune.experiment.folder import BEST, CHECKPOINT, LAST, LOG, MASK, RECORD, RunFolder
+from lossprune.experiment.folder import BEST, CHECKPOINT, LAST, LOG, MASK, RECORD
 from lossprune.experiment.network_file import network_bytes, weights_sha256
 from lossprune.experiment.prepare import (
     Setting,
@@ -22,6 +22,7 @@ from lossprune.experiment.prepare import (
     prepare,
 )
 from lossprune.experiment.progress import Progress, Silent
+from lossprune.experiment.ranks import Ranks, current
 from lossprune.experiment.record import (
     DIVERGED,
     FINISHED,
@@ -32,13 +33,14 @@ from lossprune.experiment.record import (
     describe,
     describe_stage,
 )
+from lossprune.experiment.shared_folder import SharedFolder
 from lossprune.pruning import CRITERIA, Mask, Statistics, prune_by_stage
 from lossprune.pruning.prunable import prunable_weights
 from lossprune.training import (
-    DenseTraining,
     DivergedError,
     Training,
     choose_training,
+    dense_training,
     make_optimizer,
 )
 
@@ -57,11 +59,14 @@ def run(
     stage's statistics.  Between two checkpoints of pruning stages at least ``checkpoint_seconds``
     go by; 0 keeps every stage.  Neither changes the result.
 
+    The processes of an initialised ``torch.distributed`` group do one run together: all call this
+    with the same configuration and get the same record; the first one alone writes.
+
     Raises:
         ValueError, FileNotFoundError: as :func:`lossprune.experiment.prepare.prepare`; another
             process has the folder; it cannot be written; it belongs to another ``--model_0``.
     """
-    folder = RunFolder(config.folder)
+    folder = SharedFolder(config.folder, current())
     record = folder.settled()
     if record is not None:
         return record
@@ -84,10 +89,28 @@ def opened(
     checkpoint_seconds: float = 0.0,
 ) -> Iterator["Run"]:
     """Prepare a run and hold its folder; arguments and errors as :func:`run`."""
-    folder = RunFolder(config.folder)
-    setting = prepare(config, folder.record(), cache)
+    ranks = current()
+    folder = SharedFolder(config.folder, ranks)
+    unfinished = folder.record()
+    with ranks.together():
+        setting = prepare(config, unfinished, cache)
+    _check_start(setting, ranks)
     with folder.locked():
-        yield Run(setting, folder, progress or Silent(), cache or Cache(), checkpoint_seconds)
+        yield Run(
+            setting, folder, ranks, progress or Silent(), cache or Cache(), checkpoint_seconds
+        )
+
+
+def _check_start(setting: Setting, ranks: Ranks) -> None:
+    """Raise ValueError unless all processes begin from the same weights."""
+    here = setting.start.weights_sha256.encode()
+    first = ranks.from_first(lambda: here)
+    with ranks.together():
+        if here != first:
+            raise ValueError(
+                "the start network of this process is not that of the first one: "
+                "--model_0 and torch must be the same on every machine"
+            )
 
 
 class Run:
@@ -102,7 +125,8 @@ class Run:
     def __init__(
         self,
         setting: Setting,
-        folder: RunFolder,
+        folder: SharedFolder,
+        ranks: Ranks,
         progress: Progress,
         cache: Cache,
         checkpoint_seconds: float,
@@ -112,6 +136,7 @@ class Run:
         self.dataset = setting.dataset
         self.network = setting.network
         self.folder = folder
+        self.ranks = ranks
         self.progress = progress
         self.cache = cache
         self.checkpoint_seconds = checkpoint_seconds
@@ -122,7 +147,7 @@ class Run:
             start=setting.start,
             prunable=sum(weight.numel() for weight in prunable_weights(setting.network).values()),
         )
-        self.training: Training = DenseTraining(self.network, self.dataset, "nothing is pruned")
+        self.training: Training = dense_training(self.network, self.dataset, "nothing is pruned")
         self._restart_optimizer()
         self._held: Checkpoint | None = None
         self._best: Mapping[str, Tensor] | None = None  # where its file does not hold it yet
@@ -136,7 +161,7 @@ class Run:
             self.record = settled
             return
         with self._settling():
-            if (self.folder.path / CHECKPOINT).exists():
+            if self.folder.has(CHECKPOINT):
                 self._resume()
             else:
                 self._start()
@@ -161,7 +186,7 @@ class Run:
         """Train the epoch that is due, alone, and save it."""
         began = time.perf_counter()
         with self._settling():
-            if self.record.training:
+            if self.record.training or self.ranks.world > 1:
                 self._note_training(self.training.mode, self.training.reason)
             try:
                 self.training.train_epoch(
@@ -232,7 +257,7 @@ class Run:
         self._check(scores, "of the start network")
 
     def _resume(self) -> None:
-        saved = Checkpoint.from_file(self.folder.path / CHECKPOINT, self.device)
+        saved = self._checkpoint()
         if saved.record.start.weights_sha256 != self.record.start.weights_sha256:
             raise ValueError(
                 f"{self.folder.path} was begun from another start network "
@@ -244,7 +269,7 @@ class Run:
             if self.epoch == self.record.after_pruning.epoch:
                 self.mask = Mask(dict(saved.mask), criterion=self.config.criterion)
             else:
-                self.mask = Mask.load(self.folder.path / MASK)
+                self.mask = Mask.from_bytes(self.folder.read(MASK), self.folder.path / MASK)
             self._restart_optimizer()
             self._keep_training()
         elif saved.mask:
@@ -322,7 +347,8 @@ class Run:
 
     def _conditions(self) -> tuple[object, ...]:
         """What else a measurement of a network depends on, to the last bit."""
-        return *dataset_key(self.config), str(self.device), torch.get_num_threads()
+        threads = torch.get_num_threads()
+        return *dataset_key(self.config), str(self.device), threads, self.ranks.world
 
     def _apply_mask(self) -> None:
         assert self.mask is not None  # there is at least one stage
@@ -348,17 +374,21 @@ class Run:
     def _keep_training(self) -> None:
         """Go on in the way that the run began; densely, where it was trained with others."""
         now = self.record.training[-1] if self.record.training else None
-        if now is None or now["mode"] == "sparse" or self.config.train != "auto":
-            self._choose_training()
+        alone = self.ranks.world == 1
+        if alone and now and now["mode"] in ("dense", "stacked") and self.config.train == "auto":
+            self.training = dense_training(self.network, self.dataset, now["reason"])
         else:
-            self.training = DenseTraining(self.network, self.dataset, now["reason"])
+            self._choose_training()
 
     def _note_training(self, mode: str, reason: str) -> None:
         """Record how the next epoch is trained, where that is another way than before."""
         epoch = self.epoch + 1
         noted = tuple(it for it in self.record.training if it["from_epoch"] < epoch)
-        if not noted or noted[-1]["mode"] != mode:
-            noted = (*noted, {"from_epoch": epoch, "mode": mode, "reason": reason})
+        # Of several processes the reason names the number, which may change where a run goes on.
+        same = "mode", *(["reason"] if mode == "distributed" else [])
+        way = {"mode": mode, "reason": reason}
+        if not noted or any(noted[-1][name] != way[name] for name in same):
+            noted = (*noted, {"from_epoch": epoch, **way})
         if noted != self.record.training:
             self._set(training=noted)
             self.progress.note(f"training: {mode}, {reason}")
@@ -368,7 +398,7 @@ class Run:
 
         The last network is that of the checkpoint: where it diverged, of the epoch before.
         """
-        saved = Checkpoint.from_file(self.folder.path / CHECKPOINT, self.device)
+        saved = self._checkpoint()
         self.folder.write(LAST, self._network_bytes(saved.network, self.record.last))
         self._set(status=status, message=message)
         self.folder.write(LOG, self.record.to_log().encode())
@@ -427,9 +457,13 @@ class Run:
 
     def _take_best(self) -> None:
         if not self._best_is_current:
-            path: Path = self.folder.path / BEST
-            best = torch.load(path, map_location=self.device, weights_only=True)
+            file = io.BytesIO(self.folder.read(BEST))
+            best = torch.load(file, map_location=self.device, weights_only=True)
             self.network.load_state_dict(best["state_dict"])
+
+    def _checkpoint(self) -> Checkpoint:
+        path = self.folder.path / CHECKPOINT
+        return Checkpoint.from_bytes(self.folder.read(CHECKPOINT), path, self.device)
 
     def _restart_optimizer(self) -> None:
         """Begin anew with optimizer and schedule; what the mask removes stays removed."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossprune.pruning.canonical import in_order
+from lossprune.pruning.canonical import in_order, metadata_in
 from lossprune.pruning.enforcement import Enforcement
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.matching import match, mismatches
@@ -180,14 +180,23 @@ class Mask(Mapping[str, Tensor]):
             FileNotFoundError: there is no such file.
             PruningError: the file is not a mask, is damaged, or its contents contradict each other.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not Path(path).is_file():
             raise FileNotFoundError(f"no mask at {path}")
+        return cls.from_bytes(Path(path).read_bytes(), path)
+
+    @classmethod
+    def from_bytes(cls, contents: bytes, path: str | Path) -> "Mask":
+        """Return the mask of a file with these contents; messages name it ``path``.
+
+        Raises:
+            PruningError: as :meth:`load`.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            packed = load(contents)
+            metadata = metadata_in(contents)
         except SafetensorError as error:
             raise PruningError(f"{path} is not a readable safetensors file: {error}") from None
         if metadata.get("format") != _FORMAT:

@@ -219,7 +219,7 @@ def _selection(
 
 
 class _Pruning:
-    """One pruning under way: its settings, and the random state that its data draws from."""
+    """One pruning under way."""
 
     def __init__(
         self,
@@ -252,8 +252,6 @@ class _Pruning:
         self.memory = memory
         self.seed = seed
         self.recall = recall or (lambda stage, measure: measure())
-        # Processes that prune together draw together: their loaders shuffle alike.
-        self.randomness = PrivateRandomness(shared_random_state())
 
     def check(self, steps: Sequence[float]) -> None:
         if not (isinstance(self.reg, (int, float)) and 0 <= self.reg < float("inf")):
@@ -294,9 +292,11 @@ class _Pruning:
     def run(
         self, mask: Mask, steps: tuple[float, ...], completed: int
     ) -> Iterator[tuple[Mask, StageRecord]]:
+        # Processes that prune together draw together: their loaders shuffle alike.
+        randomness = PrivateRandomness(shared_random_state())
         for stage, sparsity in enumerate(steps[completed:], start=completed + 1):
             try:
-                with self.randomness:
+                with randomness:
                     mask, record = self._stage(mask, stage, sparsity)
             except PruningError as error:
                 raise PruningError(f"stage {stage} of {len(steps)}: {error}") from error

@@ -25,6 +25,7 @@ from lossprune.training.sparse import SparseTraining as SparseTraining
 from lossprune.training.sparse_choice import DenseTraining as DenseTraining
 from lossprune.training.sparse_choice import Training as Training
 from lossprune.training.sparse_choice import choose_training as choose_training
+from lossprune.training.sparse_choice import dense_training as dense_training
 from lossprune.training.sparse_structure import NotSparseError as NotSparseError
 from lossprune.training.stacked import StackedTraining as StackedTraining
 from lossprune.training.stacked import worthwhile as worthwhile
@@ -42,6 +43,7 @@ __all__ = [
     "Training",
     "bytes_per_member",
     "choose_training",
+    "dense_training",
     "evaluate",
     "make_optimizer",
     "train_epoch",

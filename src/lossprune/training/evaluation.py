@@ -23,7 +23,6 @@ class Evaluation:
     error: float
 
 
-@torch.inference_mode()
 def evaluate(
     network: nn.Module, dataset: Dataset, split: Split, *, batch_size: int | None = None
 ) -> Evaluation:
@@ -37,17 +36,33 @@ def evaluate(
         batch_size: examples at a time; it changes the result by rounding only.  If not given,
             1000, or as many as have 16 million numbers.
     """
+    loss, wrong = count_losses(network, dataset, split, batch_size=batch_size)
+    return Evaluation(loss / len(split), wrong / len(split))
+
+
+@torch.inference_mode()
+def count_losses(
+    network: nn.Module,
+    dataset: Dataset,
+    split: Split,
+    *,
+    batch_size: int | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> tuple[float, int]:
+    """Return the sum of the losses and the number of wrong answers on a share of the examples.
+
+    Arguments are those of :func:`evaluate`; ``share`` is as in :meth:`Dataset.batches`.
+    """
     if batch_size is None:
         batch_size = max(1, min(MOST, NUMBERS // math.prod(dataset.shape)))
     losses, wrong = [], []
     with _evaluating(network):
-        for inputs, labels in dataset.batches(split, batch_size):
+        for inputs, labels in dataset.batches(split, batch_size, share=share):
             logits = network(inputs)
             losses.append(F.cross_entropy(logits, labels, reduction="sum"))
             wrong.append((logits.argmax(1) != labels).sum())
     # One transfer at the end, and a sum in double precision.
-    loss = sum(torch.stack(losses).tolist()) / len(split)
-    return Evaluation(loss, sum(torch.stack(wrong).tolist()) / len(split))
+    return sum(torch.stack(losses).tolist()), sum(torch.stack(wrong).tolist())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lossprune.data import Dataset, Split
+from lossprune.pruning.curvature.distributed import processes
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import CHECK_EVERY, not_finite
 from lossprune.training.sgd import plain_settings
@@ -209,8 +210,10 @@ class SparseTraining:
 
 
 def check_data(dataset: Dataset, network: nn.Module) -> None:
-    """Raise NotSparseError unless the kernel can read the data set's batches for this network."""
+    """Raise NotSparseError unless the kernel can do the epochs of this network on this data set."""
     stages = read_stages(network)
+    if processes() > 1:
+        raise NotSparseError(f"sparse training is for one process, and there are {processes()}")
     pixels = dataset.train.images[0].numel()
     if dataset.augmented:
         raise NotSparseError("its training images are augmented")

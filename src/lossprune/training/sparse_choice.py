@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lossprune.data import Dataset, Split
 from lossprune.kernels.compiler import NoCompiler
+from lossprune.pruning.curvature.distributed import processes
 from lossprune.training.evaluation import Evaluation, evaluate
 from lossprune.training.loop import train_epoch
 from lossprune.training.sparse import SparseTraining
@@ -23,7 +24,7 @@ class Training(Protocol):
 
     @property
     def mode(self) -> str:
-        """``"dense"`` or ``"sparse"``."""
+        """``"dense"``, ``"sparse"`` or ``"distributed"``."""
         ...
 
     @property
@@ -65,6 +66,19 @@ class DenseTraining:
         return evaluate(self.network, self.dataset, split)
 
 
+def dense_training(network: nn.Module, dataset: Dataset, reason: str) -> Training:
+    """Return the training on all weights: by all processes of a group, where there are several."""
+    if processes() == 1:
+        return DenseTraining(network, dataset, reason)
+    from lossprune.training.distributed import DistributedTraining
+
+    return DistributedTraining(
+        network,
+        dataset,
+        f"{processes()} processes share every batch; {reason}",
+    )
+
+
 def choose_training(
     network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset, train: str = "auto"
 ) -> Training:
@@ -77,22 +91,24 @@ def choose_training(
         train: ``"dense"``; ``"sparse"``; or ``"auto"``: sparse where it can be done and at most
             ``FASTER_BELOW`` of the linear layers' weights are left.
 
+    Several processes of a ``torch.distributed`` group train densely, together.
+
     Raises:
         ValueError: ``train`` is none of these, or ``"sparse"`` cannot be done.
     """
     if train not in TRAININGS:
         raise ValueError(f"train must be one of {', '.join(TRAININGS)}, got {train!r}")
     if train == "dense":
-        return DenseTraining(network, dataset, "asked for")
+        return dense_training(network, dataset, "asked for")
     try:
         if train == "auto" and (left := _left(network, mask)) > FASTER_BELOW:
             reason = f"{left:.0%} of the weights are left, more than {FASTER_BELOW:.0%}"
-            return DenseTraining(network, dataset, reason)
+            return dense_training(network, dataset, reason)
         return SparseTraining(network, mask, dataset)
     except (NotSparseError, NoCompiler) as error:
         if train == "sparse":
             raise ValueError(f"train sparse cannot be done: {error}") from None
-        return DenseTraining(network, dataset, str(error))
+        return dense_training(network, dataset, str(error))
 
 
 def _left(network: nn.Module, mask: Mapping[str, Tensor]) -> float:

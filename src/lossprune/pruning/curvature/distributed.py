@@ -40,10 +40,14 @@ def raise_together(error: PruningError | None, device: torch.device) -> None:
     """Raise on every process if any has an error, so that none waits for one that stopped."""
     failed = torch.tensor([float(error is not None)], device=device)
     dist.all_reduce(failed)
+    if not failed.item():
+        return
+    texts: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(texts, None if error is None else str(error))
     if error is not None:
         raise error
-    if failed.item():
-        raise PruningError("another process of the group could not measure its examples")
+    first = next(text for text in texts if text is not None)
+    raise PruningError(f"another process of the group could not measure its examples: {first}")
 
 
 def shared_random_state() -> Tensor:
