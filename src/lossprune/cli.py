@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from lossprune.data import DATASETS
 from lossprune.experiment.config import RunConfig, did_you_mean, flag
-from lossprune.experiment.ranks import ElsewhereError, alike, joined, launched
+from lossprune.experiment.ranks import ElsewhereError, alike, joined, launched, leave_word
 from lossprune.experiment.record import DIVERGED, RunRecord, summarise
 from lossprune.experiment.shared_folder import SharedFolder
 from lossprune.report.config import CompareConfig, ReportConfig
@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "lossprune") -> int:
         print(f"interrupted{hint}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except ElsewhereError:
+        leave_word()
         return EXIT_ERROR
     except Exception as error:
         if "--debug" in arguments:
@@ -255,11 +256,9 @@ def _run(config: RunConfig) -> int:
         elif ranks.first:
             print("Experiment already exists!")
             _warn_of_another_start(config, record)
-    if record.status != DIVERGED:
-        return EXIT_OK
-    if ranks.first:
-        print(f"diverged: {record.message}", file=sys.stderr)
-    return EXIT_DIVERGED
+        if record.status == DIVERGED and ranks.first:
+            print(f"diverged: {record.message}", file=sys.stderr)
+    return EXIT_DIVERGED if record.status == DIVERGED else EXIT_OK
 
 
 def _warn_of_another_start(config: RunConfig, record: RunRecord) -> None:

@@ -6,6 +6,7 @@ they are told.  No torch here before they are joined, so that a wrong flag is an
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 # One process may have to fetch or decode a large data set while the others wait for it.
 _PATIENCE = timedelta(hours=12)
+# torchrun ends all processes soon after one has failed: who tells why must not be cut short.
+_GRACE = 5.0  # seconds
 _LOOK_EVERY = 0.5  # seconds between two looks whether the launcher is still there
 _NOTHING, _CONTENTS, _FAILED = range(3)
 
@@ -120,6 +123,11 @@ def launched() -> bool:
     return os.environ.get("WORLD_SIZE", "1") not in ("", "1")
 
 
+def leave_word() -> None:
+    """Wait, where another process is about to say why all of them end; then end as well."""
+    time.sleep(_GRACE)
+
+
 @contextmanager
 def alike() -> Iterator[None]:
     """Let the first process alone tell an error that every process meets alike, as a wrong flag."""
@@ -175,7 +183,9 @@ def joined() -> Iterator[Ranks]:
             timeout=_PATIENCE,
         )
         try:
-            yield Ranks(rank, world)
+            ranks = Ranks(rank, world)
+            yield ranks
+            ranks._lowest(rank)  # a launcher may end all when one has ended: none goes before all
         except ElsewhereError:
             raise
         except Exception as error:
