@@ -159,7 +159,7 @@ class _Normalise(torch.autograd.Function):
         normalised = (x - mean.view(shape)) * scale.view(shape)
         wide = gradient.to(normalised.dtype)
         sums = torch.stack([wide.sum(_others(x)), (wide * normalised).sum(_others(x))])
-        whole = sums.double()
+        whole = sums.to(torch.float64, copy=True)  # `sums` stay those of this process
         dist.all_reduce(whole)
         means = (whole / ctx.count).to(wide.dtype)
         inputs = wide - means[0].view(shape) - normalised * means[1].view(shape)
