@@ -1,6 +1,8 @@
 """Small runs of ImageNet's shape: photographs, a ResNet, Monte-Carlo curvature."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from lossprune.pruning import Mask
 from tests.data.photographs import write_photographs
 
 SIZE = 32
+# Losses of single precision, summed in another order, before and after two steps of training.
+ROUNDING = 1e-3
 CLASSES = 10
 RUN = (
     *("run", "--arch", "ResNet18", "--dataset", "imagenet", "--image_size", SIZE),
@@ -95,3 +99,28 @@ def test_the_cache_can_be_made_beforehand(command, photographs):
     assert "images     3 × 32 × 32 (channels × height × width)" in lines
     assert "train      58 examples" in lines
     assert "test       10 examples" in lines
+
+
+@pytest.mark.slow
+def test_two_processes_decode_once_and_do_one_run(command, photographs, tmp_path, monkeypatch):
+    """The same run as of one process: pruning, fine-tuning and batch norms over whole batches."""
+    flags = [str(word) for word in (*RUN, "--data_path", photographs, "--nepochs", 1)]
+    save_file(checkpoint(), "start.safetensors")
+    # An estimator that draws nothing: Monte-Carlo labels depend on the number of processes.
+    flags += ["--model_0", "start.safetensors", "--estimator", "empirical-fisher"]
+    assert command(*flags, "--path", "one").status == 0
+    monkeypatch.setenv("LOSSPRUNE_CACHE", str(tmp_path / "cache"))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = [sys.executable, *torchrun, "-m", "lossprune.cli", *flags, "--path", "two"]
+    done = subprocess.run(two, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "cache").glob("*/images.u8"))) == 1
+    alone, together = (
+        json.loads(next((tmp_path / name).glob("*/record.json")).read_text())
+        for name in ("one", "two")
+    )
+    assert together["environment"]["processes"] == 2
+    assert together["removed"] == alone["removed"]
+    for moment in ("before_pruning", "after_pruning", "last"):
+        expected = pytest.approx(alone[moment]["scores"], rel=ROUNDING)
+        assert together[moment]["scores"] == expected

@@ -68,6 +68,20 @@ def one_example():
     return lossprune.measure(network(), [(inputs[:1], targets[:1])])
 
 
+def drawn():
+    """How many of 1000 equally likely labels were drawn for six examples, which are all alike."""
+    model = nn.Linear(1, 1000, bias=False)
+    nn.init.zeros_(model.weight)
+    data = [(torch.ones(6, 1), torch.zeros(6, dtype=torch.int64))]
+    generator = torch.Generator().manual_seed(0)
+    statistics = lossprune.measure(model, data, estimator="monte-carlo:1", generator=generator)
+    # The mean over examples of (p − 1)² for a drawn label, of p² for another.
+    return {
+        "labels": int((statistics.ggn_diagonal["weight"] > 0.1).sum()),
+        "generator": generator.get_state(),
+    }
+
+
 def plain(result):
     """As tensors and numbers that torch.load reads back without unpickling code."""
     if isinstance(result, lossprune.PruningResult):
@@ -85,6 +99,7 @@ def outcomes():
         "measured": plain(measured()),
         "one example": plain(one_example()),
         "shuffled": plain(shuffled()),
+        "drawn": drawn(),
         **{criterion: plain(pruned(criterion)) for criterion in ("MP", "LM", "QM")},
     }
 

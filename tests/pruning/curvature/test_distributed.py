@@ -58,5 +58,14 @@ def test_mask_is_that_of_one_process(alone, group, what):
         assert member[what]["losses"] == pytest.approx(alone[what]["losses"], rel=1e-12)
 
 
+def test_each_example_has_draws_of_its_own(alone, group):
+    """Six different labels of 1000: two the same, by chance, would be less likely than 2 %."""
+    assert alone["drawn"]["labels"] == 6
+    for member in group:
+        assert member["drawn"]["labels"] == 6
+        # The caller's generator has moved alike everywhere, whatever each had to draw.
+        assert torch.equal(member["drawn"]["generator"], group[0]["drawn"]["generator"])
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

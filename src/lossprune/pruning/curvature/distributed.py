@@ -50,6 +50,16 @@ def raise_together(error: PruningError | None, device: torch.device) -> None:
     raise PruningError(f"another process of the group could not measure its examples: {first}")
 
 
+def own_generator(shared: torch.Generator) -> torch.Generator:
+    """Return a generator of this process's own, seeded by one that all processes have alike.
+
+    With the shared one the examples of one process would get the draws of another's, and as each
+    draws for as many examples as it has, it would be alike no more.
+    """
+    seeds = torch.randint(2**62, (dist.get_world_size(),), generator=shared)
+    return torch.Generator().manual_seed(int(seeds[dist.get_rank()]))
+
+
 def shared_random_state() -> Tensor:
     """Return torch's global random state: the first process's, if several work together."""
     state = torch.get_rng_state()

@@ -81,7 +81,8 @@ def measure(
     2020; the computation is described in docs/curvature.md.
 
     Under an initialised ``torch.distributed`` group every process must call this with the same
-    batches; each takes its part of every batch, and all return the same sums.
+    batches; each takes its part of every batch, and all return the same sums.  What an estimator
+    draws depends on how many they are.
 
     Args:
         model: left as it is, its gradients, hooks, mode and buffers included; measured in
@@ -218,6 +219,7 @@ class _Measurement:
     def add_share(self, batches: Iterable[Batch]) -> None:
         """Add this process's share of the examples, and everybody else's sums."""
         error = None
+        self.generator = distributed.own_generator(self.generator)
         try:
             self.add(distributed.share(batches))
         except PruningError as raised:
