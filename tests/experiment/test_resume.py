@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -32,23 +33,76 @@ FLAGS = shlex.split(
 
 PROGRAM = """
 import os, sys
+from pathlib import Path
 from lossprune.cli import main
 log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.dup2(log, 1)
 os.dup2(log, 2)
+os.environ.update({environment!r})
+left = {stop!r}
+def stopping(operation):
+    def instead(path, *args, **kwargs):
+        global left
+        left -= 1
+        if left == 0:
+            os._exit(9)
+        return operation(path, *args, **kwargs)
+    return instead
+if left:
+    Path.replace, Path.unlink = stopping(Path.replace), stopping(Path.unlink)
 sys.exit(main({arguments!r}))
 """
 
 
-def start(arguments: list[str], log: Path):
-    program = PROGRAM.format(log=str(log), arguments=arguments)
-    process = FORKSERVER.Process(target=exec, args=(program,))
-    process.start()
-    return process
+class Processes:
+    """A run of one process, or of several as torchrun would start them."""
+
+    def __init__(self, arguments: list[str], log: Path, count: int, stop: int = 0) -> None:
+        self.members = []
+        port = str(free_port()) if count > 1 else ""
+        for rank in range(count):
+            launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+            environment = {name: str(value) for name, value in launched.items()}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            program = PROGRAM.format(
+                log=str(log),
+                arguments=arguments,
+                environment=environment if count > 1 else {},
+                stop=stop if rank == 0 else 0,
+            )
+            process = FORKSERVER.Process(target=exec, args=(program, {}))
+            process.start()
+            self.members.append(process)
+        self.pid = self.members[0].pid
+
+    def join(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        for member in self.members:
+            member.join(max(0, ends - time.monotonic()))
+
+    def kill(self) -> None:
+        for member in self.members:
+            member.kill()
+
+    @property
+    def exitcode(self) -> int | None:
+        """None while one runs, 0 where all ended well."""
+        codes = [member.exitcode for member in self.members]
+        return None if None in codes else max(map(abs, codes))
 
 
-def finish(arguments: list[str], log: Path) -> None:
-    process = start(arguments, log)
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(arguments: list[str], log: Path, count: int = 1) -> Processes:
+    return Processes(arguments, log, count)
+
+
+def finish(arguments: list[str], log: Path, count: int = 1) -> None:
+    process = start(arguments, log, count)
     process.join(120)
     assert process.exitcode == 0, log.read_text()
 
@@ -108,16 +162,19 @@ def way(request) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments_it_ends_as_if_never_stopped(tmp_path, way):
+@pytest.mark.parametrize("count", [1, 2])
+def test_killed_at_ten_random_moments_it_ends_as_if_never_stopped(tmp_path, way, count):
+    if count > 1 and way[-1] == "sparse":
+        pytest.skip("several processes train densely")
     undisturbed, log = tmp_path / "undisturbed", tmp_path / "log"
     flags = [*FLAGS, *way]
-    finish([*flags, "--path", str(undisturbed)], log)
+    finish([*flags, "--path", str(undisturbed)], log, count)
     record = json.loads((the_run(undisturbed) / "record.json").read_text())
     moments = random.Random(20)
     killed, states = tmp_path / "killed", []
     while len(states) < 10:
         told = tmp_path / f"log-{len(states)}"
-        process = start([*flags, "--path", str(killed)], told)
+        process = start([*flags, "--path", str(killed)], told, count)
         wait_for_a_word_of_progress(told)
         # A sixth of the run at most, so that the kills spread over it.
         process.join(moments.uniform(0, record["seconds"] / 6))
@@ -131,7 +188,7 @@ def test_killed_at_ten_random_moments_it_ends_as_if_never_stopped(tmp_path, way)
         process.kill()
         process.join(30)
         states.append(state(killed))
-    finish([*flags, "--path", str(killed)], log)
+    finish([*flags, "--path", str(killed)], log, count)
     assert result(killed) == result(undisturbed)
     assert {"pruning", "training"} <= set(states), states
 
@@ -177,6 +234,30 @@ def test_killed_between_any_two_writes_it_ends_as_if_never_stopped(tmp_path, mon
         assert main([*flags, "--path", str(path)]) == 0
         assert result(path) == expected, f"stopped before write {stop}"
     assert stops > 20
+
+
+@pytest.mark.slow
+def test_two_processes_of_which_one_is_killed_between_two_writes(tmp_path):
+    """The one that writes; the other ends by itself, and both go on as if never stopped."""
+    flags = shlex.split(
+        "run --arch MLP --dataset digits --threads 1 --pm LM --exp --pr 0.9 --nex "
+        "100 --nepochs 3 --pe 1 --pi 2"
+    )
+    log, undisturbed, again = (tmp_path / name for name in ("log", "undisturbed", "again"))
+    for path in (undisturbed, again):
+        finish([*flags, "--path", str(path)], log, 2)
+    expected = result(undisturbed)
+    assert result(again) == expected, "the same command twice"
+    for stop in range(1, 200, 4):  # each takes the seconds that the other one waits for a word
+        path = tmp_path / f"stop-{stop}"
+        processes = Processes([*flags, "--path", str(path)], log, 2, stop)
+        processes.join(60)
+        if processes.exitcode == 0:
+            break
+        assert processes.exitcode is not None, "it waits for one that is no more"
+        finish([*flags, "--path", str(path)], log, 2)
+        assert result(path) == expected, f"stopped before write {stop}"
+    assert stop > 20
 
 
 @pytest.mark.slow
