@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from math import ceil
@@ -21,6 +22,7 @@ Result = RunRecord | Exception
 
 _SAVING = 0.05  # of the time, at most
 _BUSY_SECONDS = 0.5
+_WRITERS = 8
 
 
 def stackable(run: Run) -> bool:
@@ -133,11 +135,6 @@ class _Member:
         except Exception as error:
             self.end(error)
 
-    def rest(self) -> None:
-        """End as far as the group brings it."""
-        self.run.rest()
-        self.end(self.run.record)
-
     def diverge(self, error: DivergedError) -> None:
         """End where the epoch before is saved, which is what a diverged run leaves."""
         if not self.run.is_saved:
@@ -209,9 +206,7 @@ def _train_at_a_pace(members: Sequence[_Member], checkpoint_seconds: float) -> N
         if pace.due:
             with pace:
                 stack.store([index for index, it in enumerate(members) if it.going])
-                for member, run in zip(members, runs, strict=True):
-                    if member.going:
-                        member.attempt(run.save)
+                _write([it for it in members if it.going], Run.save)
 
 
 def _do_epoch(
@@ -235,9 +230,28 @@ def _do_epoch(
     stack.store([*best, *stopping])
     for index in best:
         members[index].attempt(runs[index].keep_best)
-    for index in stopping:
-        if members[index].going:
-            members[index].attempt(members[index].rest)
+    resting = [members[it] for it in stopping if members[it].going]
+    _write(resting, Run.rest)
+    for member in resting:
+        if member.going:
+            member.end(member.run.record)
+
+
+def _write(members: Sequence[_Member], action: Callable[[Run], None]) -> None:
+    """Let each run write its files, several at a time: most of it is waiting for the disk."""
+
+    def failure(member: _Member) -> Exception | None:
+        try:
+            action(member.run)
+        except Exception as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        failures = list(pool.map(failure, members))
+    for member, error in zip(members, failures, strict=True):
+        if error is not None:  # the others have written theirs
+            member.end(error)
 
 
 def _train_epoch(

@@ -52,13 +52,16 @@ def run(
     *,
     cache: Cache | None = None,
     checkpoint_seconds: float = 0.0,
+    leave: Callable[["Run"], bool] = lambda _: False,
 ) -> RunRecord:
     """Do the run that ``config`` describes, or what is left of it, and return its record.
 
     Everything is in ``config.folder`` when it returns; a run found finished is not touched.
     ``cache`` is what runs in one process share: data, start network, its evaluation and its first
     stage's statistics.  Between two checkpoints of pruning stages at least ``checkpoint_seconds``
-    go by; 0 keeps every stage.  Neither changes the result.
+    go by; 0 keeps every stage.  Neither changes the result.  ``leave`` is asked when the first
+    epoch is due: where it says so, the run is left there, saved, and its record says that it is
+    still running.
 
     The processes of an initialised ``torch.distributed`` group do one run together: all call this
     with the same configuration and get the same record; the first one alone writes.
@@ -76,6 +79,8 @@ def run(
         opened(config, progress, cache=cache, checkpoint_seconds=checkpoint_seconds) as going,
     ):
         going.begin()
+        if going.due and leave(going):
+            return going.record
         while going.due:
             going.train()
         return going.record

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lossprune.experiment.record import DIVERGED, FINISHED
 from lossprune.sweep.job import FAILED, Outcome
@@ -28,6 +29,15 @@ def label_runs(runs: Sequence[PlannedRun]) -> dict[PlannedRun, str]:
     return labels
 
 
+@dataclass(frozen=True)
+class Flying:
+    """A job under way: a run, or several together, and the folder of the first of them."""
+
+    folder: Path
+    runs: int = 1
+    since: float = field(default_factory=time.monotonic)
+
+
 @dataclass
 class Board:
     """Counts and a few numbers; what it holds does not grow with what the runs compute.
@@ -35,8 +45,8 @@ class Board:
     Attributes:
         total: runs of the plan.
         found: of them, runs that had been done before.
-        capacity: runs that can go at a time.
-        running: since when, by label.
+        capacity: jobs that can go at a time.
+        running: jobs under way, by label.
         outcomes: of every run that came to an end, by label.
         best: label and outcome of the pruned network of lowest validation error.
     """
@@ -44,7 +54,7 @@ class Board:
     total: int
     found: int = 0
     capacity: int = 0
-    running: dict[str, float] = field(default_factory=dict)
+    running: dict[str, Flying] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     best: tuple[str, Outcome] | None = None
     began: float = field(default_factory=time.monotonic)
@@ -82,7 +92,7 @@ class Board:
         if self.found:
             parts[0] += f" ({self.found} before)"
         if self.running:
-            parts.append(f"{len(self.running)} running")
+            parts.append(f"{sum(job.runs for job in self.running.values())} running")
         for status in (DIVERGED, FAILED, BLOCKED):
             if self.count(status):
                 parts.append(f"{self.count(status)} {status}")

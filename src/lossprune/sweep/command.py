@@ -41,6 +41,11 @@ class SweepConfig:
     ray: str | None = flag(None, "ray", "address of a Ray cluster to use instead, or auto")
     cpus_per_run: float = flag(1.0, "cpus_per_run", "CPUs of the cluster for a run")
     gpus_per_run: float = flag(0.0, "gpus_per_run", "GPUs of the cluster for a run; may be 0.5")
+    stack: str = flag(
+        "auto",
+        "stack",
+        "runs to train together at most; auto: as many as fit in memory; 1: each alone",
+    )
     tensorboard: bool = flag(False, "tensorboard", "write TensorBoard files to PATH/tensorboard")
     path: Path = flag(Path("results"), "path", "folder of all results")
     data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")
@@ -54,6 +59,10 @@ class SweepConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be a whole number of at least 1, got {value}")
+        if self.stack != "auto" and not (self.stack.isdecimal() and int(self.stack) >= 1):
+            raise ValueError(
+                f"--stack must be auto or a whole number of at least 1, got {self.stack!r}"
+            )
         if self.device not in DEVICES:
             raise ValueError(f"--device must be one of {', '.join(DEVICES)}, got {self.device!r}")
         for name in ("cpus_per_run", "gpus_per_run"):
@@ -121,8 +130,15 @@ def run_sweep(config: SweepConfig, source: str | None = None) -> int:
     tensorboard = config.path.absolute() / "tensorboard" if config.tensorboard else None
     driver: Driver | None = None
     try:
-        with shown(lambda: driver.running if driver else {}) as view:
-            driver = Driver(runs, engine, view, retry=config.retry, tensorboard=tensorboard)
+        with shown() as view:
+            driver = Driver(
+                runs,
+                engine,
+                view,
+                retry=config.retry,
+                tensorboard=tensorboard,
+                stack=None if config.stack == "auto" else int(config.stack),
+            )
             driver.finish()
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from there", file=sys.stderr)

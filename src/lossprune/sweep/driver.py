@@ -5,17 +5,23 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from lossprune.experiment.folder import RunFolder
 from lossprune.experiment.record import FINISHED
-from lossprune.sweep.board import BLOCKED, Board, label_runs
-from lossprune.sweep.engines import Engine
+from lossprune.sweep.board import BLOCKED, Board, Flying, label_runs
+from lossprune.sweep.engines import Engine, Outcomes
+from lossprune.sweep.gathering import Gathering, Kind, kind_of
 from lossprune.sweep.job import (
+    ALONE,
     BUSY,
+    DUE,
     FAILED,
+    LEFT,
     LOST,
     Job,
+    LostError,
     Outcome,
     note_failure,
     noted_failure,
@@ -26,10 +32,14 @@ from lossprune.sweep.view import View
 _ATTEMPTS = 5  # of a run whose workers die: more often than chance, so the run is the reason
 _POLL_SECONDS = 0.5
 _BUSY_SECONDS = 2.0
+_NAMED = 3  # runs of a group that a line names
 
 
 class Driver:
     """A sweep under way.
+
+    A run is a job of its own until its first epoch is due.  Then those that train better together
+    wait until no other can join them, and are one job from there on.
 
     What is done stands in the runs' folders and nowhere else: a driver that begins looks there, so
     it does not matter how an earlier one ended, or whether another is at work.
@@ -43,6 +53,7 @@ class Driver:
         *,
         retry: bool = False,
         tensorboard: Path | None = None,
+        stack: int | None = None,
     ) -> None:
         self.runs = runs
         self.engine = engine
@@ -52,9 +63,12 @@ class Driver:
         self.labels = label_runs(runs)
         self.board = Board(len(runs))
         self.stopped: str | None = None
-        self._ready: deque[PlannedRun] = deque()
+        self._ready: deque[tuple[PlannedRun, ...]] = deque()
         self._waiting: dict[Path, list[PlannedRun]] = {}
-        self._flying: dict[Future[Outcome], PlannedRun] = {}
+        self._flying: dict[Future[Outcomes], tuple[PlannedRun, ...]] = {}
+        self._stack = stack
+        self._gathering = Gathering({run: place for place, run in enumerate(runs)}, stack)
+        self._alone: set[PlannedRun] = set()  # that no group takes
         self._attempts: dict[PlannedRun, int] = {}
         self._not_before: dict[PlannedRun, float] = {}
 
@@ -62,7 +76,8 @@ class Driver:
         """Do all that can be done, and return where it stands then."""
         self._look()
         self.view.begin(self.board)
-        while self._ready or self._flying:
+        while self._ready or self._flying or self._gathering:
+            self._gather()
             self._submit()
             if not self._flying:
                 if self.stopped:
@@ -71,16 +86,9 @@ class Driver:
                 time.sleep(_POLL_SECONDS / 5)
             done, _ = wait(self._flying, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
-                run = self._flying.pop(future)
-                self.board.running.pop(self.labels[run], None)
-                self._collect(run, self.engine.collect(future))
+                self._collect(self._flying.pop(future), future)
             self.view.tick(self.board)
         return self.board
-
-    @property
-    def running(self) -> dict[str, Path]:
-        """The folders of the runs that are being done, by label."""
-        return {self.labels[run]: run.config.folder for run in self._flying.values()}
 
     def _look(self) -> None:
         """Find what is done already, what has failed, and what can begin."""
@@ -110,45 +118,116 @@ class Driver:
 
     def _begin_or_block(self, run: PlannedRun, baseline: Outcome | None) -> None:
         if baseline is None or baseline.status == FINISHED:
-            self._ready.append(run)
+            self._ready.append((run,))
         else:
             self._settle(run, Outcome(BLOCKED, f"its baseline {baseline.status}"))
 
+    def _gather(self) -> None:
+        """Form groups of the runs that nobody else can join."""
+        for kind in self._gathering.kinds:
+            if self._comes(kind):
+                continue
+            places = self.engine.places(self._gathering.gpus.get(kind, 0))
+            for group in self._gathering.take(kind, places):
+                self._ready.appendleft(group)
+                if len(group) == 1:
+                    self._alone.update(group)
+
+    def _comes(self, kind: Kind) -> bool:
+        """Whether a run of this kind may soon be due; one that is held elsewhere may not."""
+        jobs = chain(self._ready, self._flying.values())
+        runs = chain((job[0] for job in jobs if len(job) == 1), *self._waiting.values())
+        return any(
+            kind_of(run.config) == kind and run not in self._not_before and self._may_leave(run)
+            for run in runs
+        )
+
+    def _may_leave(self, run: PlannedRun) -> bool:
+        """Whether a run may join a group when it is due."""
+        return self._stack != 1 and run.config.epochs > 0 and run not in self._alone
+
     def _submit(self) -> None:
         self.board.capacity = self.engine.capacity()
-        for run in self._startable():
+        for runs in self._startable():
             if len(self._flying) >= self.board.capacity or self.stopped:
                 return
-            self._ready.remove(run)
-            config = run.config
-            if config.threads is None:
-                config = replace(config, threads=self.engine.threads)
-            job = Job(config, self.engine.patience, self.tensorboard)
-            self._flying[self.engine.submit(job)] = run
-            self.board.running[self.labels[run]] = time.monotonic()
+            self._ready.remove(runs)
+            configs = tuple(
+                replace(run.config, threads=run.config.threads or self.engine.threads)
+                for run in runs
+            )
+            leaves = len(runs) == 1 and self._may_leave(runs[0])
+            job = Job(configs, self.engine.patience, self.tensorboard, leaves)
+            self._flying[self.engine.submit(job)] = runs
+            self.board.running[self._label(runs)] = Flying(runs[0].config.folder, len(runs))
+            if len(runs) > 1:
+                self.view.note(f"training together: {self._label(runs)}")
 
-    def _startable(self) -> Iterator[PlannedRun]:
-        """Runs whose time has come, in order; those that are held elsewhere wait a while."""
+    def _label(self, runs: Sequence[PlannedRun]) -> str:
+        """Return the labels of a job's runs, or of many the first ones and how many they are."""
+        labels = [self.labels[run] for run in runs]
+        if len(labels) <= _NAMED:
+            return "; ".join(labels)
+        return f"{len(labels)} runs: {'; '.join(labels[:_NAMED])}; …"
+
+    def _startable(self) -> Iterator[tuple[PlannedRun, ...]]:
+        """Jobs whose time has come, in order; runs that are held elsewhere wait a while."""
         now = time.monotonic()
-        for run in list(self._ready):
-            if self._not_before.get(run, 0.0) <= now:
-                yield run
+        for runs in list(self._ready):
+            if len(runs) > 1 or self._not_before.get(runs[0], 0.0) <= now:
+                yield runs
 
-    def _collect(self, run: PlannedRun, outcome: Outcome) -> None:
+    def _collect(self, runs: tuple[PlannedRun, ...], future: Future[Outcomes]) -> None:
+        label = self._label(runs)
+        self.board.running.pop(label, None)
+        try:
+            outcomes = self.engine.collect(future)
+        except LostError as error:
+            outcomes = (Outcome(LOST, str(error), again=True),) * len(runs)
+            if any(self._attempts.get(run, 0) + 1 < _ATTEMPTS for run in runs):
+                it_goes = "they go" if len(runs) > 1 else "it goes"
+                self.view.note(f"{label}: {error}; {it_goes} on elsewhere")
+        for run, outcome in zip(runs, outcomes, strict=True):
+            self._sort(run, outcome, grouped=len(runs) > 1)
+
+    def _sort(self, run: PlannedRun, outcome: Outcome, *, grouped: bool) -> None:
+        """Settle a run, or say what is next for it."""
         if outcome.status == BUSY:
             self._not_before[run] = time.monotonic() + _BUSY_SECONDS
-            self._ready.append(run)
+            self._ready.append((run,))
             return
-        if outcome.status == LOST:
-            attempts = self._attempts[run] = self._attempts.get(run, 0) + 1
-            if attempts < _ATTEMPTS:
-                self.view.note(f"{self.labels[run]}: {outcome.message}; it goes on elsewhere")
-                self._ready.appendleft(run)
-                return
-            outcome = replace(
-                outcome, status=FAILED, message=f"{outcome.message}, {attempts} times in a row"
-            )
+        self._not_before.pop(run, None)
+        if outcome.status == DUE:
+            self._gathering.add(run)
+            self._gathering.gpus[kind_of(run.config)] = outcome.gpus
+        elif outcome.status == LEFT:
+            self._ready.append((run,))
+        elif outcome.status == ALONE:
+            self._alone.add(run)
+            self._ready.append((run,))
+        elif outcome.status == LOST:
+            self._try_again(run, outcome, grouped=grouped)
+        else:
+            self._end(run, outcome)
+
+    def _try_again(self, run: PlannedRun, outcome: Outcome, *, grouped: bool) -> None:
+        """Go on with a run whose worker died, unless that comes again and again."""
+        attempts = self._attempts[run] = self._attempts.get(run, 0) + 1
+        if attempts < _ATTEMPTS and grouped:
+            self._gathering.add(run)
+        elif attempts < _ATTEMPTS:
+            self._ready.appendleft((run,))
+        elif grouped:  # one of them is the reason: alone, it will show which
+            self._attempts[run] = 0
+            self._alone.add(run)
+            self._ready.append((run,))
+        else:
+            message = f"{outcome.message}, {attempts} times in a row"
+            outcome = replace(outcome, status=FAILED, message=message)
             note_failure(RunFolder(run.config.folder), outcome)
+            self._end(run, outcome)
+
+    def _end(self, run: PlannedRun, outcome: Outcome) -> None:
         if outcome.full:
             self.stopped = outcome.message
         self._settle(run, outcome)

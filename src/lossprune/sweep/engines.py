@@ -10,11 +10,14 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from lossprune.sweep.job import LOST, Job, Outcome
+from lossprune.sweep.job import Job, LostError, Outcome
+
+Outcomes = tuple[Outcome, ...]
+"""Of each run of a job."""
 
 
 class Engine(Protocol):
-    """Does jobs somewhere else; one that was lost with its worker is answered ``"lost"``."""
+    """Does jobs somewhere else."""
 
     threads: int | None
     patience: float
@@ -23,12 +26,20 @@ class Engine(Protocol):
         """Return how many jobs run at a time, as of now."""
         ...
 
-    def submit(self, job: Job) -> "Future[Outcome]":
+    def places(self, gpus: int) -> int:
+        """Return how many groups train side by side where a worker sees so many GPUs."""
+        ...
+
+    def submit(self, job: Job) -> "Future[Outcomes]":
         """Begin a job; only while fewer than ``capacity()`` run."""
         ...
 
-    def collect(self, future: "Future[Outcome]") -> Outcome:
-        """Return what came of a job whose future is done."""
+    def collect(self, future: "Future[Outcomes]") -> Outcomes:
+        """Return what came of a job whose future is done.
+
+        Raises:
+            LostError: it was lost with its worker.
+        """
         ...
 
     def close(self) -> None:
@@ -70,13 +81,17 @@ class LocalEngine:
         self.threads: int | None = len(self._cores[0]) or max(1, (os.cpu_count() or 1) // workers)
         self._leashes: list[Connection | None] = [None] * workers
         self._pools = [self._pool(slot) for slot in range(workers)]
-        self._slots: dict[Future[Outcome], int] = {}
+        self._slots: dict[Future[Outcomes], int] = {}
 
     def capacity(self) -> int:
         """Return the number of workers."""
         return len(self._pools)
 
-    def submit(self, job: Job) -> "Future[Outcome]":
+    def places(self, gpus: int) -> int:
+        """Return the number of workers, or of GPUs: two groups on one take turns."""
+        return min(len(self._pools), gpus or len(self._pools))
+
+    def submit(self, job: Job) -> "Future[Outcomes]":
         """Give a job to a worker that is free."""
         taken = set(self._slots.values())
         slot = next(slot for slot in range(len(self._pools)) if slot not in taken)
@@ -88,14 +103,14 @@ class LocalEngine:
         self._slots[future] = slot
         return future
 
-    def collect(self, future: "Future[Outcome]") -> Outcome:
-        """Return the outcome; a worker that died is replaced."""
+    def collect(self, future: "Future[Outcomes]") -> Outcomes:
+        """Return the outcomes; a worker that died is replaced."""
         slot = self._slots.pop(future)
         try:
             return future.result()
         except BrokenProcessPool:
             self._renew(slot)
-            return Outcome(LOST, "its worker died (killed, or out of memory)", again=True)
+            raise LostError("its worker died (killed, or out of memory)") from None
 
     def close(self) -> None:
         """End all workers."""
@@ -163,18 +178,20 @@ class RayEngine:
             self._known = (time.monotonic(), room)
         return room
 
-    def submit(self, job: Job) -> "Future[Outcome]":
+    def places(self, gpus: int) -> int:
+        """Return how many runs the cluster has room for: each has its share of a GPU."""
+        return max(1, self.capacity())
+
+    def submit(self, job: Job) -> "Future[Outcomes]":
         """Hand a job to Ray."""
         return self._task.remote(job).future()
 
-    def collect(self, future: "Future[Outcome]") -> Outcome:
-        """Return the outcome; a run whose node or process was lost is known by Ray's error."""
+    def collect(self, future: "Future[Outcomes]") -> Outcomes:
+        """Return the outcomes; a run whose node or process was lost is known by Ray's error."""
         try:
             return future.result()
         except self._lost as error:
-            return Outcome(
-                LOST, f"its node or process was lost ({type(error).__name__})", again=True
-            )
+            raise LostError(f"its node or process was lost ({type(error).__name__})") from None
 
     def close(self) -> None:
         """Leave the cluster, which ends the tasks that it still does for us."""
@@ -192,7 +209,7 @@ def _check_reachable(address: str) -> None:
         raise ValueError(f"--ray {address}: there is no cluster to join: {error}") from None
 
 
-def _execute(job: Job) -> Outcome:
+def _execute(job: Job) -> Outcomes:
     from lossprune.sweep.worker import execute
 
     return execute(job)

@@ -13,21 +13,28 @@ ERROR = "error.json"
 """In a run's folder: why its last attempt failed."""
 
 FAILED, BUSY, LOST = "failed", "busy", "lost"
+DUE, LEFT, ALONE = "due", "left", "alone"
+
+
+class LostError(Exception):
+    """The worker of a job died; the message says how that is known."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run to do.
+    """One run to do, or several to train together.
 
     Attributes:
-        config: the run.
-        patience: seconds to wait for a folder that another process holds.
+        configs: the runs.
+        patience: seconds to wait for folders that other processes hold.
         tensorboard: folder for TensorBoard files, or None.
+        leaves: whether one run is left when an epoch is due that a group would train better.
     """
 
-    config: RunConfig
+    configs: tuple[RunConfig, ...]
     patience: float = 0.0
     tensorboard: Path | None = None
+    leaves: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class Outcome:
 
     Attributes:
         status: ``"finished"`` or ``"diverged"``, of the record; ``"failed"``; ``"busy"``: another
-            process has it; ``"lost"``: its worker died.
+            process has it; ``"lost"``: its worker died; ``"due"``: it is to be trained in a group;
+            ``"left"``: it left its group to be pruned; ``"alone"``: no group can train it.
         message: one sentence, where it is not finished.
         seconds: of computing.
         pruned_loss: training loss right after pruning, or None.
@@ -44,6 +52,7 @@ class Outcome:
         again: whether the reason was outside the run, so that the same command tries it again.
         full: whether there was no space left.
         busy: seconds that a worker spent on it, this time.
+        gpus: that its worker sees, where it is due; 0 where it is done on the CPU.
     """
 
     status: str
@@ -54,6 +63,7 @@ class Outcome:
     again: bool = False
     full: bool = False
     busy: float = 0.0
+    gpus: int = 0
 
     @classmethod
     def of(cls, record: RunRecord) -> "Outcome":
@@ -82,7 +92,8 @@ def noted_failure(folder: RunFolder) -> Outcome | None:
     """Return the failure of the last attempt, or None."""
     try:
         said = json.loads(folder.read(ERROR))
-        return Outcome(**{name: said[name] for name in Outcome.__dataclass_fields__})
+        known = said.keys() & Outcome.__dataclass_fields__.keys()
+        return Outcome(**{name: said[name] for name in known})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,9 +61,8 @@ class Lines:
 class Live:
     """A table redrawn in place: counts, what runs and how far it is, what ended last."""
 
-    def __init__(self, live: Any, running: Callable[[], dict[str, Path]]) -> None:
+    def __init__(self, live: Any) -> None:
         self._live = live
-        self._running = running
         self._last: deque[tuple[str, Outcome]] = deque(maxlen=_LAST)
         self._drawn = 0.0
 
@@ -102,9 +101,9 @@ class Live:
         for label, outcome in self._last:
             style = _STYLES.get(outcome.status, "")
             table.add_row(Text(outcome.status, style), label, *_cells(outcome))
-        for label, folder in self._running().items():
-            since = duration(time.monotonic() - board.running.get(label, time.monotonic()))
-            table.add_row(Text("running", "cyan"), f"{label}: {progress(folder)}", since)
+        for label, job in board.running.items():
+            since = duration(time.monotonic() - job.since)
+            table.add_row(Text("running", "cyan"), f"{label}: {progress(job.folder)}", since)
         lines: list[Any] = [Text(board.summary(), "bold"), table]
         if board.best is not None:
             lines.append(Text(f"best so far: {board.best[0]}: {describe_outcome(board.best[1])}"))
@@ -134,7 +133,7 @@ def progress(folder: Path) -> str:
 
 
 @contextmanager
-def shown(running: Callable[[], dict[str, Path]]) -> Iterator[View]:
+def shown() -> Iterator[View]:
     """Give a live table where standard error is a terminal, else plain lines."""
     if not sys.stderr.isatty():
         yield Lines()
@@ -143,4 +142,4 @@ def shown(running: Callable[[], dict[str, Path]]) -> Iterator[View]:
     from rich.live import Live as RichLive
 
     with RichLive(console=Console(stderr=True), auto_refresh=False) as live:
-        yield Live(live, running)
+        yield Live(live)

@@ -17,7 +17,12 @@ import torch
 import lossprune.experiment.runner
 from lossprune.experiment import FolderBusyError, RunFolder, RunRecord
 from lossprune.experiment.cache import Cache
-from lossprune.sweep.job import BUSY, ERROR, FAILED, Job, Outcome, note_failure
+from lossprune.experiment.config import RunConfig
+from lossprune.experiment.group import run_together, stackable
+from lossprune.experiment.record import RUNNING
+from lossprune.experiment.runner import Run
+from lossprune.sweep.job import ALONE, BUSY, DUE, ERROR, FAILED, LEFT, Job, Outcome, note_failure
+from lossprune.training import NotStackableError
 
 # Of each kind, what consecutive runs of a plan use: one data set a seed, and for every criterion
 # the first statistics of one start network, which are as large as it.
@@ -33,39 +38,81 @@ def process_cache() -> Cache:
     return Cache(_KEPT)
 
 
-def execute(job: Job) -> Outcome:
-    """Do a run, or what is left of it; never raises."""
+def execute(job: Job) -> tuple[Outcome, ...]:
+    """Do the runs of a job, or what is left of them; never raises."""
     began = time.perf_counter()
-    outcome = _execute(job)
-    return replace(outcome, busy=time.perf_counter() - began)
+    one = len(job.configs) == 1
+    outcomes = (_execute(job, job.configs[0]),) if one else _execute_together(job)
+    share = (time.perf_counter() - began) / len(outcomes)
+    return tuple(replace(outcome, busy=share) for outcome in outcomes)
 
 
-def _execute(job: Job) -> Outcome:
-    folder = RunFolder(job.config.folder)
+def _execute(job: Job, config: RunConfig) -> Outcome:
     deadline = time.monotonic() + job.patience
+    gpus = 0
+
+    def leave(going: Run) -> bool:
+        nonlocal gpus
+        gpus = torch.cuda.device_count() if going.device.type == "cuda" else 0
+        return job.leaves and stackable(going)
+
     while True:
         try:
-            record = _run(job)
-            (folder.path / ERROR).unlink(missing_ok=True)
-            if job.tensorboard is not None:
-                from lossprune.sweep.tensorboard import write_events
-
-                write_events(record, job.tensorboard / job.config.name)
-            return Outcome.of(record)
+            record = lossprune.experiment.runner.run(
+                config,
+                cache=process_cache(),
+                checkpoint_seconds=_CHECKPOINT_SECONDS,
+                leave=leave,
+            )
         except FolderBusyError as error:
             if time.monotonic() >= deadline:
-                return Outcome(BUSY, str(error), again=True)
+                return _conclude(job, config, error)
             time.sleep(0.5)
         except Exception as error:
-            outcome = _failure(error)
-            note_failure(folder, outcome, traceback.format_exc())
-            return outcome
+            return _conclude(job, config, error)
+        else:
+            if record.status != RUNNING:
+                return _conclude(job, config, record)
+            if gpus:  # the group may be trained by another process
+                torch.cuda.empty_cache()
+            return Outcome(DUE, gpus=gpus)
 
 
-def _run(job: Job) -> RunRecord:
-    return lossprune.experiment.runner.run(
-        job.config, cache=process_cache(), checkpoint_seconds=_CHECKPOINT_SECONDS
-    )
+def _execute_together(job: Job) -> tuple[Outcome, ...]:
+    try:
+        results = run_together(
+            job.configs,
+            cache=process_cache(),
+            checkpoint_seconds=_CHECKPOINT_SECONDS,
+            patience=job.patience,
+        )
+    except Exception as error:
+        results = [error] * len(job.configs)
+    return tuple(map(functools.partial(_conclude, job), job.configs, results))
+
+
+def _conclude(job: Job, config: RunConfig, result: RunRecord | Exception) -> Outcome:
+    """Return the outcome of a run that a worker is done with, and leave word of a failure."""
+    if isinstance(result, FolderBusyError):
+        return Outcome(BUSY, str(result), again=True)
+    if isinstance(result, NotStackableError):
+        return Outcome(ALONE, str(result))
+    folder = RunFolder(config.folder)
+    try:
+        if isinstance(result, Exception):
+            raise result
+        if result.status == RUNNING:
+            return Outcome(LEFT)
+        (folder.path / ERROR).unlink(missing_ok=True)
+        if job.tensorboard is not None:
+            from lossprune.sweep.tensorboard import write_events
+
+            write_events(result, job.tensorboard / config.name)
+        return Outcome.of(result)
+    except Exception as error:
+        outcome = _failure(error)
+        note_failure(folder, outcome, traceback.format_exc())
+        return outcome
 
 
 def _failure(error: Exception) -> Outcome:
