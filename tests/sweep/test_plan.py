@@ -150,6 +150,11 @@ def test_a_dry_run_lists_folders_commands_and_the_count(command, tmp_path):
         (["mlp-mnist", "--set", "pr=1.5"], "--pr must be a number in [0, 1), got 1.5"),
         (["mlp-mnist", "--set", "path=x"], "path is a flag of the sweep itself: give --path"),
         (["mlp-mnist", "--seeds", "a"], "--seeds must be whole numbers, such as 1111,1112"),
+        (
+            ["mlp-mnist", "--stack", "0"],
+            "--stack must be auto or a whole number of at least 1, got '0'",
+        ),
+        (["mlp-mnist", "--stack", "all"], "--stack must be auto or a whole number of at least 1"),
         (["mlp-mnist", "--workers", "0"], "--workers must be a whole number of at least 1, got 0"),
         (["mlp-mnist", "--ray", "auto", "--workers", "2"], "two engines: give one of them"),
     ],
