@@ -73,9 +73,9 @@ class RunRecord:
         removed: weights removed.
         prunable: prunable weights in all.
         epochs: one record per epoch trained.
-        training: how the pruned network was trained, and one before pruning by several processes:
-            dictionaries of ``from_epoch``, ``mode`` (``"dense"``, ``"sparse"`` or
-            ``"distributed"``) and ``reason``; usually one.
+        training: how the pruned network was trained, and one before pruning by several processes
+            or together with others: dictionaries of ``from_epoch``, ``mode`` (``"dense"``,
+            ``"sparse"``, ``"stacked"`` or ``"distributed"``) and ``reason``; usually one.
         seconds: of computing, over all attempts that ended in a whole epoch or stage.
     """
 
