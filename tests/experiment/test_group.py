@@ -24,7 +24,8 @@ import resource, torch
 from lossprune.experiment.cache import Cache
 from lossprune.experiment.group import run_together
 if files:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 torch.set_num_threads(1)
 run_together(configs, checkpoint_seconds=seconds, cache=Cache({"dataset": 2}))
 """

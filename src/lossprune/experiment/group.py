@@ -77,8 +77,6 @@ def run_together(
                 except Exception as error:  # of all of them
                     for member in part:
                         member.end(error)
-                for member in part:
-                    member.close()
             todo = [it for it in todo if it.result is None]
     return [members[place].told for place in range(len(configs))]
 

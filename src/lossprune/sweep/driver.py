@@ -174,7 +174,7 @@ class Driver:
         """Jobs whose time has come, in order; runs that are held elsewhere wait a while."""
         now = time.monotonic()
         for runs in list(self._ready):
-            if len(runs) > 1 or self._not_before.get(runs[0], 0.0) <= now:
+            if all(self._not_before.get(run, 0.0) <= now for run in runs):
                 yield runs
 
     def _collect(self, runs: tuple[PlannedRun, ...], future: Future[Outcomes]) -> None:
