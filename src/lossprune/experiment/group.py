@@ -11,17 +11,15 @@ import torch
 
 from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
-from lossprune.experiment.folder import FolderBusyError, RunFolder
+from lossprune.experiment.folder import RunFolder
+from lossprune.experiment.group_member import Member, Result
 from lossprune.experiment.group_size import most_together
 from lossprune.experiment.prepare import computing, dataset_key
-from lossprune.experiment.record import RunRecord, Scores
-from lossprune.experiment.runner import Run, opened
+from lossprune.experiment.record import Scores
+from lossprune.experiment.runner import Run
 from lossprune.training import DivergedError, TogetherTraining, choose_stack, worthwhile
 
-Result = RunRecord | Exception
-
 _SAVING = 0.05  # of the time, at most
-_BUSY_SECONDS = 0.5
 _WRITERS = 8
 
 
@@ -61,7 +59,7 @@ def run_together(
     cache = cache or Cache({"dataset": 1})
     # Those of one data set come one after the other, so that they share it.
     places = sorted(range(len(configs)), key=lambda it: dataset_key(configs[it]))
-    todo = [_Member(configs[it]) for it in places]
+    todo = [Member(configs[it]) for it in places]
     members = dict(zip(places, todo, strict=True))
     deadline, most = time.monotonic() + patience, len(todo)
     with computing(configs[0], RunFolder(configs[0].folder).record()):
@@ -81,82 +79,11 @@ def run_together(
     return [members[place].told for place in range(len(configs))]
 
 
-class _Member:
-    """A run of a group, until it has a result."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.result: Result | None = None
-        self.diverged = False
-        self._run: Run | None = None
-        self._exits = ExitStack()
-
-    @property
-    def run(self) -> Run:
-        """The run, while it is open."""
-        assert self._run is not None
-        return self._run
-
-    @property
-    def told(self) -> Result:
-        """The result, when there is one."""
-        assert self.result is not None
-        return self.result
-
-    @property
-    def going(self) -> bool:
-        """Whether it trains with the others."""
-        return self._run is not None and not self.diverged
-
-    def open(self, cache: Cache, deadline: float) -> None:
-        """Prepare the run and hold its folder, up to the epoch that is due."""
-        settled = RunFolder(self.config.folder).settled()
-        if settled is not None:
-            self.end(settled)
-            return
-        while True:
-            try:
-                self._run = self._exits.enter_context(opened(self.config, cache=cache))
-                break
-            except FolderBusyError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(_BUSY_SECONDS)
-        self._run.begin()
-        if not self._run.due:
-            self.end(self._run.record)
-
-    def attempt(self, action: Callable[[], object]) -> None:
-        """Do something of this run, whose failure ends it alone."""
-        try:
-            action()
-        except Exception as error:
-            self.end(error)
-
-    def diverge(self, error: DivergedError) -> None:
-        """End where the epoch before is saved, which is what a diverged run leaves."""
-        if not self.run.is_saved:
-            self.diverged = True
-            return
-        self.run.give_up(error)
-        self.end(self.run.record)
-
-    def end(self, result: Result) -> None:
-        """Take the result, and let the folder go."""
-        self.result = self.result or result
-        self.close()
-
-    def close(self) -> None:
-        """Let the folder go; what is saved stays."""
-        self._run, self.diverged = None, False
-        self._exits.close()
-
-
 def _open_part(
-    todo: Sequence[_Member], most: int, exits: ExitStack, cache: Cache, deadline: float
-) -> list[_Member]:
+    todo: Sequence[Member], most: int, exits: ExitStack, cache: Cache, deadline: float
+) -> list[Member]:
     """Open as many runs as can be trained at once; parts are of nearly the same size."""
-    part: list[_Member] = []
+    part: list[Member] = []
     trained = 0
     for member in todo:
         if trained and trained >= most:
@@ -172,7 +99,7 @@ def _open_part(
     return part
 
 
-def _train(members: Sequence[_Member], checkpoint_seconds: float) -> None:
+def _train(members: Sequence[Member], checkpoint_seconds: float) -> None:
     """Train runs that are open to their ends."""
     _train_at_a_pace([it for it in members if it.going], checkpoint_seconds)
     # A run that diverges leaves the network of the epoch before, and nobody has that any more.  It
@@ -184,7 +111,7 @@ def _train(members: Sequence[_Member], checkpoint_seconds: float) -> None:
     _train_at_a_pace([it for it in again if it.going], 0.0)
 
 
-def _train_at_a_pace(members: Sequence[_Member], checkpoint_seconds: float) -> None:
+def _train_at_a_pace(members: Sequence[Member], checkpoint_seconds: float) -> None:
     if not members:
         return
     runs = [it.run for it in members]
@@ -208,7 +135,7 @@ def _train_at_a_pace(members: Sequence[_Member], checkpoint_seconds: float) -> N
 
 
 def _do_epoch(
-    stack: TogetherTraining, members: Sequence[_Member], runs: Sequence[Run], now: Sequence[bool]
+    stack: TogetherTraining, members: Sequence[Member], runs: Sequence[Run], now: Sequence[bool]
 ) -> None:
     """Train an epoch of some runs; each takes what came of it."""
     began = time.perf_counter()
@@ -235,10 +162,10 @@ def _do_epoch(
             member.end(member.run.record)
 
 
-def _write(members: Sequence[_Member], action: Callable[[Run], None]) -> None:
+def _write(members: Sequence[Member], action: Callable[[Run], None]) -> None:
     """Let each run write its files, several at a time: most of it is waiting for the disk."""
 
-    def failure(member: _Member) -> Exception | None:
+    def failure(member: Member) -> Exception | None:
         try:
             action(member.run)
         except Exception as error:
