@@ -21,6 +21,7 @@ from lossprune.training.sparse_structure import (
     NotSparseError,
     Stage,
     find_survivors,
+    read_layers,
     read_stages,
 )
 
@@ -208,6 +209,14 @@ class SparseTraining:
             )
         for parameter, where, copy in self._places(velocity=True):
             optimizer.state[parameter]["momentum_buffer"].view(-1)[where] = copy
+
+
+def check_sparse(network: nn.Module, dataset: Dataset) -> None:
+    """Raise NotSparseError unless this network can be trained sparsely where it is."""
+    if next(network.parameters()).device.type == "cuda":
+        check_fit(read_layers(network), dataset)
+    else:
+        check_data(dataset, network)
 
 
 def check_data(dataset: Dataset, network: nn.Module) -> None:

@@ -81,9 +81,14 @@ class SparseStack:
     @property
     def reason(self) -> str:
         """What is trained, in one line."""
+        return f"{len(self.networks)} networks at once, {self.sizes}"
+
+    @property
+    def sizes(self) -> str:
+        """How many parameters of a network have a path to an output, in words."""
         counts = [it.value_count for it in self._layouts]
         some = f"{min(counts):,}" + (f" to {max(counts):,}" if max(counts) > min(counts) else "")
-        return f"{len(self.networks)} networks at once, {some} parameters each"
+        return f"{some} parameters with a path to an output"
 
     def train_epoch(
         self,
