@@ -239,10 +239,13 @@ DEVICE void pixel_products(const Panel &p, const Layer &it, int k0, float *part)
 }
 
 DEVICE void unit_products(const Panel &p, const Layer &it, int below, int k0, float *part) {
+    int now = -1;
+    float4 d = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int j = 0; j < TOGETHER; j++) {
-        const int k = min(k0 + j, it.weights - 1);
-        const float4 d = row_of(p, it.unit + p.integer[it.row + k]);
+        const int k = min(k0 + j, it.weights - 1), o = p.integer[it.row + k];
+        if (o != now) d = row_of(p, it.unit + o);
+        now = o;
         part[j] = p.inside ? dot(d, row_of(p, below + p.integer[it.column + k])) : 0.0f;
     }
 }

@@ -16,8 +16,8 @@ from lossprune.training.sparse_stack_kernel import Machine
 class SparseGpuTraining:
     """The surviving weights of a multilayer perceptron on a GPU, for whole epochs of SGD.
 
-    What :class:`lossprune.training.SparseTraining` is on the CPU.  Its epochs are, to the bit, those
-    of the same network in a sparse stack of many; arguments and errors are those of
+    What :class:`lossprune.training.SparseTraining` is on the CPU.  Its epochs are, to the bit, what
+    they are in a sparse stack of many; arguments and errors are those of
     :class:`lossprune.training.SparseStack`.
     """
 
