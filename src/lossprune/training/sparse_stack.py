@@ -140,9 +140,9 @@ class SparseStack:
             return evaluations
         group_of, parts = self._split(which)
         losses, wrongs = self._kernel.evaluate(members, [group_of[it] for it in members], parts)
-        both = torch.stack((losses, wrongs.to(torch.float64))) / parts.examples
-        for member, (loss, error) in zip(members, both.T.tolist(), strict=True):
-            evaluations[member] = Evaluation(loss, error)
+        count = parts.examples  # divided by here: a GPU may round the quotient otherwise
+        for member, loss, wrong in zip(members, losses.tolist(), wrongs.tolist(), strict=True):
+            evaluations[member] = Evaluation(loss / count, wrong / count)
         return evaluations
 
     @torch.no_grad()
