@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.stacked`` trains MLPs 784-300-100-10 pruned to 0.98847 (at random, but with
 as many weights of each layer as QM in 14 stages leaves of a network trained on MNIST), each with an
-L2 of its own, all over one order of random images of MNIST's size, and prints model-epochs a second (an
-epoch is 500 batches of 100).  An epoch is cut short to ``--batches`` batches, with all that the
+L2 of its own, all over one order of random images of MNIST's size, and prints model-epochs a second
+(an epoch is 500 batches of 100).  An epoch is cut short to ``--batches`` batches, with all that the
 stack does at its beginning and end.  One after the other are at most ``--alone`` networks: their
 rate does not depend on how many follow.  On a GPU the sparse stack, over the surviving weights
 alone, goes beside them.  All go turn and turn about.  Beside them stand

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <tuple>
+#include <utility>
 #include <vector>
 using std::isfinite;
 using std::min;
@@ -112,6 +113,10 @@ template <class T> static inline T __shfl_xor_sync(unsigned, T value, int apart)
     return (T)emulation::shuffle(value, (threadIdx.x % 32) ^ apart);
 }
 template <class T> static inline T __ldg(const T *at) { return *at; }
+template <class T> static inline T __ldcg(const T *at) { return *at; }
+static inline int atomicAdd(int *at, int more) { return (*at += more) - more; }
+static inline int atomicExch(int *at, int value) { return std::exchange(*at, value); }
+static inline void __threadfence() {}
 static inline float __fdividef(float a, float b) { return a / b; }
 static inline float __uint_as_float(unsigned bits) {
     float value;

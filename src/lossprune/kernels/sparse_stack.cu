@@ -1,5 +1,6 @@
 /* Whole epochs of stochastic gradient descent over the surviving weights of many multilayer
- * perceptrons, a block of threads a network, and the evaluation of their losses.
+ * perceptrons, and the evaluation of their losses. A block of threads takes a network for a part of
+ * the epoch, then whichever is next.
  *
  * All that a step touches lies in the block's shared memory: weights, their gradients, where they
  * are, and the activations of a panel of examples. Images are read as bytes, through the cache. An
@@ -8,7 +9,7 @@
  * (their gradients), whose sums over the lanes are taken together.
  *
  * Sums are taken in an order that depends on the network and the batch alone: an epoch repeated is
- * the same to the bit, whichever networks train beside it. There are no atomics.
+ * the same to the bit, whichever networks train beside it and whichever block takes them.
  *
  * Compiled for LAYERS layers. CHANNELS is 1 where all pixels have one factor and offset. Where
  * IN_SHARED is 0 the activations, too many for shared memory, lie in `scratch`.
@@ -19,6 +20,7 @@
 #define EACH 4              /* examples of a lane: the bytes of a word */
 #define PANEL (WARP * EACH) /* examples that are computed together, at most */
 #define TOGETHER 8          /* weights whose gradients a warp sums together */
+#define AHEAD 4             /* words of pixels that are asked for before one is used */
 #define ALL 0xffffffffu
 #define DEVICE __device__ static inline
 
@@ -28,7 +30,8 @@ enum { NONE, TANH, RELU };
  * values, and in rows of activations. */
 struct Layer {
     int outputs, inputs, weights, activation, has_bias;
-    int row_start, column, row;               /* by output: (outputs + 1), (weights) twice */
+    int row_start, column, row;               /* by output: (outputs + 1), (weights) twice, the */
+                                              /* last repeated up to a multiple of TOGETHER */
     int column_start, by_input_row, by_input; /* by input: (inputs + 1), (weights) twice; not of */
     int weight, bias, unit;                   /* the first layer, whose inputs have no gradient */
 };
@@ -93,7 +96,7 @@ DEVICE float dot(const float4 a, const float4 b) {
 /* tanh(x) = x P(x^2) / Q(x^2) for |x| <= 9.02, where it is 1 in float32: a minimax fit of the
  * relative error, the one of sparse_training.c. NaN stays NaN. */
 DEVICE float tanh_(float x) {
-    x = x > 9.02f ? 9.02f : (x < -9.02f ? -9.02f : x);
+    x = fabsf(x) > 9.02f ? copysignf(9.02f, x) : x;
     const float y = x * x;
     float p = y * 1.3319076508366834e-08f + 2.0583485820679925e-05f;
     p = p * y + 0.0034940349869430065f;
@@ -104,7 +107,7 @@ DEVICE float tanh_(float x) {
     q = q * y + 0.4671303331851959f;
     q = q * y + 1.0f;
     const float t = __fdividef(x * p, q);
-    return t > 1.0f ? 1.0f : (t < -1.0f ? -1.0f : t);
+    return fabsf(t) > 1.0f ? copysignf(1.0f, t) : t;
 }
 
 DEVICE float activate(float z, int activation) {
@@ -145,20 +148,31 @@ DEVICE float sums_over_lanes(float *part, int lane) {
 
 /* ---- forward ---- */
 
-/* A unit's sum over surviving pixels: w (u f - g) = (w f) u - w g. */
+/* A unit's sum over surviving pixels: w (u f - g) = (w f) u - w g. Four words are asked for at a
+ * time, the last one in the place of those that are not there. */
 DEVICE float4 weighted_pixels(const Panel &p, const Layer &it, int first, int end) {
     float4 z = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     float shift = 0.0f;
     float2 affine = p.affine[0];
-#pragma unroll 4
-    for (int k = first; k < end; k++) {
-        const float w = p.value[it.weight + k];
-        const int i = p.integer[it.column + k];
-        if (CHANNELS > 1) affine = p.affine[i];
-        add_product(z, w * affine.x, bytes_of(__ldg(p.image + i * p.words)));
-        shift += w * affine.y;
+    for (int k = first; k < end; k += AHEAD) {
+        unsigned word[AHEAD];
+        int column[AHEAD];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            column[j] = p.integer[it.column + min(k + j, end - 1)];
+            word[j] = __ldg(p.image + column[j] * p.words);
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            const float w = k + j < end ? p.value[it.weight + k + j] : 0.0f;
+            if (CHANNELS > 1) affine = p.affine[column[j]];
+            add_product(z, CHANNELS > 1 ? w * affine.x : w, bytes_of(word[j]));
+            shift += CHANNELS > 1 ? w * affine.y : w;
+        }
     }
-    return make_float4(z.x - shift, z.y - shift, z.z - shift, z.w - shift);
+    const float f = CHANNELS > 1 ? 1.0f : affine.x;
+    if (CHANNELS == 1) shift *= affine.y;
+    return make_float4(z.x * f - shift, z.y * f - shift, z.z * f - shift, z.w * f - shift);
 }
 
 DEVICE float4 weighted_units(const Panel &p, const Layer &it, int below, int first, int end) {
@@ -226,12 +240,12 @@ DEVICE void pixel_products(const Panel &p, const Layer &it, int k0, float *part)
     unsigned word[TOGETHER];
 #pragma unroll
     for (int j = 0; j < TOGETHER; j++)
-        word[j] = __ldg(p.image + p.integer[it.column + min(k0 + j, it.weights - 1)] * p.words);
+        word[j] = __ldg(p.image + p.integer[it.column + k0 + j] * p.words);
     int now = -1;
     float4 d = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int j = 0; j < TOGETHER; j++) {
-        const int o = p.integer[it.row + min(k0 + j, it.weights - 1)];
+        const int o = p.integer[it.row + k0 + j];
         if (o != now) d = row_of(p, it.unit + o);
         now = o;
         part[j] = p.inside ? dot(d, bytes_of(word[j])) : 0.0f;
@@ -243,7 +257,7 @@ DEVICE void unit_products(const Panel &p, const Layer &it, int below, int k0, fl
     float4 d = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int j = 0; j < TOGETHER; j++) {
-        const int k = min(k0 + j, it.weights - 1), o = p.integer[it.row + k];
+        const int k = k0 + j, o = p.integer[it.row + k];
         if (o != now) d = row_of(p, it.unit + o);
         now = o;
         part[j] = p.inside ? dot(d, row_of(p, below + p.integer[it.column + k])) : 0.0f;
@@ -285,6 +299,7 @@ DEVICE void inputs_gradient(const Panel &p, int l) {
     for (int i = p.warp; i < it.inputs; i += p.warps) {
         float4 d = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         const int end = p.integer[it.column_start + i + 1];
+#pragma unroll 4
         for (int q = p.integer[it.column_start + i]; q < end; q++)
             add_product(
                 d, p.value[it.weight + p.integer[it.by_input + q]],
@@ -316,26 +331,35 @@ DEVICE void backward(const Panel &p) {
 
 /* ---- the step ---- */
 
-DEVICE void descend(float *weight, float *velocity, float gradient, float lr, float momentum, float decay) {
-    const float v = momentum * *velocity + (gradient + decay * *weight);
-    *velocity = v;
-    *weight -= lr * v;
+struct Rates {
+    float lr, momentum, decay;
+};
+
+DEVICE void descend(float &weight, float &velocity, float gradient, const Rates by) {
+    velocity = by.momentum * velocity + (gradient + by.decay * weight);
+    weight -= by.lr * velocity;
 }
 
 /* ---- a block's memory ---- */
 
+/* What it begins with: the number of the block's task. */
+DEVICE int &task_of_block() {
+    extern __shared__ float4 memory[];
+    return *(int *)memory;
+}
+
 /* Copy a network into shared memory, and lay out behind it: gradients (of training), losses, sums,
- * activations. */
+ * activations. Values may just have been written by another block: the first cache does not know. */
 DEVICE Panel enter(
     const Place &place, const int *integers, const float *values, float *scratch, long long room,
     const Data &data, bool training) {
     extern __shared__ float4 memory[];
-    int *integer = (int *)memory;
+    int *integer = (int *)(memory + 1);
     float *value = (float *)(integer + place.integer_count);
     for (int n = threadIdx.x; n < place.integer_count; n += blockDim.x)
         integer[n] = integers[place.integers + n];
     for (int n = threadIdx.x; n < place.value_count; n += blockDim.x)
-        value[n] = values[place.values + n];
+        value[n] = __ldcg(values + place.values + n);
     __syncthreads();
     Panel p;
     p.integer = integer;
@@ -370,67 +394,105 @@ DEVICE const int *labels_of(const Data &data, long long group, long long part, i
 
 /* ---- entry points ---- */
 
-/* An epoch of the network of each block: `parts` steps of `batch` examples, the last one with what
- * is left. totals gets the sum of the losses of all examples on the way; bad the step at which it
- * was found not to be finite (looked at every `check` steps, and at the end), or 0. */
+/* Tasks are numbered part by part of the epoch, and within a part network by network. A block takes
+ * the next one, and waits until the network has come so far: whoever has the part before it is at
+ * work already. Returns -1 where nothing is left.
+ *
+ * progress: the number of the next task, then for each network the parts that are done. */
+DEVICE int take_task(int *progress, int count, int parts) {
+    __syncthreads(); /* nobody needs the last one's number any more */
+    if (threadIdx.x == 0) {
+        const int task = atomicAdd(progress, 1);
+        task_of_block() = task < count * parts ? task : -1;
+        if (task < count * parts)
+            while (atomicAdd(progress + 1 + task % count, 0) < task / count) continue;
+        __threadfence();
+    }
+    __syncthreads();
+    return task_of_block();
+}
+
+DEVICE void end_task(int *progress, int count, int task) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) atomicExch(progress + 1 + task % count, task / count + 1);
+}
+
+/* Take a step on `size` examples. Returns, in the first warp, the sum of their losses. */
+DEVICE float step_(
+    Panel &p, const Data &data, long long group, int step, int size, float *velocity, const Rates by) {
+    float total = 0.0f, *value = (float *)p.value;
+    for (int word = 0; word < data.words; word += WARP) {
+        go_to(p, data, group, step, word);
+        forward(p);
+        const int e = threadIdx.x, at = word * EACH + e;
+        if (e < p.row && at < data.words * EACH) {
+            bool wrong;
+            const int label = labels_of(data, group, step, word)[e];
+            p.loss[e] = cross_entropy(p, e, at < size, label, (float)size, &wrong);
+        } else if (e < PANEL) {
+            p.loss[e] = 0.0f;
+        }
+        __syncthreads();
+        if (p.warp == 0) {
+            float part = 0.0f;
+            for (int j = 0; j < EACH; j++) part += p.loss[p.lane + j * WARP];
+            total += sum_over_lanes(part);
+        }
+        backward(p);
+    }
+    for (int l = 0; l < LAYERS; l++) {
+        const Layer &it = layer_of(p, l);
+        for (int k = threadIdx.x; k < it.weights + (it.has_bias ? it.outputs : 0); k += blockDim.x) {
+            const int n = k < it.weights ? it.weight + k : it.bias + k - it.weights;
+            float v = __ldcg(velocity + n);
+            descend(value[n], v, p.gradient[n], by);
+            velocity[n] = v;
+        }
+    }
+    __syncthreads();
+    return total;
+}
+
+/* An epoch of `count` networks: `data.parts` steps of `batch` examples, the last one with what is
+ * left, in `parts` parts of the epoch. totals, which begins at 0, gets the sum of the losses of all
+ * examples on the way; bad, likewise, the step at which it was found not to be finite (looked at
+ * every `check` steps, and at the end). */
 extern "C" __global__ void __launch_bounds__(1024) lossprune_stack_epoch(
     const Place *places, const int *members, const int *groups, const int *integers, float *values,
     float *velocities, float *idle, float *idle_velocities, Data data, Descent descent,
-    long long examples, int batch, int check, float *scratch, long long room, double *totals,
-    int *bad) {
-    const Place place = places[members[blockIdx.x]];
-    const long long group = groups[blockIdx.x];
-    const float lr = descent.rates[blockIdx.x], decay = descent.decays[blockIdx.x];
-    Panel p = enter(place, integers, values, scratch, room, data, true);
-    float *value = (float *)p.value, *velocity = velocities + place.values;
-    double total = 0.0;
-    int failed = 0;
-    for (int step = 0; step < data.parts; step++) {
-        const long long start = (long long)step * batch;
-        const int size = (int)(examples - start < batch ? examples - start : batch);
-        for (int word = 0; word < data.words; word += WARP) {
-            go_to(p, data, group, step, word);
-            forward(p);
-            const int e = threadIdx.x, at = word * EACH + e;
-            if (e < p.row && at < data.words * EACH) {
-                bool wrong;
-                const int label = labels_of(data, group, step, word)[e];
-                p.loss[e] = cross_entropy(p, e, at < size, label, (float)size, &wrong);
-            } else if (e < PANEL) {
-                p.loss[e] = 0.0f;
-            }
-            __syncthreads();
-            if (p.warp == 0) {
-                float part = 0.0f;
-                for (int j = 0; j < EACH; j++) part += p.loss[p.lane + j * WARP];
-                total += sum_over_lanes(part);
-            }
-            backward(p);
+    long long examples, int batch, int check, int count, int parts, int *progress, float *scratch,
+    long long room, double *totals, int *bad) {
+    const int steps = (data.parts + parts - 1) / parts;
+    for (int task; (task = take_task(progress, count, parts)) >= 0; end_task(progress, count, task)) {
+        const int which = task % count, first = task / count * steps;
+        const int end = min(first + steps, data.parts);
+        const Place place = places[members[which]];
+        const Rates by = {descent.rates[which], descent.momentum, descent.decays[which]};
+        Panel p = enter(place, integers, values, scratch, room, data, true);
+        double total = __ldcg(totals + which);
+        int failed = __ldcg(bad + which);
+        for (int step = first; step < end; step++) {
+            const long long left = examples - (long long)step * batch;
+            const int size = (int)(left < batch ? left : batch);
+            total += step_(p, data, groups[which], step, size, velocities + place.values, by);
+            const bool look = (step + 1) % check == 0 || step + 1 == data.parts;
+            if (look && !failed && !isfinite(total)) failed = step + 1;
         }
-        for (int l = 0; l < LAYERS; l++) {
-            const Layer &it = layer_of(p, l);
-            for (int k = threadIdx.x; k < it.weights + (it.has_bias ? it.outputs : 0); k += blockDim.x) {
-                const int n = k < it.weights ? it.weight + k : it.bias + k - it.weights;
-                descend(value + n, velocity + n, p.gradient[n], lr, descent.momentum, decay);
-            }
+        for (int n = threadIdx.x; n < place.value_count; n += blockDim.x)
+            values[place.values + n] = p.value[n];
+        /* What has no path to an output has no gradient, but it decays. */
+        const bool last = first < data.parts && end == data.parts;
+        for (int n = threadIdx.x; n < place.idle_count && last; n += blockDim.x) {
+            float w = idle[place.idle + n], v = idle_velocities[place.idle + n];
+            for (int step = 0; step < data.parts; step++) descend(w, v, 0.0f, by);
+            idle[place.idle + n] = w;
+            idle_velocities[place.idle + n] = v;
         }
-        if (!failed && ((step + 1) % check == 0 || step + 1 == data.parts) && !isfinite(total))
-            failed = step + 1;
-        __syncthreads();
-    }
-    for (int n = threadIdx.x; n < place.value_count; n += blockDim.x)
-        values[place.values + n] = value[n];
-    /* What has no path to an output has no gradient, but it decays. */
-    for (int n = threadIdx.x; n < place.idle_count; n += blockDim.x) {
-        float w = idle[place.idle + n], v = idle_velocities[place.idle + n];
-        for (int step = 0; step < data.parts; step++)
-            descend(&w, &v, 0.0f, lr, descent.momentum, decay);
-        idle[place.idle + n] = w;
-        idle_velocities[place.idle + n] = v;
-    }
-    if (threadIdx.x == 0) {
-        totals[blockIdx.x] = total;
-        bad[blockIdx.x] = failed;
+        if (threadIdx.x == 0) {
+            totals[which] = total;
+            bad[which] = failed;
+        }
     }
 }
 

@@ -22,6 +22,7 @@ from lossprune.training.sparse_structure import NotSparseError
 SOURCE = Path(lossprune.kernels.__file__).with_name("sparse_stack.cu")
 PANEL = 128  # examples that are computed together, at most
 _CHUNK = 2560  # examples of an evaluation that one block takes
+_PARTS = 8  # of an epoch, where there are more networks than blocks at work at a time
 _FLOATS = 4
 
 
@@ -47,23 +48,25 @@ class Machine:
     Attributes:
         load: compiles the file with these macros.
         shared_bytes: shared memory that a block may have.
+        blocks: that are at work at a time.
         threads: of a block, 128 to 1024.
     """
 
     load: Callable[[Sequence[tuple[str, int]]], File]
     shared_bytes: int
+    blocks: int
     threads: int = 1024
 
 
 def gpu(device: torch.device) -> Machine:
     """Return a GPU as a machine."""
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(device)
 
     def load(defines: Sequence[tuple[str, int]]) -> File:
         with torch.cuda.device(device):
             return cuda.load(SOURCE, defines=defines)
 
-    return Machine(load, shared)
+    return Machine(load, properties.shared_memory_per_block_optin, properties.multi_processor_count)
 
 
 class _Data(Structure):
@@ -139,16 +142,21 @@ class Kernel:
         by_block = [self._whole(members), self._whole(groups)]
         numbers = [torch.tensor(it, device=self._device) for it in (rates, decays)]
         numbers = [it.to(torch.float32) for it in numbers]
-        shared, scratch, room = self._room(self._fixed, parts, len(members))
+        count, at_once = len(members), self._machine.blocks
+        pieces = 1 if count <= at_once else _PARTS
+        blocks = min(count, 2 * at_once)  # two of small networks may share a multiprocessor
+        progress = torch.zeros(1 + count, dtype=torch.int32, device=self._device)
+        shared, scratch, room = self._room(self._fixed, parts, blocks)
         self._launch(
-            "lossprune_stack_epoch", (len(members), 1), shared, scratch is None,
+            "lossprune_stack_epoch", (blocks, 1), shared, scratch is None,
             [
                 _pointer(self._places), *map(_pointer, by_block), _pointer(self._integers),
                 _pointer(self.values), _pointer(self.velocities), _pointer(self.idle),
                 _pointer(self.idle_velocities), _data(parts),
                 _Descent(*(it.data_ptr() for it in numbers), momentum),
-                c_longlong(parts.examples), c_int(batch), c_int(CHECK_EVERY),
-                _pointer(scratch), c_longlong(room), _pointer(totals), _pointer(bad),
+                c_longlong(parts.examples), c_int(batch), c_int(CHECK_EVERY), c_int(count),
+                c_int(pieces), _pointer(progress), _pointer(scratch), c_longlong(room),
+                _pointer(totals), _pointer(bad),
             ],
         )  # fmt: skip
         return totals, bad
@@ -201,7 +209,7 @@ class Kernel:
 def _bytes(layout: Layout, *, training: bool) -> int:
     """What a network takes of shared memory beside its activations, which begin at 16 bytes."""
     values = layout.value_count * (2 if training else 1)
-    numbers = len(layout.integers) + values + PANEL + layout.first
+    numbers = _FLOATS + len(layout.integers) + values + PANEL + layout.first
     return 4 * (-(-numbers // _FLOATS) * _FLOATS)
 
 

@@ -17,6 +17,7 @@ from lossprune.training.sparse_structure import (
 )
 
 _FIELDS = 14  # of the file's struct Layer
+_TOGETHER = 8  # as in the file
 Where = tuple[str, Tensor]  # a parameter's name, and positions in it, flattened
 
 
@@ -142,7 +143,7 @@ def _integers(layers: list[_Rows]) -> Tensor:
     below = None
     for it in layers:
         outputs, weights = len(it.live), len(it.weights)
-        by_output = [put(it.starts), put(it.column), put(it.row)]
+        by_output = [put(it.starts), put(_padded(it.column)), put(_padded(it.row))]
         by_input = [0, 0, 0]
         if below is not None:
             order = torch.argsort(it.column, stable=True)
@@ -155,3 +156,8 @@ def _integers(layers: list[_Rows]) -> Tensor:
         headers += [*by_output, *by_input, weight, bias, unit]
         weight, bias, unit, below = weight + weights, bias + outputs, unit + outputs, outputs
     return torch.cat((torch.tensor(headers), *parts)).to(torch.int32)
+
+
+def _padded(values: Tensor) -> Tensor:
+    """Repeat the last one, up to a number that is read together."""
+    return torch.cat((values, values[-1:].expand(-len(values) % _TOGETHER)))
