@@ -234,6 +234,7 @@ def test_three_epochs_in_float64_are_those_of_the_dense_loop(digits, build, toge
                 torch.randint(9, (2, 1297), generator=other)
                 torch.randint(2, (1297,), generator=other)
             assert torch.equal(generator.get_state(), other.get_state())
+    training.store(range(4))
     for network, other in zip(stacked.networks, plain.networks, strict=True):
         assert_equal_states(network, other.network, FLOAT64)
 
@@ -248,6 +249,7 @@ def test_epochs_and_scores_in_float32_are_those_of_the_dense_loop(digits, build,
     training = StackedTraining(stacked.networks, stacked.masks, datasets, together=together)
     found = training.train_epoch(stacked.optimizers, generators=stacked.generators(0))
     assert found == pytest.approx(train_alone(plain, datasets, 0), rel=1e-5)
+    training.store(range(4))
     for network, mask, expected in zip(
         stacked.networks, stacked.masks, plain.networks, strict=True
     ):
@@ -291,6 +293,7 @@ def test_a_step_on_all_examples_is_that_of_autograd(digits, build, together, mom
     training.train_epoch(
         optimizers, batch_size=2000, generators=[seeded(seed) for seed in range(2)]
     )
+    training.store(range(2))
     for network, optimizer, weights in zip(networks, optimizers, expected, strict=True):
         for name, parameter in network.named_parameters():
             torch.testing.assert_close(parameter.detach(), weights[name], atol=FLOAT64, rtol=0)
@@ -325,6 +328,8 @@ def test_a_member_that_diverges_says_where_and_disturbs_no_other(digits, build, 
         generators=[stacked.generators(0)[it] for it in others],
     )
     assert [found[it] for it in others] == pytest.approx(expected, rel=1e-4)
+    training.store(range(4))
+    without.store(range(3))
     for member, network in zip(others, calm, strict=True):
         for name, weight in stacked.networks[member].state_dict().items():
             assert weight.isfinite().all(), name
@@ -340,6 +345,7 @@ def test_it_is_the_same_to_the_bit_when_repeated(digits, build, together):
         for epoch in range(2):
             training.train_epoch(runs.optimizers, generators=runs.generators(epoch))
         scores = [it.loss for it in training.evaluate("valid")]
+        training.store(range(4))
         states = [it for network in runs.networks for it in network.state_dict().values()]
         return [*states, torch.tensor(scores)]
 
@@ -359,6 +365,7 @@ def test_networks_go_on_alone_and_come_back(digits, build, together):
         found = training.train_epoch(
             mixed.optimizers, generators=mixed.generators(epoch), active=active
         )
+        training.store(range(4))
         for member, trained in enumerate(active):
             if trained:
                 assert found[member] == pytest.approx(expected[member], rel=LOSS32)
@@ -374,6 +381,42 @@ def test_networks_go_on_alone_and_come_back(digits, build, together):
                 train_epoch(wrapped, digits, optimizer, generator=mixed.generators(epoch)[member])
     for network, other in zip(mixed.networks, plain.networks, strict=True):
         assert_equal_states(network, other.network, FLOAT64)
+
+
+@kinds
+def test_storing_is_the_same_to_the_bit_whenever_it_is_done(digits, build, together):
+    """After each epoch, or of one member now and then, or only at the end."""
+
+    def outcome(stored: Callable[[int], Sequence[int]]) -> list[Tensor]:
+        runs = make_runs(build)
+        training = StackedTraining(runs.networks, runs.masks, [digits] * 4, together=together)
+        for epoch in range(3):
+            training.train_epoch(runs.optimizers, generators=runs.generators(epoch))
+            training.evaluate("valid")
+            training.store(stored(epoch))
+        training.store(range(4))
+        return [it for network in runs.networks for it in network.state_dict().values()]
+
+    always, sometimes, never = (
+        outcome(lambda epoch: range(4)),
+        outcome(lambda epoch: [epoch]),
+        outcome(lambda epoch: []),
+    )
+    assert all(map(torch.equal, always, sometimes))
+    assert all(map(torch.equal, always, never))
+
+
+@kinds
+def test_networks_changed_after_storing_are_read_anew(digits, build, together):
+    """One goes back to where it began, with a new optimizer: its next epoch is its first again."""
+    runs, fresh = make_runs(build), make_runs(build)
+    training = StackedTraining(runs.networks, runs.masks, [digits] * 4, together=together)
+    first = training.train_epoch(runs.optimizers, generators=runs.generators(0))
+    training.store(range(4))
+    runs.networks[2].load_state_dict(fresh.networks[2].state_dict())
+    optimizers = [*runs.optimizers[:2], optimizers_of(runs.networks)[2], runs.optimizers[3]]
+    again = training.train_epoch(optimizers, generators=runs.generators(0))
+    assert [again[it] == first[it] for it in range(4)] == [False, False, True, False]
 
 
 def test_scores_of_members_that_are_not_active_are_nan(digits):
@@ -397,6 +440,7 @@ def test_schedules_see_a_step_and_the_global_random_state_stays(digits):
     before = torch.get_rng_state()
     training = StackedTraining(runs.networks, runs.masks, [digits] * 4)
     training.train_epoch(runs.optimizers, generators=runs.generators(0))
+    training.store(range(4))
     for schedule in schedules:
         schedule.step()  # warns, and so fails, where no step has been taken
     assert torch.equal(torch.get_rng_state(), before)
@@ -547,6 +591,8 @@ def test_on_cuda_a_recorded_step_is_that_of_the_cpu(digits, build):
         found = other.train_epoch(there.optimizers, generators=there.generators(epoch))
         expected = one.train_epoch(here.optimizers, generators=here.generators(epoch))
         assert found == pytest.approx(expected, rel=1e-9)
+    one.store(range(4))
+    other.store(range(4))
     for network, reference in zip(there.networks, here.networks, strict=True):
         assert_equal_states(network.cpu(), reference, 1e-9)
 

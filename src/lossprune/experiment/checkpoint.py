@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,6 @@ class Checkpoint:
     mask: Mapping[str, Tensor] = field(default_factory=dict)
     best: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def copied(self) -> "Checkpoint":
-        """Return the same with tensors of its own, that further training does not change."""
-        return replace(
-            self,
-            network=_copied(self.network),
-            optimizer=_copied(self.optimizer),
-            schedule=_copied(self.schedule),
-            mask=_copied(self.mask),
-        )
-
     def to_bytes(self) -> bytes:
         """Return the contents of ``checkpoint.pt``."""
         buffer = io.BytesIO()
@@ -82,11 +72,3 @@ class Checkpoint:
                 f"{path} cannot be read ({type(error).__name__}); "
                 f"remove {path.parent} to start anew"
             ) from error
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -28,7 +28,7 @@ class Scores:
     @property
     def finite(self) -> bool:
         """Whether all of them are numbers."""
-        return all(math.isfinite(value) for value in asdict(self).values())
+        return all(map(math.isfinite, vars(self).values()))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from lossprune.experiment.cache import Cache
 from lossprune.experiment.checkpoint import Checkpoint
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import BEST, CHECKPOINT, LAST, LOG, MASK, RECORD
+from lossprune.experiment.growing import GrowingRecord, StepDecay
 from lossprune.experiment.network_file import network_bytes, weights_sha256
 from lossprune.experiment.prepare import (
     Setting,
@@ -118,8 +119,8 @@ class Run:
 
     After :meth:`begin` it is pruned as far as it may be, and epochs are :attr:`due` until it has
     come to its end.  Each is either trained here (:meth:`train`) or elsewhere, together with other
-    runs, and its scores taken (:meth:`take`).  What is done is held as a checkpoint, which
-    :meth:`save` writes.
+    runs, and its scores taken (:meth:`take`); then :meth:`save` makes safe what was done, and
+    :meth:`rest` is for a run that :attr:`stops`.
     """
 
     def __init__(
@@ -141,16 +142,19 @@ class Run:
         self.cache = cache
         self.checkpoint_seconds = checkpoint_seconds
         self.mask: Mask | None = None
-        self.record = RunRecord(
-            config=setting.config.settings,
-            environment=setting.environment,
-            start=setting.start,
-            prunable=sum(weight.numel() for weight in prunable_weights(setting.network).values()),
+        self._growing = GrowingRecord(
+            RunRecord(
+                config=setting.config.settings,
+                environment=setting.environment,
+                start=setting.start,
+                prunable=sum(it.numel() for it in prunable_weights(setting.network).values()),
+            )
         )
         self.training: Training = dense_training(self.network, self.dataset, "nothing is pruned")
         self._restart_optimizer()
-        self._held: Checkpoint | None = None
+        self._unsaved = False
         self._best: Mapping[str, Tensor] | None = None  # where its file does not hold it yet
+        self._mode: str | None = None  # that the record says of the next epoch, where it is known
         self._clock = self._saved = time.perf_counter()
 
     def begin(self) -> None:
@@ -158,7 +162,7 @@ class Run:
         # Another process may have finished it while this one was loading the data.
         settled = self.folder.settled()
         if settled is not None:
-            self.record = settled
+            self._growing = GrowingRecord(settled)
             return
         with self._settling():
             if self.folder.has(CHECKPOINT):
@@ -168,14 +172,29 @@ class Run:
             self._go_on()
 
     @property
+    def record(self) -> RunRecord:
+        """What is known of the run."""
+        return self._growing.whole
+
+    @property
     def epoch(self) -> int:
         """How many epochs are done."""
-        return len(self.record.epochs)
+        return self._growing.epoch
 
     @property
     def due(self) -> bool:
         """Whether an epoch is to be trained; False where the run has come to its end."""
-        return self.record.status == RUNNING
+        return self._growing.status == RUNNING
+
+    @property
+    def stops(self) -> bool:
+        """Whether all epochs are done, or those before pruning: then none is to be trained now."""
+        return self.epoch >= self.config.epochs or self._prunes_now
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the checkpoint is of the last epoch."""
+        return not self._unsaved
 
     @property
     def generator(self) -> torch.Generator:
@@ -194,39 +213,80 @@ class Run:
                 )
             except DivergedError as error:
                 raise self._diverged(error) from None
-            self._add_epoch(self._evaluate(), time.perf_counter() - began)
+            scores = self._evaluate()
+            now = time.perf_counter()
+            spent, self._clock = now - self._clock, now
+            self._add_epoch(scores, now - began, spent)
+            last = EpochRecord(self.epoch, scores)
+            self.progress.advance("epoch", last.epoch, self.config.epochs, describe(scores))
             self.save()
             self._go_on()
 
-    def take(self, came: Scores | DivergedError, seconds: float, mode: str, reason: str) -> None:
-        """Take the epoch that was due, trained elsewhere; it is held, not saved.
+    def take(self, came: Scores | DivergedError, seconds: float, mode: str, reason: str) -> bool:
+        """Take the epoch that was due, trained elsewhere; nothing is saved.
 
         Args:
-            came: of the network and optimizer of this run, trained in place.
+            came: of what was trained, from the network and optimizer of this run.
             seconds: this run's share of what it took.
             mode: how it was trained.
             reason: why so.
-        """
-        self.restart_clock(seconds)
-        with self._settling():
-            self._note_training(mode, reason)
-            if isinstance(came, DivergedError):
-                raise self._diverged(came)
-            self._add_epoch(came, seconds)
-            self._go_on()
 
-    def restart_clock(self, spent: float = 0.0) -> None:
-        """Count seconds from now on, and those ``spent``: others may have computed meanwhile."""
-        self._clock = time.perf_counter() - spent
+        Returns:
+            Whether it is the best so far: then :meth:`keep_best` is to be called.
+
+        Raises:
+            DivergedError: a loss is not finite.  The run is to :meth:`give_up` where it
+                :attr:`is_saved`, else to :meth:`go_back` and come here again.
+        """
+        self.restart_clock()
+        if mode != self._mode:
+            self._note_training(mode, reason)
+        if isinstance(came, DivergedError):
+            raise self._diverged(came)
+        return self._add_epoch(came, seconds, seconds)
+
+    def keep_best(self) -> None:
+        """Keep a copy of the network, which is the best so far, until it is saved."""
+        self._best = {name: it.clone() for name, it in self.network.state_dict().items()}
+
+    def rest(self) -> None:
+        """Save a run that stops, and settle it where all epochs are done."""
+        self.restart_clock()
+        self.save()
+        if self.epoch >= self.config.epochs:
+            self._settle(FINISHED)
+
+    def give_up(self, error: DivergedError) -> None:
+        """Settle a run that is saved and whose next epoch diverged."""
+        self.restart_clock()
+        self._settle(DIVERGED, str(error))
+
+    def go_back(self) -> None:
+        """Go back to the checkpoint."""
+        self._resume()
+
+    def restart_clock(self) -> None:
+        """Count seconds from now on: others have computed meanwhile."""
+        self._clock = time.perf_counter()
 
     def save(self) -> None:
-        """Write what is held: the checkpoint first, then what can be made again from it."""
-        if self._held is None:
+        """Write what is not yet saved: the checkpoint, then what can be made again from it."""
+        if not self._unsaved:
             return
-        held, self._held = self._held, None
-        if self._best is not None and not self._best_is_current:
-            held = replace(held, best=self._best)
-        self.folder.write(CHECKPOINT, held.to_bytes())
+        network, best = self.network.state_dict(), self._best
+        if self._best_is_current and not self._is_pruning:
+            self._best, best = network, None
+        mask = self.mask if self._is_pruning or self._is_fresh else None
+        checkpoint = Checkpoint(
+            self.record,
+            network,
+            self.optimizer.state_dict(),
+            self.schedule.state_dict(),
+            dict(mask or {}),
+            best or {},
+        )
+        self.folder.write(CHECKPOINT, checkpoint.to_bytes())
+        self._unsaved = False
         self._saved = time.perf_counter()
         self._write_derived()
 
@@ -236,16 +296,13 @@ class Run:
         try:
             yield
         except DivergedError as error:
-            self.save()
             self._settle(DIVERGED, str(error))
 
     def _go_on(self) -> None:
         """Prune where that is due; where nothing is, settle."""
-        if self.epoch == self.config.prune_epoch and self.record.after_pruning is None:
-            self.save()
+        if self._prunes_now:
             self._prune()
         if self.epoch >= self.config.epochs:
-            self.save()
             self._settle(FINISHED)
 
     def _start(self) -> None:
@@ -263,7 +320,8 @@ class Run:
                 f"{self.folder.path} was begun from another start network "
                 f"({saved.record.start.path}); give --path another folder"
             )
-        self.record = saved.record
+        self._growing = GrowingRecord(saved.record)
+        self._unsaved, self._best, self._mode = False, None, None
         self.network.load_state_dict(dict(saved.network))
         if self.record.after_pruning is not None:
             if self.epoch == self.record.after_pruning.epoch:
@@ -286,15 +344,12 @@ class Run:
             where = f"pruning stage {len(self.record.stages)}"
         self.progress.note(f"going on after {where}")
 
-    def _add_epoch(self, scores: Scores, seconds: float) -> None:
+    def _add_epoch(self, scores: Scores, seconds: float, spent: float) -> bool:
+        """Add an epoch of so many seconds; of the run's own time it took those ``spent``."""
         self._check(scores, f"after epoch {self.epoch + 1}")
         self.schedule.step()
-        row = EpochRecord(self.epoch + 1, scores, seconds)
-        best = self.record.best
-        if best is None or scores.valid_error < best.scores.valid_error:
-            best = row
-        self._hold(epochs=(*self.record.epochs, row), best=best, last=row)
-        self.progress.advance("epoch", row.epoch, self.config.epochs, describe(scores))
+        self._unsaved = True
+        return self._growing.add(EpochRecord(self.epoch + 1, scores, seconds), spent)
 
     def _diverged(self, error: DivergedError) -> DivergedError:
         return DivergedError(f"epoch {self.epoch + 1}: {error}")
@@ -392,14 +447,15 @@ class Run:
         if noted != self.record.training:
             self._set(training=noted)
             self.progress.note(f"training: {mode}, {reason}")
+        self._mode = mode
 
     def _settle(self, status: str, message: str | None = None) -> None:
         """Write what a run leaves, the record last; what only an unfinished one needs goes.
 
         The last network is that of the checkpoint: where it diverged, of the epoch before.
         """
-        saved = self._checkpoint()
-        self.folder.write(LAST, self._network_bytes(saved.network, self.record.last))
+        last = self._checkpoint().network if status == DIVERGED else self.network.state_dict()
+        self.folder.write(LAST, self._network_bytes(last, self.record.last))
         self._set(status=status, message=message)
         self.folder.write(LOG, self.record.to_log().encode())
         self.folder.write(RECORD, self.record.to_json().encode())
@@ -407,22 +463,9 @@ class Run:
 
     def _commit(self, **changes: object) -> None:
         """Take a step as done, and save it."""
-        self._hold(**changes)
-        self.save()
-
-    def _hold(self, **changes: object) -> None:
-        """Take a step as done, in memory."""
         self._set(**changes)
-        pruning_or_pruned = self._is_pruning or self._is_fresh
-        self._held = Checkpoint(
-            self.record,
-            self.network.state_dict(),
-            self.optimizer.state_dict(),
-            self.schedule.state_dict(),
-            dict(self.mask) if self.mask is not None and pruning_or_pruned else {},
-        ).copied()
-        if self._best_is_current and not self._is_pruning:
-            self._best = self._held.network
+        self._unsaved = True
+        self.save()
 
     def _write_derived(self) -> None:
         """Write the files that the checkpoint just written, or just read, determines."""
@@ -440,6 +483,10 @@ class Run:
         return best is not None and last is not None and best.epoch == last.epoch
 
     @property
+    def _prunes_now(self) -> bool:
+        return self.epoch == self.config.prune_epoch and not self._growing.is_pruned
+
+    @property
     def _is_pruning(self) -> bool:
         return self.record.before_pruning is not None and self.record.after_pruning is None
 
@@ -453,7 +500,8 @@ class Run:
         now = time.perf_counter()
         seconds = self.record.seconds + now - self._clock
         self._clock = now
-        self.record = replace(self.record, seconds=seconds, **changes)  # type: ignore[arg-type]
+        record = replace(self.record, seconds=seconds, **changes)  # type: ignore[arg-type]
+        self._growing = GrowingRecord(record)
 
     def _take_best(self) -> None:
         if not self._best_is_current:
@@ -469,9 +517,7 @@ class Run:
         """Begin anew with optimizer and schedule; what the mask removes stays removed."""
         config = self.config
         self.optimizer = make_optimizer(self.network, lr=config.lr, l2=config.l2)
-        self.schedule = torch.optim.lr_scheduler.StepLR(
-            self.optimizer, config.decay_every, config.decay
-        )
+        self.schedule = StepDecay(self.optimizer, config.decay_every, config.decay)
         if self.mask is not None:
             self.mask.enforce(self.network, self.optimizer)
 

@@ -31,6 +31,8 @@ from lossprune.training.sparse_structure import NotSparseError as NotSparseError
 from lossprune.training.stacked import StackedTraining as StackedTraining
 from lossprune.training.stacked import worthwhile as worthwhile
 from lossprune.training.stacked_checks import NotStackableError as NotStackableError
+from lossprune.training.stacked_choice import TogetherTraining as TogetherTraining
+from lossprune.training.stacked_choice import choose_stack as choose_stack
 from lossprune.training.stacked_memory import bytes_per_member as bytes_per_member
 
 __all__ = [
@@ -42,8 +44,10 @@ __all__ = [
     "SparseStack",
     "SparseTraining",
     "StackedTraining",
+    "TogetherTraining",
     "Training",
     "bytes_per_member",
+    "choose_stack",
     "choose_training",
     "dense_training",
     "evaluate",

@@ -7,6 +7,12 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 
+def step_without_gradients(optimizer: Optimizer) -> None:
+    """Let hooks and schedules of the optimizer see a step, which changes no parameter."""
+    optimizer.zero_grad(set_to_none=True)
+    optimizer.step()
+
+
 def plain_settings(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     """Return the learning rate, momentum and weight decay of plain SGD, as its group of parameters.
 

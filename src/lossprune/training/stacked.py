@@ -1,6 +1,6 @@
 """Training many networks of one architecture together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class StackedTraining:
     >>> optimizers = [make_optimizer(it, lr=lr, l2=0) for it, lr in zip(networks, rates)]
     >>> training = StackedTraining(networks, [None] * 3, [digits] * 3)
     >>> losses = training.train_epoch(optimizers, generators=[seeded(7) for _ in networks])
+    >>> training.store(range(3))
     >>> losses[0] < losses[1]
     True
     >>> losses[2]
@@ -101,8 +102,8 @@ class StackedTraining:
     ) -> list[float | DivergedError]:
         """Do for each member what :func:`lossprune.training.train_epoch` does.
 
-        Weights and momentum are read from each network and optimizer and written back, in torch's
-        own format.
+        Weights and momentum are those of each network and optimizer.  What comes of them is there
+        after :meth:`store`; between epochs they may stay in the stack's own memory.
 
         Args:
             optimizers: for each member, SGD on all its parameters, as :func:`make_optimizer` makes
@@ -142,10 +143,15 @@ class StackedTraining:
             found = self._order.train(epoch)
         for member, outcome in found.items():
             outcomes[member] = outcome
-            # Hooks and schedules see a step; without gradients it changes no parameter.
-            optimizers[member].zero_grad(set_to_none=True)
-            optimizers[member].step()
         return outcomes
+
+    def store(self, members: Iterable[int]) -> None:
+        """Write what was trained to the networks and optimizers of ``members``, by position.
+
+        Momentum is in torch's own format, and hooks and schedules have seen a step: the networks
+        can go on alone.  One that is changed without this loses what it was trained since.
+        """
+        self._order.store(members)
 
     def evaluate(self, which: str, active: Sequence[bool] | None = None) -> list[Evaluation]:
         """Return what :func:`lossprune.training.evaluate` does for each member, to rounding.

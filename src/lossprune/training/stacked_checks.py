@@ -130,7 +130,8 @@ def check_by_trial(steps: AnySteps, members: Sequence[Member], dataset: Dataset)
         NotStackableError: it cannot, as where a network draws random numbers or looks at values.
     """
     stack = Stack.joined(members[:2])
-    stack.load()
+    for row in range(len(stack)):
+        stack.load(row)
     stack.begin([{"lr": 0.0, "weight_decay": 0.0}] * len(stack))
     images = dataset.train.images[:2].to(stack.device)
     inputs = dataset.inputs(images)[None].to(stack.dtype)

@@ -1,11 +1,13 @@
 """One member after the other: some steps of each over the same batches, with its weights cached."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import CHECK_EVERY
+from lossprune.training.sgd import step_without_gradients
 from lossprune.training.stacked_batches import Group, in_lockstep
 from lossprune.training.stacked_epoch import Epoch, Losses, Outcome, Scores, Steps
 from lossprune.training.stacked_state import Member, Stack
@@ -21,13 +23,20 @@ class InTurn:
 
     def __init__(self, members: Sequence[Member], steps: Steps) -> None:
         self.members, self.steps = members, steps
+        self._untold: dict[int, Optimizer] = {}
 
     def train(self, epoch: Epoch) -> dict[int, Outcome]:
         """Train an epoch; a member that diverges stops there."""
         found: dict[int, Outcome] = {}
         for group in epoch.groups:
             found |= self._train_group(group, epoch)
+        self._untold |= epoch.optimizers
         return found
+
+    def store(self, members: Iterable[int]) -> None:
+        """Let hooks and schedules see a step; networks and optimizers hold the rest already."""
+        for member in self._untold.keys() & set(members):
+            step_without_gradients(self._untold.pop(member))
 
     def _train_group(self, group: Group, epoch: Epoch) -> dict[int, Outcome]:
         optimizers = epoch.optimizers if epoch.momentum else {}

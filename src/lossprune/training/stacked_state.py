@@ -28,7 +28,7 @@ class Stack:
     """The state of m networks, updated in place.
 
     :meth:`over` looks at one network's own tensors, with an axis put before them; :meth:`joined`
-    holds copies of several, which :meth:`load` reads and :meth:`store` writes.
+    holds copies of several, whose rows :meth:`load` reads and :meth:`store` writes.
 
     Attributes:
         parameters: (m, *shape) by name.
@@ -89,35 +89,32 @@ class Stack:
         return Stack(members, room(parameters), room(dict(first.named_buffers())), room(parameters))
 
     @torch.no_grad()
-    def load(self) -> None:
-        """Read parameters and buffers of all networks."""
-        networks = [member.network for member in self.members]
-        for own, found in (
-            (self.parameters, [dict(it.named_parameters()) for it in networks]),
-            (self.buffers, [dict(it.named_buffers()) for it in networks]),
-        ):
-            for name, together in own.items():
-                torch.stack([tensors[name].detach() for tensors in found], out=together)
+    def load(self, row: int) -> None:
+        """Read parameters and buffers of one network."""
+        network = self.members[row].network
+        for name, parameter in network.named_parameters():
+            self.parameters[name][row].copy_(parameter)
+        for name, buffer in network.named_buffers():
+            self.buffers[name][row].copy_(buffer)
 
     @torch.no_grad()
-    def load_momentum(self, optimizers: Sequence[Optimizer]) -> None:
-        """Read the momentum of all optimizers; it is 0 where there is none yet."""
-        for index, (member, optimizer) in enumerate(zip(self.members, optimizers, strict=True)):
-            for name, parameter in member.network.named_parameters():
-                buffer = optimizer.state[parameter].get("momentum_buffer")
-                row = self.velocities[name][index]
-                row.zero_() if buffer is None else row.copy_(buffer)
+    def load_momentum(self, row: int, optimizer: Optimizer) -> None:
+        """Read the momentum of one optimizer; it is 0 where there is none yet."""
+        for name, parameter in self.members[row].network.named_parameters():
+            buffer = optimizer.state[parameter].get("momentum_buffer")
+            own = self.velocities[name][row]
+            own.zero_() if buffer is None else own.copy_(buffer)
 
     @torch.no_grad()
-    def store(self, optimizers: Sequence[Optimizer], momentum: float) -> None:
-        """Write parameters, buffers and momentum back to each network and optimizer."""
-        for index, (member, optimizer) in enumerate(zip(self.members, optimizers, strict=True)):
-            for name, buffer in member.network.named_buffers():
-                buffer.copy_(self.buffers[name][index])
-            for name, parameter in member.network.named_parameters():
-                parameter.copy_(self.parameters[name][index])
-                if momentum:
-                    momentum_of(parameter, optimizer).copy_(self.velocities[name][index])
+    def store(self, row: int, optimizer: Optimizer, *, momentum: bool) -> None:
+        """Write parameters, buffers and momentum back to one network and its optimizer."""
+        network = self.members[row].network
+        for name, buffer in network.named_buffers():
+            buffer.copy_(self.buffers[name][row])
+        for name, parameter in network.named_parameters():
+            parameter.copy_(self.parameters[name][row])
+            if momentum:
+                momentum_of(parameter, optimizer).copy_(self.velocities[name][row])
 
     def begin(self, settings: Sequence[Mapping[str, Any]]) -> None:
         """Begin an epoch with each member's own learning rate and weight decay."""

@@ -1,6 +1,6 @@
 """All members at once: every product is of all of them; on CUDA a step is one recorded graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,35 +11,38 @@ from lossprune.training.loop import CHECK_EVERY
 from lossprune.training.stacked_batches import Group, Spread, in_lockstep
 from lossprune.training.stacked_epoch import Epoch, Losses, Outcome, Scores, Steps
 from lossprune.training.stacked_graph import RecordedStep
-from lossprune.training.stacked_state import Member, Stack
+from lossprune.training.stacked_held import Held
+from lossprune.training.stacked_state import Member
 
 _EVALUATED = 100  # examples of an evaluation at a time: as much memory as a usual step
 
 
 class Together:
-    """Networks that take each step at once, in memory of the stack's own."""
+    """Networks that take each step at once, in memory of the stack's own.
+
+    They stay there from epoch to epoch while their members are the same, until :meth:`store`.
+    """
 
     how = "at once"
 
     def __init__(self, members: Sequence[Member], steps: Steps) -> None:
         self.members, self.steps = members, steps
-        self._stack: tuple[tuple[int, ...], Stack] | None = None
+        self._held: Held | None = None
         self._recorded: tuple[tuple[object, ...], RecordedStep] | None = None
 
     def train(self, epoch: Epoch) -> dict[int, Outcome]:
         """Train an epoch, without waiting for the device before its end."""
         chosen = _sorted_members(epoch.groups)
-        stack = self._stack_of(chosen)
+        held = self._hold(chosen)
+        stack = held.stack
         spread = Spread(epoch.groups, chosen, stack.device, stack.dtype)
 
         def plain(inputs: Tensor, labels: Tensor) -> None:
             self.steps.step(stack, inputs, labels, epoch.momentum)
 
         dataset = epoch.groups[0].dataset
-        whole = self._record(plain, stack, spread, dataset, epoch)
-        optimizers = [epoch.optimizers[it] for it in chosen]
-        stack.load()
-        stack.load_momentum(optimizers)
+        whole = self._record(plain, held, spread, dataset, epoch)
+        held.read(epoch.optimizers)
         stack.begin([epoch.settings[it] for it in chosen])
         losses, step = Losses(), 0
         streams = [it.training_batches(epoch.batch_size) for it in epoch.groups]
@@ -49,14 +52,15 @@ class Together:
             if step % CHECK_EVERY == 0:
                 losses.note(step, stack.totals)
         losses.note(step, stack.totals)
-        stack.store(optimizers, epoch.momentum)
+        held.trained(epoch.optimizers, epoch.momentum)
         return dict(zip(chosen, losses.outcomes(len(dataset.train)), strict=True))
 
     def evaluate(self, which: str, groups: Sequence[Group]) -> dict[int, Evaluation]:
         """Evaluate on the scored examples of one split of each member's own data set."""
         chosen = _sorted_members(groups)
-        stack = self._stack_of(chosen)
-        stack.load()
+        held = self._hold(chosen)
+        held.read()
+        stack = held.stack
         spread = Spread(groups, chosen, stack.device, stack.dtype)
         streams = [it.dataset.batches(it.dataset.scored[which], _EVALUATED) for it in groups]
         scores = Scores(stack)
@@ -66,28 +70,37 @@ class Together:
         examples = len(groups[0].dataset.scored[which])
         return dict(zip(chosen, scores.evaluations(examples), strict=True))
 
-    def _stack_of(self, chosen: tuple[int, ...]) -> Stack:
+    def store(self, members: Iterable[int]) -> None:
+        """Write what was trained back to networks and optimizers."""
+        if self._held is not None:
+            self._held.store(members)
+
+    def _hold(self, chosen: tuple[int, ...]) -> Held:
         """Return the stack of these members; it is kept while they stay the same."""
-        if self._stack is None or self._stack[0] != chosen:
-            self._stack = self._recorded = None  # their memory first
-            self._stack = (chosen, Stack.joined([self.members[it] for it in chosen]))
-        return self._stack[1]
+        if self._held is None or self._held.chosen != chosen:
+            if self._held is not None:
+                self._held.store(self._held.chosen)
+            self._held = self._recorded = None  # their memory first
+            self._held = Held(self.members, chosen)
+        return self._held
 
     def _record(
         self,
         plain: Callable[[Tensor, Tensor], None],
-        stack: Stack,
+        held: Held,
         spread: Spread,
         dataset: Dataset,
         epoch: Epoch,
     ) -> Callable[[Tensor, Tensor], None]:
         """Return the step of a whole batch: on CUDA as a graph, recorded once."""
+        stack = held.stack
         key = (epoch.batch_size, epoch.momentum, spread.rows)
         if self._recorded is not None and self._recorded[0] != key:
             self._recorded = None  # the memory that it works in may go with other sizes
         if stack.device.type != "cuda" or epoch.batch_size > len(dataset.train):
             return plain
         if self._recorded is None:
+            held.forget()  # recording takes steps
             shape = (spread.rows, epoch.batch_size)
             inputs = torch.zeros((*shape, *dataset.shape), dtype=stack.dtype, device=stack.device)
             labels = torch.zeros(shape, dtype=torch.int64, device=stack.device)

@@ -1,0 +1,287 @@
+"""Many runs trained together: what they share is the work of an epoch, all else is their own."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from math import ceil
+
+import torch
+
+from lossprune.experiment.cache import Cache
+from lossprune.experiment.config import RunConfig
+from lossprune.experiment.folder import FolderBusyError, RunFolder
+from lossprune.experiment.group_size import most_together
+from lossprune.experiment.prepare import computing, dataset_key
+from lossprune.experiment.record import RunRecord, Scores
+from lossprune.experiment.runner import Run, opened
+from lossprune.training import DivergedError, TogetherTraining, choose_stack, worthwhile
+
+Result = RunRecord | Exception
+
+_SAVING = 0.05  # of the time, at most
+_BUSY_SECONDS = 0.5
+
+
+def stackable(run: Run) -> bool:
+    """Whether the epoch that is due is better trained together with those of other runs.
+
+    It is where it would be trained densely, and where a stack is no slower than that.
+    """
+    return run.training.mode == "dense" and worthwhile(run.network, run.dataset)
+
+
+def run_together(
+    configs: Sequence[RunConfig],
+    *,
+    cache: Cache | None = None,
+    checkpoint_seconds: float = 0.0,
+    patience: float = 0.0,
+) -> list[Result]:
+    """Do runs of one architecture, data set, batch size and device together, or what is left.
+
+    Each comes out as it would alone, to rounding; stopped at any moment, it goes on from its own
+    checkpoint, with the same others to the bit (on a CPU).  Runs that would not fit in memory at
+    once are trained in parts, one after the other.
+
+    Args:
+        configs: the runs.
+        cache: as in :func:`lossprune.experiment.run`; runs share batches where it keeps data sets.
+        checkpoint_seconds: that go by between two checkpoints of the group, or more where writing
+            them would take over 5 % of the time; 0: one after every epoch.
+        patience: seconds to wait for folders that other processes hold.
+
+    Returns:
+        For each run its record, which says that it is still running where it is to be pruned next;
+        or what kept it from being done: NotStackableError where all are to be done alone,
+        FolderBusyError, or another error of :func:`lossprune.experiment.run`.
+    """
+    cache = cache or Cache({"dataset": 1})
+    # Those of one data set come one after the other, so that they share it.
+    places = sorted(range(len(configs)), key=lambda it: dataset_key(configs[it]))
+    todo = [_Member(configs[it]) for it in places]
+    members = dict(zip(places, todo, strict=True))
+    deadline, most = time.monotonic() + patience, len(todo)
+    with computing(configs[0], RunFolder(configs[0].folder).record()):
+        while todo:
+            with ExitStack() as exits:
+                part = _open_part(todo, most, exits, cache, deadline)
+                try:
+                    _train(part, checkpoint_seconds)
+                except torch.OutOfMemoryError as error:
+                    most = len(part) // 2  # each can go on from its checkpoint
+                    if not most:
+                        part[0].end(error)
+                except Exception as error:  # of all of them
+                    for member in part:
+                        member.end(error)
+                for member in part:
+                    member.close()
+            todo = [it for it in todo if it.result is None]
+    return [members[place].told for place in range(len(configs))]
+
+
+class _Member:
+    """A run of a group, until it has a result."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.result: Result | None = None
+        self.diverged = False
+        self._run: Run | None = None
+        self._exits = ExitStack()
+
+    @property
+    def run(self) -> Run:
+        """The run, while it is open."""
+        assert self._run is not None
+        return self._run
+
+    @property
+    def told(self) -> Result:
+        """The result, when there is one."""
+        assert self.result is not None
+        return self.result
+
+    @property
+    def going(self) -> bool:
+        """Whether it trains with the others."""
+        return self._run is not None and not self.diverged
+
+    def open(self, cache: Cache, deadline: float) -> None:
+        """Prepare the run and hold its folder, up to the epoch that is due."""
+        settled = RunFolder(self.config.folder).settled()
+        if settled is not None:
+            self.end(settled)
+            return
+        while True:
+            try:
+                self._run = self._exits.enter_context(opened(self.config, cache=cache))
+                break
+            except FolderBusyError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_BUSY_SECONDS)
+        self._run.begin()
+        if not self._run.due:
+            self.end(self._run.record)
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Do something of this run, whose failure ends it alone."""
+        try:
+            action()
+        except Exception as error:
+            self.end(error)
+
+    def rest(self) -> None:
+        """End as far as the group brings it."""
+        self.run.rest()
+        self.end(self.run.record)
+
+    def diverge(self, error: DivergedError) -> None:
+        """End where the epoch before is saved, which is what a diverged run leaves."""
+        if not self.run.is_saved:
+            self.diverged = True
+            return
+        self.run.give_up(error)
+        self.end(self.run.record)
+
+    def end(self, result: Result) -> None:
+        """Take the result, and let the folder go."""
+        self.result = self.result or result
+        self.close()
+
+    def close(self) -> None:
+        """Let the folder go; what is saved stays."""
+        self._run, self.diverged = None, False
+        self._exits.close()
+
+
+def _open_part(
+    todo: Sequence[_Member], most: int, exits: ExitStack, cache: Cache, deadline: float
+) -> list[_Member]:
+    """Open as many runs as can be trained at once; parts are of nearly the same size."""
+    part: list[_Member] = []
+    trained = 0
+    for member in todo:
+        if trained and trained >= most:
+            break
+        part.append(member)
+        exits.callback(member.close)  # whatever happens
+        member.attempt(partial(member.open, cache, deadline))
+        if member.going and not trained:
+            left = len(todo) - len(part) + 1
+            most = min(most, most_together(member.run))
+            most = ceil(left / ceil(left / most))
+        trained += member.going
+    return part
+
+
+def _train(members: Sequence[_Member], checkpoint_seconds: float) -> None:
+    """Train runs that are open to their ends."""
+    _train_at_a_pace([it for it in members if it.going], checkpoint_seconds)
+    # A run that diverges leaves the network of the epoch before, and nobody has that any more.  It
+    # goes there once more from its checkpoint, now with one after every epoch.
+    again = [it for it in members if it.diverged]
+    for member in again:
+        member.diverged = False
+        member.attempt(member.run.go_back)
+    _train_at_a_pace([it for it in again if it.going], 0.0)
+
+
+def _train_at_a_pace(members: Sequence[_Member], checkpoint_seconds: float) -> None:
+    if not members:
+        return
+    runs = [it.run for it in members]
+    stack = choose_stack(
+        [it.network for it in runs],
+        [it.mask for it in runs],
+        [it.dataset for it in runs],
+        runs[0].config.train,
+    )
+    pace = _Pace(checkpoint_seconds)
+    while any(it.going for it in members):
+        # After a kill between the checkpoints of two runs, one is ahead: it waits for the others,
+        # so that those of one seed share their batches again.
+        least = min(run.epoch for it, run in zip(members, runs, strict=True) if it.going)
+        now = [it.going and run.epoch == least for it, run in zip(members, runs, strict=True)]
+        _do_epoch(stack, members, runs, now)
+        if pace.due:
+            with pace:
+                stack.store([index for index, it in enumerate(members) if it.going])
+                for member, run in zip(members, runs, strict=True):
+                    if member.going:
+                        member.attempt(run.save)
+
+
+def _do_epoch(
+    stack: TogetherTraining, members: Sequence[_Member], runs: Sequence[Run], now: Sequence[bool]
+) -> None:
+    """Train an epoch of some runs; each takes what came of it."""
+    began = time.perf_counter()
+    results = _train_epoch(stack, runs, now)
+    seconds = (time.perf_counter() - began) / len(results)
+    mode, reason = stack.mode, stack.reason
+    best, stopping = [], []
+    for index, result in results.items():
+        member, run = members[index], runs[index]
+        try:
+            if run.take(result, seconds, mode, reason):
+                best.append(index)
+            if run.stops:
+                stopping.append(index)
+        except DivergedError as error:
+            member.attempt(partial(member.diverge, error))
+    stack.store([*best, *stopping])
+    for index in best:
+        members[index].attempt(runs[index].keep_best)
+    for index in stopping:
+        if members[index].going:
+            members[index].attempt(members[index].rest)
+
+
+def _train_epoch(
+    stack: TogetherTraining, runs: Sequence[Run], now: Sequence[bool]
+) -> dict[int, Scores | DivergedError]:
+    """Return what came of each active run, by position."""
+    losses = stack.train_epoch(
+        [it.optimizer for it in runs],
+        batch_size=runs[0].config.batch_size,
+        generators=[it.generator for it in runs],
+        active=now,
+    )
+    finite = [
+        active and not isinstance(loss, DivergedError)
+        for active, loss in zip(now, losses, strict=True)
+    ]
+    train, valid, test = (stack.evaluate(which, finite) for which in ("train", "valid", "test"))
+    results: dict[int, Scores | DivergedError] = {}
+    for index, loss in enumerate(losses):
+        if isinstance(loss, DivergedError):
+            results[index] = loss
+        elif now[index]:
+            a, b, c = train[index], valid[index], test[index]
+            results[index] = Scores(a.loss, a.error, b.loss, b.error, c.loss, c.error)
+    return results
+
+
+class _Pace:
+    """When to save: so seldom that it costs a small share of the time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._began = time.perf_counter()
+        self._next = self._began + seconds
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time."""
+        return time.perf_counter() >= self._next
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        now = time.perf_counter()
+        pause = max(self._seconds, (now - self._began) / _SAVING) if self._seconds else 0.0
+        self._next = now + pause

@@ -1,0 +1,72 @@
+"""How many networks are trained together."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lossprune.data import Dataset
+from lossprune.training.evaluation import Evaluation
+from lossprune.training.loop import DivergedError
+from lossprune.training.stacked import StackedTraining
+from lossprune.training.stacked_checks import NotStackableError
+
+
+class TogetherTraining(Protocol):
+    """A way to train and evaluate many networks, each on its own data set, by their position."""
+
+    @property
+    def mode(self) -> str:
+        """One word for the records, such as ``"stacked"``."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """What is trained together and how, in one line."""
+        ...
+
+    def train_epoch(
+        self,
+        optimizers: Sequence[Optimizer],
+        *,
+        batch_size: int = 100,
+        generators: Sequence[torch.Generator],
+        active: Sequence[bool] | None = None,
+    ) -> list[float | DivergedError]:
+        """Train an epoch of the active members, and return each one's mean loss or its error."""
+        ...
+
+    def evaluate(self, which: str, active: Sequence[bool] | None = None) -> list[Evaluation]:
+        """Return loss and error rate of the active members on one of the three splits."""
+        ...
+
+    def store(self, members: Iterable[int]) -> None:
+        """Write what was trained to the networks and optimizers of these members.
+
+        Until then they may be older than what is trained, and nobody may change them.
+        """
+        ...
+
+
+def choose_stack(
+    networks: Sequence[nn.Module],
+    masks: Sequence[Mapping[str, Tensor] | None],
+    datasets: Sequence[Dataset],
+    train: str = "auto",
+) -> TogetherTraining:
+    """Return the training of networks together; arguments as :class:`StackedTraining`.
+
+    Args:
+        networks: built alike.
+        masks: of each, or None.
+        datasets: of each.
+        train: ``"auto"`` or ``"dense"``; ``"sparse"`` is done alone.
+
+    Raises:
+        NotStackableError: they cannot be trained together; the message says why.
+    """
+    if train == "sparse":
+        raise NotStackableError("sparse training was asked for, which is done alone")
+    return StackedTraining(networks, masks, datasets)
