@@ -18,10 +18,13 @@ from lossprune.training import (
     NotSparseError,
     NotStackableError,
     SparseStack,
+    choose_stack,
+    choose_training,
     evaluate,
     make_optimizer,
     train_epoch,
 )
+from lossprune.training.sparse_gpu import SparseGpuTraining
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 machines = pytest.mark.parametrize("where", ["emulated", pytest.param("cuda", marks=needs_gpu)])
@@ -287,6 +290,44 @@ def test_a_network_that_diverges_harms_no_other_and_one_that_rests_stays(
     before = runs.twins[2].state_dict()
     stack.store([2])
     assert all(torch.equal(it.cpu(), before[n]) for n, it in runs.networks[2].state_dict().items())
+
+
+@machines
+def test_alone_it_is_a_stack_of_one(digits, where, emulated_gpu):
+    together = Runs(perceptron, digits, count=2)
+    stack = together.stack(where, emulated_gpu)
+    outcome, scores = together.train(stack, 0)[0], stack.evaluate("valid")[0]
+    stack.store([0])
+    one = Runs(perceptron, digits, count=1)
+    data = one.stack(where, emulated_gpu).datasets[0]
+    machine = emulated_gpu if where == "emulated" else None
+    training = SparseGpuTraining(one.networks[0], one.masks[0], data, machine=machine)
+    assert training.mode == "sparse"
+    assert training.reason.startswith("on the GPU, ")
+    found = training.train_epoch(one.optimizers[0], generator=one.generators(0)[0])
+    assert found == outcome
+    assert training.evaluate(data.valid) == scores
+    for name, parameter in together.networks[0].named_parameters():
+        assert torch.equal(parameter, one.networks[0].get_parameter(name))
+    with pytest.raises(ValueError, match="split must be one of the data set's own"):
+        training.evaluate(data.valid.take(torch.arange(9)))
+    one.optimizers[0].param_groups[0]["lr"] = 1e30
+    with pytest.raises(DivergedError, match="not finite within"):
+        training.train_epoch(one.optimizers[0], batch_size=10, generator=seeded(1))
+
+
+@needs_gpu
+def test_on_a_gpu_it_is_chosen_where_it_can_be_done(digits):
+    data, network = digits.to("cuda"), perceptron(1)
+    mask = random_mask(network, 2)
+    network = network.cuda()
+    assert choose_training(network, mask, data).mode == "sparse"
+    assert choose_stack([network], [mask], [data]).mode == "sparse stack"
+    assert choose_training(network, mask, data, "dense").mode == "dense"
+    assert choose_stack([network], [mask], [data], "dense").mode == "stacked"
+    assert choose_stack([network], [None], [data]).mode == "stacked"
+    full = {name: torch.ones_like(kept) for name, kept in mask.items()}
+    assert choose_training(network, full, data).mode == "dense"
 
 
 def test_what_it_cannot_train_is_refused(digits, emulated_gpu):

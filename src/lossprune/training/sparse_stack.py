@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +146,7 @@ class SparseStack:
         return evaluations
 
     @torch.no_grad()
-    def store(self, members: Sequence[int]) -> None:
+    def store(self, members: Iterable[int]) -> None:
         """Write parameters and momentum of these members to their networks and optimizers."""
         for member in members:
             optimizer = self._optimizers.get(member)
