@@ -21,7 +21,7 @@ from lossprune.experiment.record import RunRecord, Start
 from lossprune.kernels.compiler import compiler_available
 from lossprune.networks import NETWORKS
 from lossprune.pruning import prune_by_stage
-from lossprune.training.sparse import check_data
+from lossprune.training.sparse import check_sparse
 
 _EXAMPLES_PER_BATCH = 100
 
@@ -162,10 +162,10 @@ def _check_training(config: RunConfig, dataset: Dataset, network: nn.Module) -> 
     if config.train != "sparse" or not config.prunes:
         return
     try:
-        check_data(dataset, network)
+        check_sparse(network, dataset)
     except ValueError as error:
         raise ValueError(f"--train sparse cannot train {config.arch}: {error}") from None
-    if not compiler_available():
+    if next(network.parameters()).device.type == "cpu" and not compiler_available():
         raise ValueError("--train sparse needs a C compiler, and there is none here")
 
 

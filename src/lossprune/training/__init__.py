@@ -2,7 +2,7 @@
 
 A mask is held by :meth:`lossprune.Mask.enforce` on the optimizer: the loop below knows nothing of
 it.  :class:`SparseTraining` does the same work over the surviving weights alone,
-:class:`StackedTraining` for many networks together.
+:class:`StackedTraining` for many networks together, and :class:`SparseStack` both, on a GPU.
 
 >>> import torch
 >>> from lossprune.data import load
@@ -26,6 +26,7 @@ from lossprune.training.sparse_choice import DenseTraining as DenseTraining
 from lossprune.training.sparse_choice import Training as Training
 from lossprune.training.sparse_choice import choose_training as choose_training
 from lossprune.training.sparse_choice import dense_training as dense_training
+from lossprune.training.sparse_stack import SparseStack as SparseStack
 from lossprune.training.sparse_structure import NotSparseError as NotSparseError
 from lossprune.training.stacked import StackedTraining as StackedTraining
 from lossprune.training.stacked import worthwhile as worthwhile
@@ -40,6 +41,7 @@ __all__ = [
     "Evaluation",
     "NotSparseError",
     "NotStackableError",
+    "SparseStack",
     "SparseTraining",
     "StackedTraining",
     "TogetherTraining",

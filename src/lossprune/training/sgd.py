@@ -1,5 +1,6 @@
 """What training outside of torch's optimizer asks of that optimizer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -31,3 +32,15 @@ def plain_settings(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     if {id(it) for it in group["params"]} != {id(it) for it in network.parameters()}:
         raise ValueError("optimizer must hold exactly the parameters of the network")
     return group
+
+
+def common_momentum(settings: Mapping[int, Mapping[str, Any]]) -> float:
+    """Return the momentum of several optimizers' groups of parameters.
+
+    Raises:
+        ValueError: they differ.
+    """
+    found = sorted({float(it["momentum"]) for it in settings.values()})
+    if len(found) > 1:
+        raise ValueError(f"optimizers must have the same momentum, got {found}")
+    return found[0]

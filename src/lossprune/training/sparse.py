@@ -4,7 +4,7 @@ The network stays an ordinary one: its weights, and the optimizer's momentum, ar
 written after every epoch.  The work is that of ``kernels/sparse_training.c``, on one thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -19,7 +19,9 @@ from lossprune.training.sgd import plain_settings
 from lossprune.training.sparse_kernel import Kernel
 from lossprune.training.sparse_structure import (
     NotSparseError,
+    Stage,
     find_survivors,
+    read_layers,
     read_stages,
 )
 
@@ -209,16 +211,29 @@ class SparseTraining:
             optimizer.state[parameter]["momentum_buffer"].view(-1)[where] = copy
 
 
+def check_sparse(network: nn.Module, dataset: Dataset) -> None:
+    """Raise NotSparseError unless this network can be trained sparsely where it is."""
+    if next(network.parameters()).device.type == "cuda":
+        check_fit(read_layers(network), dataset)
+    else:
+        check_data(dataset, network)
+
+
 def check_data(dataset: Dataset, network: nn.Module) -> None:
-    """Raise NotSparseError unless the kernel can do the epochs of this network on this data set."""
+    """Raise NotSparseError unless the CPU can do the epochs of this network on this data set."""
     stages = read_stages(network)
+    check_fit(stages, dataset)
+    if dataset.train.images.device.type != "cpu":
+        raise NotSparseError("the data are not on the CPU")
+
+
+def check_fit(stages: Sequence[Stage], dataset: Dataset) -> None:
+    """Raise NotSparseError unless a perceptron of these layers can be trained on this data set."""
     if processes() > 1:
         raise NotSparseError(f"sparse training is for one process, and there are {processes()}")
     pixels = dataset.train.images[0].numel()
     if dataset.augmented:
         raise NotSparseError("its training images are augmented")
-    if dataset.train.images.device.type != "cpu":
-        raise NotSparseError("the data are not on the CPU")
     if stages[0].linear.in_features != pixels:
         raise NotSparseError(
             f"{stages[0].name} takes {stages[0].linear.in_features} inputs, an image has {pixels}"

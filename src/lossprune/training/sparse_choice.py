@@ -9,11 +9,13 @@ from torch.optim import Optimizer
 
 from lossprune.data import Dataset, Split
 from lossprune.kernels.compiler import NoCompiler
+from lossprune.kernels.cuda import NoCudaCompiler
 from lossprune.pruning.curvature.distributed import processes
 from lossprune.training.evaluation import Evaluation, evaluate
 from lossprune.training.loop import train_epoch
 from lossprune.training.sparse import SparseTraining
-from lossprune.training.sparse_structure import NotSparseError, read_stages
+from lossprune.training.sparse_structure import NotSparseError, read_layers
+from lossprune.training.stacked_checks import NotStackableError
 
 TRAININGS = ("auto", "dense", "sparse")
 FASTER_BELOW = 0.3  # share of the weights left; docs/training.md has the measurement
@@ -104,17 +106,31 @@ def choose_training(
         if train == "auto" and (left := _left(network, mask)) > FASTER_BELOW:
             reason = f"{left:.0%} of the weights are left, more than {FASTER_BELOW:.0%}"
             return dense_training(network, dataset, reason)
-        return SparseTraining(network, mask, dataset)
-    except (NotSparseError, NoCompiler) as error:
+        return sparse_training(network, mask, dataset)
+    except (NotSparseError, NotStackableError, NoCompiler, NoCudaCompiler) as error:
         if train == "sparse":
             raise ValueError(f"train sparse cannot be done: {error}") from None
         return dense_training(network, dataset, str(error))
 
 
+def sparse_training(network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset) -> Training:
+    """Return the training over the surviving weights, where the network is.
+
+    Raises:
+        NotSparseError, NotStackableError: it cannot be done, and why.
+        NoCompiler, NoCudaCompiler: its kernels cannot be compiled.
+    """
+    if next(network.parameters()).device.type == "cuda":
+        from lossprune.training.sparse_gpu import SparseGpuTraining
+
+        return SparseGpuTraining(network, mask, dataset)
+    return SparseTraining(network, mask, dataset)
+
+
 def _left(network: nn.Module, mask: Mapping[str, Tensor]) -> float:
     """The share of the linear layers' weights that survives."""
     total = kept = 0
-    for stage in read_stages(network):
+    for stage in read_layers(network):
         weights = stage.linear.weight.numel()
         survivors = mask.get(f"{stage.name}.weight")
         total += weights

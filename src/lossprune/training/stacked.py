@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lossprune.data import Dataset
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import DivergedError
-from lossprune.training.sgd import plain_settings
+from lossprune.training.sgd import common_momentum, plain_settings
 from lossprune.training.stacked_batches import group_by_dataset, group_by_order
 from lossprune.training.stacked_checks import (
     check_by_trial,
@@ -129,7 +129,7 @@ class StackedTraining:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
         settings = {it: plain_settings(self.networks[it], optimizers[it]) for it in members}
-        momentum = _common_momentum(settings)
+        momentum = common_momentum(settings)
         for member in members:
             self.networks[member].train()
         epoch = Epoch(
@@ -196,10 +196,3 @@ def worthwhile(network: nn.Module, dataset: Dataset) -> bool:
     """
     cuda = next(network.parameters()).device.type == "cuda"
     return cuda or perceptron_layers(network, dataset) is not None
-
-
-def _common_momentum(settings: Mapping[int, Mapping[str, Any]]) -> float:
-    found = sorted({float(it["momentum"]) for it in settings.values()})
-    if len(found) > 1:
-        raise ValueError(f"optimizers must have the same momentum, got {found}")
-    return found[0]

@@ -27,15 +27,26 @@ class Group:
 
         Every generator moves on as if its member had drawn alone.
         """
-        first, *others = self.generators
-        train = self.dataset.train
-        order = torch.randperm(len(train), generator=first)
+        order, first = self._order(), self.generators[0]
         found = self.dataset.batches(
-            train, size, order=order, generator=first, augment=self.dataset.augmented
+            self.dataset.train, size, order=order, generator=first, augment=self.dataset.augmented
         )
+        self._align()
+        return found
+
+    def draw_order(self) -> Tensor:
+        """Draw the order alone, of data that are not augmented."""
+        order = self._order()
+        self._align()
+        return order
+
+    def _order(self) -> Tensor:
+        return torch.randperm(len(self.dataset.train), generator=self.generators[0])
+
+    def _align(self) -> None:
+        first, *others = self.generators
         for other in others:
             other.set_state(first.get_state())
-        return found
 
 
 def group_by_order(

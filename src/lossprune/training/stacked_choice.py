@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lossprune.data import Dataset
+from lossprune.kernels.cuda import NoCudaCompiler
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import DivergedError
+from lossprune.training.sparse_stack import SparseStack
+from lossprune.training.sparse_structure import NotSparseError
 from lossprune.training.stacked import StackedTraining
 from lossprune.training.stacked_checks import NotStackableError
 
@@ -62,11 +65,19 @@ def choose_stack(
         networks: built alike.
         masks: of each, or None.
         datasets: of each.
-        train: ``"auto"`` or ``"dense"``; ``"sparse"`` is done alone.
+        train: ``"auto"``, on a GPU over the surviving weights where all are pruned and it can be
+            done; ``"dense"``; or ``"sparse"``, which on the CPU is done alone.
 
     Raises:
         NotStackableError: they cannot be trained together; the message says why.
     """
-    if train == "sparse":
+    on_gpu = next(networks[0].parameters()).device.type == "cuda"
+    if train == "sparse" and not on_gpu:
         raise NotStackableError("sparse training was asked for, which is done alone")
+    if on_gpu and train != "dense" and all(mask is not None for mask in masks):
+        try:
+            return SparseStack(networks, masks, datasets)
+        except (NotSparseError, NoCudaCompiler) as error:
+            if train == "sparse":
+                raise NotStackableError(str(error)) from None
     return StackedTraining(networks, masks, datasets)

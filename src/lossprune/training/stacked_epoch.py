@@ -95,5 +95,6 @@ class Scores:
 
     def evaluations(self, examples: int) -> list[Evaluation]:
         """Return each member's."""
-        both = torch.stack((self._losses, self._wrong)) / examples
-        return [Evaluation(loss, error) for loss, error in both.T.tolist()]
+        both = torch.stack((self._losses, self._wrong)).T.tolist()
+        # Divided by here: a GPU may round the quotient otherwise.
+        return [Evaluation(loss / examples, wrong / examples) for loss, wrong in both]

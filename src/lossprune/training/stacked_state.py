@@ -69,7 +69,7 @@ class Stack:
         velocities = {
             name: torch.zeros_like(parameter, requires_grad=False)[None]
             if optimizer is None
-            else _momentum_of(parameter, optimizer)[None]
+            else momentum_of(parameter, optimizer)[None]
             for name, parameter in network.named_parameters()
         }
         return Stack((member,), parameters, buffers, velocities)
@@ -114,7 +114,7 @@ class Stack:
         for name, parameter in network.named_parameters():
             parameter.copy_(self.parameters[name][row])
             if momentum:
-                _momentum_of(parameter, optimizer).copy_(self.velocities[name][row])
+                momentum_of(parameter, optimizer).copy_(self.velocities[name][row])
 
     def begin(self, settings: Sequence[Mapping[str, Any]]) -> None:
         """Begin an epoch with each member's own learning rate and weight decay."""
@@ -152,7 +152,7 @@ class Stack:
         return parameter, self.velocities[name], rates, decays, bits, kept
 
 
-def _momentum_of(parameter: Tensor, optimizer: Optimizer) -> Tensor:
+def momentum_of(parameter: Tensor, optimizer: Optimizer) -> Tensor:
     """Return the optimizer's momentum of a parameter, made where there is none yet."""
     state = optimizer.state[parameter]
     if state.get("momentum_buffer") is None:

@@ -1,6 +1,7 @@
 """All members at once: every product is of all of them; on CUDA a step is one recorded graph."""
 
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,7 +15,10 @@ from lossprune.training.stacked_graph import RecordedStep
 from lossprune.training.stacked_held import Held
 from lossprune.training.stacked_state import Member
 
-_EVALUATED = 100  # examples of an evaluation at a time: as much memory as a usual step
+_EVALUATED = 100  # examples of an evaluation at a time: as much memory as a usual step; ...
+# ... on CUDA more where few are stacked, for there a call costs as much as what it computes.  In
+# numbers of all inputs: at a time of an evaluation, and of the batches that are made together.
+_EVALUATED_NUMBERS, _BATCHED_NUMBERS = 2**23, 2**25
 
 
 class Together:
@@ -44,13 +48,17 @@ class Together:
         whole = self._record(plain, held, spread, dataset, epoch)
         held.read(epoch.optimizers)
         stack.begin([epoch.settings[it] for it in chosen])
-        losses, step = Losses(), 0
-        streams = [it.training_batches(epoch.batch_size) for it in epoch.groups]
-        for step, (batches,) in enumerate(in_lockstep(streams, 1), start=1):
-            inputs, labels = spread(batches)
-            (whole if labels.shape[1] == epoch.batch_size else plain)(inputs, labels)
-            if step % CHECK_EVERY == 0:
-                losses.note(step, stack.totals)
+        losses, step, size = Losses(), 0, epoch.batch_size
+        numbers = spread.rows * size * prod(dataset.shape)
+        ahead = max(1, _BATCHED_NUMBERS // numbers) if stack.device.type == "cuda" else 1
+        streams = [it.training_batches(ahead * size) for it in epoch.groups]
+        for (several,) in in_lockstep(streams, 1):
+            batches = (it.split(size, 1) for it in spread(several))
+            for inputs, labels in zip(*batches, strict=True):
+                (whole if labels.shape[1] == size else plain)(inputs, labels)
+                step += 1
+                if step % CHECK_EVERY == 0:
+                    losses.note(step, stack.totals)
         losses.note(step, stack.totals)
         held.trained(epoch.optimizers, epoch.momentum)
         return dict(zip(chosen, losses.outcomes(len(dataset.train)), strict=True))
@@ -62,7 +70,11 @@ class Together:
         held.read()
         stack = held.stack
         spread = Spread(groups, chosen, stack.device, stack.dtype)
-        streams = [it.dataset.batches(it.dataset.scored[which], _EVALUATED) for it in groups]
+        size = _EVALUATED
+        if stack.device.type == "cuda":
+            numbers = len(chosen) * prod(groups[0].dataset.shape)
+            size = max(size, _EVALUATED_NUMBERS // numbers)
+        streams = [it.dataset.batches(it.dataset.scored[which], size) for it in groups]
         scores = Scores(stack)
         for (batches,) in in_lockstep(streams, 1):
             inputs, labels = spread(batches)

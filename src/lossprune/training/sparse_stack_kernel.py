@@ -1,0 +1,223 @@
+"""The compiled side of sparse stacks: structures over tensors, and the calls."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from ctypes import Structure, c_float, c_int, c_longlong, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+import lossprune.kernels
+from lossprune.kernels import cuda
+from lossprune.training.loop import CHECK_EVERY
+from lossprune.training.sparse_stack_data import WORD, Parts
+from lossprune.training.sparse_stack_layout import Layout
+from lossprune.training.sparse_structure import NotSparseError
+
+SOURCE = Path(lossprune.kernels.__file__).with_name("sparse_stack.cu")
+PANEL = 128  # examples that are computed together, at most
+_CHUNK = 2560  # examples of an evaluation that one block takes
+_PARTS = 8  # of an epoch, where there are more networks than blocks at work at a time
+_FLOATS = 4
+
+
+class File(Protocol):
+    """What :class:`lossprune.kernels.cuda.CudaFile` does."""
+
+    def launch(
+        self,
+        name: str,
+        grid: tuple[int, int],
+        threads: int,
+        shared_bytes: int,
+        arguments: Sequence[Any],
+    ) -> None:
+        """Put a kernel on the stream."""
+        ...
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the kernels run.
+
+    Attributes:
+        load: compiles the file with these macros.
+        shared_bytes: shared memory that a block may have.
+        blocks: that are at work at a time.
+        threads: of a block, 128 to 1024.
+    """
+
+    load: Callable[[Sequence[tuple[str, int]]], File]
+    shared_bytes: int
+    blocks: int
+    threads: int = 1024
+
+
+def gpu(device: torch.device) -> Machine:
+    """Return a GPU as a machine."""
+    properties = torch.cuda.get_device_properties(device)
+
+    def load(defines: Sequence[tuple[str, int]]) -> File:
+        with torch.cuda.device(device):
+            return cuda.load(SOURCE, defines=defines)
+
+    return Machine(load, properties.shared_memory_per_block_optin, properties.multi_processor_count)
+
+
+class _Data(Structure):
+    _fields_ = (
+        ("images", c_void_p),
+        ("labels", c_void_p),
+        ("affine", c_void_p),
+        ("pixels", c_int),
+        ("words", c_int),
+        ("parts", c_int),
+    )
+
+
+class _Descent(Structure):
+    _fields_ = (("rates", c_void_p), ("decays", c_void_p), ("momentum", c_float))
+
+
+class Kernel:
+    """The networks of a stack on the device.
+
+    Attributes:
+        values, velocities: float32, of all networks one after the other.
+        idle, idle_velocities: likewise, of parameters that only decay.
+
+    Raises:
+        NotSparseError: a network has more surviving weights than shared memory has room for.
+        NoCudaCompiler: the file cannot be compiled here.
+    """
+
+    def __init__(
+        self, layouts: Sequence[Layout], layers: int, channels: int, device: torch.device,
+        machine: Machine,
+    ) -> None:  # fmt: skip
+        self._machine, self._device, self._layouts = machine, device, layouts
+        self._fixed = max(_bytes(it, training=True) for it in layouts)
+        self._units = max(it.units for it in layouts)
+        if self._fixed > machine.shared_bytes:
+            raise NotSparseError(
+                f"its surviving weights take {self._fixed:,} bytes of shared memory, which has "
+                f"{machine.shared_bytes:,}"
+            )
+        self._defines = (("LAYERS", layers), ("CHANNELS", channels))
+        sizes = [(len(it.integers), it.value_count, it.idle_count) for it in layouts]
+        counts = torch.tensor(sizes, dtype=torch.int64)
+        starts = counts.cumsum(0) - counts
+        self.starts = starts
+        self._places = torch.stack((starts, counts), 2).flatten(1).to(device)
+        self._integers = torch.cat([it.integers for it in layouts]).to(device)
+        self.values, self.idle = (
+            torch.zeros(int(counts[:, kind].sum()), device=device) for kind in (1, 2)
+        )
+        self.velocities, self.idle_velocities = map(torch.zeros_like, (self.values, self.idle))
+
+    def epoch(
+        self,
+        members: Sequence[int],
+        groups: Sequence[int],
+        parts: Parts,
+        *,
+        batch: int,
+        rates: Sequence[float],
+        decays: Sequence[float],
+        momentum: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Train ``members`` for an epoch, each on the examples of its group.
+
+        Returns:
+            On the device, for each: the sum of all losses on the way, float64; and the step found
+            not finite, or 0, int32.
+        """
+        totals = torch.zeros(len(members), dtype=torch.float64, device=self._device)
+        bad = torch.zeros(len(members), dtype=torch.int32, device=self._device)
+        by_block = [self._whole(members), self._whole(groups)]
+        numbers = [torch.tensor(it, device=self._device) for it in (rates, decays)]
+        numbers = [it.to(torch.float32) for it in numbers]
+        count, at_once = len(members), self._machine.blocks
+        pieces = 1 if count <= at_once else _PARTS
+        blocks = min(count, 2 * at_once)  # two of small networks may share a multiprocessor
+        progress = torch.zeros(1 + count, dtype=torch.int32, device=self._device)
+        shared, scratch, room = self._room(self._fixed, parts, blocks)
+        self._launch(
+            "lossprune_stack_epoch", (blocks, 1), shared, scratch is None,
+            [
+                _pointer(self._places), *map(_pointer, by_block), _pointer(self._integers),
+                _pointer(self.values), _pointer(self.velocities), _pointer(self.idle),
+                _pointer(self.idle_velocities), _data(parts),
+                _Descent(*(it.data_ptr() for it in numbers), momentum),
+                c_longlong(parts.examples), c_int(batch), c_int(CHECK_EVERY), c_int(count),
+                c_int(pieces), _pointer(progress), _pointer(scratch), c_longlong(room),
+                _pointer(totals), _pointer(bad),
+            ],
+        )  # fmt: skip
+        return totals, bad
+
+    def evaluate(
+        self, members: Sequence[int], groups: Sequence[int], parts: Parts
+    ) -> tuple[Tensor, Tensor]:
+        """Return, on the device, each member's sum of losses (float64) and number of errors."""
+        chunk = max(1, _CHUNK // parts.images.shape[3])
+        chunks = -(-parts.images.shape[1] // chunk)
+        shape = (len(members), chunks)
+        losses = torch.zeros(shape, dtype=torch.float64, device=self._device)
+        wrongs = torch.zeros(shape, dtype=torch.int32, device=self._device)
+        by_block = [self._whole(members), self._whole(groups)]
+        fixed = max(_bytes(it, training=False) for it in self._layouts)
+        shared, scratch, room = self._room(fixed, parts, len(members) * chunks)
+        self._launch(
+            "lossprune_stack_evaluate", (chunks, len(members)), shared, scratch is None,
+            [
+                _pointer(self._places), *map(_pointer, by_block), _pointer(self._integers),
+                _pointer(self.values), _data(parts), c_longlong(parts.examples), c_int(chunk),
+                _pointer(scratch), c_longlong(room), _pointer(losses), _pointer(wrongs),
+            ],
+        )  # fmt: skip
+        return losses.sum(1), wrongs.sum(1)
+
+    def panel(self) -> int:
+        """Return how many examples of an evaluation are best computed together."""
+        fixed = max(_bytes(it, training=False) for it in self._layouts)
+        fits = (self._machine.shared_bytes - fixed) // (4 * self._units)
+        return max(32, min(PANEL, fits // 32 * 32))
+
+    def _room(self, fixed: int, parts: Parts, blocks: int) -> tuple[int, Tensor | None, int]:
+        """Return the bytes of shared memory, and memory for activations that do not fit there."""
+        numbers = self._units * min(parts.images.shape[3], PANEL)
+        if fixed + 4 * numbers <= self._machine.shared_bytes:
+            return fixed + 4 * numbers, None, 0
+        return fixed, torch.empty(blocks * numbers, device=self._device), numbers
+
+    def _launch(
+        self, name: str, grid: tuple[int, int], shared: int, inside: bool, arguments: list[Any]
+    ) -> None:
+        file = self._machine.load((*self._defines, ("IN_SHARED", int(inside))))
+        file.launch(name, grid, self._machine.threads, shared, arguments)
+
+    def _whole(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=self._device)
+
+
+def _bytes(layout: Layout, *, training: bool) -> int:
+    """What a network takes of shared memory beside its activations, which begin at 16 bytes."""
+    values = layout.value_count * (2 if training else 1)
+    numbers = _FLOATS + len(layout.integers) + values + PANEL + layout.first
+    return 4 * (-(-numbers // _FLOATS) * _FLOATS)
+
+
+def _data(parts: Parts) -> _Data:
+    _, count, pixels, row = parts.images.shape
+    pointers = (it.data_ptr() for it in (parts.images, parts.labels, parts.affine))
+    return _Data(*pointers, pixels, row // WORD, count)
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return c_void_p(0 if tensor is None else tensor.data_ptr())
