@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def networks(path: Path) -> dict[str, bytes]:
     return {str(it.relative_to(path)): it.read_bytes() for it in path.glob("*/*.pt")}
 
 
-def without_times(value):
+def without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: without_times(item) for name, item in value.items() if name != "seconds"}
     return [without_times(item) for item in value] if isinstance(value, list) else value
