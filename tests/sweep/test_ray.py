@@ -27,7 +27,7 @@ def add_node(cluster):
 def test_a_lost_node_loses_no_run(grid, check_same, cluster):
     nodes = [add_node(cluster), add_node(cluster)]
     process = grid.start_on_ray(cluster.address)
-    grid.wait_until(lambda: folders if len(folders := grid.wait_for_pruning()) == 2 else [])
+    grid.wait_until(lambda: [it for it in grid.runs.values() if it["epochs"]])
     cluster.remove_node(nodes[0], allow_graceful=False)
     add_node(cluster)  # nodes come and go
     _, said = process.communicate(timeout=150)
@@ -35,6 +35,33 @@ def test_a_lost_node_loses_no_run(grid, check_same, cluster):
     assert "its node or process was lost" in said
     assert "5 of 5 finished" in said
     check_same(grid)
+
+
+GROUP = """
+arch = "MLP"
+dataset = "digits"
+pe = -1
+nepochs = 200
+seed = [1, 2]
+"""
+
+
+@pytest.mark.slow
+def test_a_lost_node_loses_none_of_a_group(digits_grid, cluster):
+    """Two baselines on the one node there is; another one goes on from where they were."""
+    grid, node = digits_grid, add_node(cluster)
+    grid.plan.write_text(GROUP)
+    process = grid.start_on_ray(cluster.address)
+    grid.wait_until(lambda: [it for it in grid.runs.values() if it["epochs"]])
+    cluster.remove_node(node, allow_graceful=False)
+    add_node(cluster)
+    _, said = process.communicate(timeout=150)
+    assert process.returncode == 0, said
+    assert "training together: baseline seed=1; baseline seed=2" in said
+    assert "they go on elsewhere" in said
+    assert "2 of 2 finished" in said
+    for run in grid.runs.values():
+        assert [row["epoch"] for row in run["epochs"]] == list(range(1, 201))
 
 
 def test_no_cluster_is_told_in_one_sentence(capfd, tmp_path, monkeypatch):

@@ -73,6 +73,8 @@ def _execute(job: Job, config: RunConfig) -> Outcome:
         else:
             if record.status != RUNNING:
                 return _conclude(job, config, record)
+            with contextlib.suppress(OSError):
+                (config.folder / ERROR).unlink(missing_ok=True)
             if gpus:  # the group may be trained by another process
                 torch.cuda.empty_cache()
             return Outcome(DUE, gpus=gpus)
