@@ -144,10 +144,14 @@ def state(path: Path) -> str:
     return "training"
 
 
+# The last one where the process before was killed in the moment after its last write.
+WORDS = ("start: ", "going on", "Experiment already exists")
+
+
 def wait_for_a_word_of_progress(log: Path) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if log.exists() and any(word in log.read_text() for word in ("start: ", "going on")):
+        if log.exists() and any(word in log.read_text() for word in WORDS):
             return
         time.sleep(0.002)
     raise AssertionError(f"no progress in a minute: {log.read_text()}")
