@@ -1,7 +1,7 @@
 """Training convolutional networks: the training loop beside the one that most scripts have.
 
-``python -m benchmarks.dense_training`` trains on random 32×32 images, cropped and flipped at random,
-in batches of 100.  The plain loop is a ``DataLoader`` with workers that make each example, and an
+``python -m benchmarks.dense_training`` trains on random 32×32 images, cropped and flipped, in
+batches of 100.  The plain loop is a ``DataLoader`` with workers that make each example, and an
 ``.item()`` every step.  The two go turn and turn about in one process, and a first round is not
 counted.  The floor is three times the network's multiply-adds, two operations each, at the rate of
 torch's product of large matrices in the same type, measured in the same process.
@@ -9,6 +9,7 @@ torch's product of large matrices in the same type, measured in the same process
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def compare(
 ) -> dict[str, Any]:
     """Images a second of both loops, and the ratio round by round."""
     dataset = random_photographs(options.batches)
-    dataset = Dataset(**{**vars(dataset), "augmented": True})
+    dataset = replace(dataset, augmented=True)
     networks = [NETWORKS[name](shape=dataset.shape, generator=seeded(1)) for _ in range(2)]
     operations = 6 * multiply_adds(networks[0], torch.zeros(1, *dataset.shape))
     plain, ours = (it.to(device) for it in networks)
