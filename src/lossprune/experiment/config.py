@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 DEVICES = ("auto", "cpu", "cuda")
 TRAININGS = ("auto", "dense", "sparse")
+AMPS = ("off", "bf16")
 
 
 def flag(default: T, name: str, help: str, named: str = "never") -> T:  # noqa: A002
@@ -92,6 +93,15 @@ class RunConfig:
         "fine-tuning: dense, sparse (over the surviving weights alone), or auto, the faster one",
         "changed",
     )
+    amp: str = flag(
+        "off",
+        "amp",
+        "off, or bf16: training and evaluation partly in bfloat16; pruning stays in float32",
+        "changed",
+    )
+    compiled: bool = flag(
+        False, "compile", "training and evaluation through torch.compile", "changed"
+    )
     seed: int = flag(1111, "seed", "seed of split, network, batches and examples", "always")
     path: Path = flag(Path("results"), "path", "folder of all results")
     data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")
@@ -110,6 +120,7 @@ class RunConfig:
         _one_of("pm", self.criterion, CRITERIA)
         _one_of("device", self.device, DEVICES)
         _one_of("train", self.train, TRAININGS)
+        _one_of("amp", self.amp, AMPS)
         _one_of("estimator", self.estimator.partition(":")[0], ESTIMATORS)
         try:
             find_estimator(self.estimator)
@@ -136,6 +147,17 @@ class RunConfig:
                 f"--pe {self.prune_epoch} with --nepochs {self.epochs}: pruning would never "
                 "happen; --nepochs must be greater than --pe"
             )
+        if self.train == "sparse" and not self.plain:
+            given = "--compile" if self.amp == "off" else f"--amp {self.amp}"
+            raise ValueError(
+                f"--train sparse with {given}: sparse training computes in float32 by its own "
+                "kernels; give --train dense or auto"
+            )
+
+    @property
+    def plain(self) -> bool:
+        """Whether networks are computed in float32, by torch as it is."""
+        return self.amp == "off" and not self.compiled
 
     @property
     def dataset_name(self) -> str:

@@ -17,7 +17,13 @@ from lossprune.experiment.group_size import most_together
 from lossprune.experiment.prepare import computing, dataset_key
 from lossprune.experiment.record import Scores
 from lossprune.experiment.runner import Run
-from lossprune.training import DivergedError, TogetherTraining, choose_stack, worthwhile
+from lossprune.training import (
+    DivergedError,
+    NotStackableError,
+    TogetherTraining,
+    choose_stack,
+    worthwhile,
+)
 
 _SAVING = 0.05  # of the time, at most
 _WRITERS = 8
@@ -30,7 +36,7 @@ def stackable(run: Run) -> bool:
     would be trained densely: over its surviving weights alone a network is far faster by itself.
     """
     alone = run.device.type == "cpu" and run.training.mode != "dense"
-    return not alone and worthwhile(run.network, run.dataset)
+    return not alone and run.config.plain and worthwhile(run.network, run.dataset)
 
 
 def run_together(
@@ -117,6 +123,8 @@ def _train_at_a_pace(members: Sequence[Member], checkpoint_seconds: float) -> No
     if not members:
         return
     runs = [it.run for it in members]
+    if not all(it.config.plain for it in runs):
+        raise NotStackableError("--amp and --compile are for runs that are trained alone")
     stack = choose_stack(
         [it.network for it in runs],
         [it.mask for it in runs],

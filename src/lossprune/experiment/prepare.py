@@ -21,6 +21,7 @@ from lossprune.experiment.record import RunRecord, Start
 from lossprune.kernels.compiler import compiler_available
 from lossprune.networks import NETWORKS
 from lossprune.pruning import prune_by_stage
+from lossprune.training.precision import check_compiler
 from lossprune.training.sparse import check_sparse
 
 _EXAMPLES_PER_BATCH = 100
@@ -73,7 +74,7 @@ def prepare(
     Raises:
         ValueError: no CUDA; wrong data; a network that does not fit them or ``--model_0``; fewer
             training examples than ``--nex``; a sparsity that leaves nothing;
-            ``--train sparse`` where that cannot be done.
+            ``--train sparse``, ``--amp`` or ``--compile`` where that cannot be done.
         FileNotFoundError: ``--model_0`` or the data set is not there.
     """
     device = _choose_device(config.device, unfinished)
@@ -103,6 +104,7 @@ def prepare(
     _check_pruning(config, dataset, network)
     network = network.to(device)
     _check_training(config, dataset, network)
+    _check_forward(config, device)
     return Setting(
         config=config,
         device=device,
@@ -167,6 +169,15 @@ def _check_training(config: RunConfig, dataset: Dataset, network: nn.Module) -> 
         raise ValueError(f"--train sparse cannot train {config.arch}: {error}") from None
     if next(network.parameters()).device.type == "cpu" and not compiler_available():
         raise ValueError("--train sparse needs a C compiler, and there is none here")
+
+
+def _check_forward(config: RunConfig, device: torch.device) -> None:
+    world = current().world
+    if world > 1 and not config.plain:
+        given = "--compile" if config.amp == "off" else f"--amp {config.amp}"
+        raise ValueError(f"{given} is for one process, and there are {world}")
+    if config.compiled:
+        check_compiler(device)
 
 
 def environment_of(device: torch.device) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from lossprune.pruning import CRITERIA, Mask, Statistics, prune_by_stage
 from lossprune.pruning.prunable import prunable_weights
 from lossprune.training import (
     DivergedError,
+    Forward,
     Training,
     choose_training,
     dense_training,
@@ -155,7 +156,10 @@ class Run:
                 prunable=sum(it.numel() for it in prunable_weights(setting.network).values()),
             )
         )
-        self.training: Training = dense_training(self.network, self.dataset, "nothing is pruned")
+        self.forward = Forward(self.network, self.config.amp, compiled=self.config.compiled)
+        self.training: Training = dense_training(
+            self.network, self.dataset, "nothing is pruned", self.forward
+        )
         self._restart_optimizer()
         self._unsaved = False
         self._best: Mapping[str, Tensor] | None = None  # where its file does not hold it yet
@@ -311,7 +315,8 @@ class Run:
             self._settle(FINISHED)
 
     def _start(self) -> None:
-        key = (self.record.start.weights_sha256, *self._conditions())
+        computed = self.config.amp, self.config.compiled
+        key = (self.record.start.weights_sha256, computed, *self._conditions())
         scores = self.cache.get("scores", key, self._evaluate)
         self.progress.note(f"start: {describe(scores)}")
         now = EpochRecord(0, scores)
@@ -428,7 +433,9 @@ class Run:
     def _choose_training(self) -> None:
         """Choose how to fine-tune, and record it."""
         assert self.mask is not None
-        self.training = choose_training(self.network, self.mask, self.dataset, self.config.train)
+        self.training = choose_training(
+            self.network, self.mask, self.dataset, self.config.train, self.forward
+        )
         self._note_training(self.training.mode, self.training.reason)
 
     def _keep_training(self) -> None:
@@ -436,7 +443,7 @@ class Run:
         now = self.record.training[-1] if self.record.training else None
         alone = self.ranks.world == 1
         if alone and now and now["mode"] in ("dense", "stacked") and self.config.train == "auto":
-            self.training = dense_training(self.network, self.dataset, now["reason"])
+            self.training = dense_training(self.network, self.dataset, now["reason"], self.forward)
         else:
             self._choose_training()
 

@@ -21,6 +21,7 @@ from lossprune.training.evaluation import evaluate as evaluate
 from lossprune.training.loop import DivergedError as DivergedError
 from lossprune.training.loop import make_optimizer as make_optimizer
 from lossprune.training.loop import train_epoch as train_epoch
+from lossprune.training.precision import Forward as Forward
 from lossprune.training.sparse import SparseTraining as SparseTraining
 from lossprune.training.sparse_choice import DenseTraining as DenseTraining
 from lossprune.training.sparse_choice import Training as Training
@@ -39,6 +40,7 @@ __all__ = [
     "DenseTraining",
     "DivergedError",
     "Evaluation",
+    "Forward",
     "NotSparseError",
     "NotStackableError",
     "SparseStack",

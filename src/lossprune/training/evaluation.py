@@ -1,13 +1,13 @@
 """Loss and error rate of a network on one split."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from lossprune.data import Dataset, Split
 
@@ -24,7 +24,12 @@ class Evaluation:
 
 
 def evaluate(
-    network: nn.Module, dataset: Dataset, split: Split, *, batch_size: int | None = None
+    network: nn.Module,
+    dataset: Dataset,
+    split: Split,
+    *,
+    batch_size: int | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """Evaluate ``network`` on all examples of ``split``, in evaluation mode, without augmentation.
 
@@ -35,8 +40,9 @@ def evaluate(
         split: usually one of the data set's own, on the network's device.
         batch_size: examples at a time; it changes the result by rounding only.  If not given,
             1000, or as many as have 16 million numbers.
+        forward: computes the network's logits; None: a call of the network.
     """
-    loss, wrong = count_losses(network, dataset, split, batch_size=batch_size)
+    loss, wrong = count_losses(network, dataset, split, batch_size=batch_size, forward=forward)
     return Evaluation(loss / len(split), wrong / len(split))
 
 
@@ -48,6 +54,7 @@ def count_losses(
     *,
     batch_size: int | None = None,
     share: tuple[int, int] = (0, 1),
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[float, int]:
     """Return the sum of the losses and the number of wrong answers on a share of the examples.
 
@@ -55,10 +62,11 @@ def count_losses(
     """
     if batch_size is None:
         batch_size = max(1, min(MOST, NUMBERS // math.prod(dataset.shape)))
+    forward = forward or network
     losses, wrong = [], []
     with _evaluating(network):
         for inputs, labels in dataset.batches(split, batch_size, share=share):
-            logits = network(inputs)
+            logits = forward(inputs)
             losses.append(F.cross_entropy(logits, labels, reduction="sum"))
             wrong.append((logits.argmax(1) != labels).sum())
     # One transfer at the end, and a sum in double precision.

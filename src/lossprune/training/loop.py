@@ -1,15 +1,16 @@
 """One epoch of stochastic gradient descent."""
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from lossprune.data import Dataset
 
-CHECK_EVERY = 100  # steps between two looks at the loss: each makes the CPU wait for the device
+CHECK_EVERY = 100  # steps between two looks at the loss
 
 
 class DivergedError(ArithmeticError):
@@ -29,10 +30,12 @@ def train_epoch(
     *,
     batch_size: int = 100,
     generator: torch.Generator,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> float:
     """Visit every training example once, in random order, and return the mean loss on the way.
 
-    The loss is mean cross-entropy.  Where the data set asks for it, images are augmented.
+    The loss is mean cross-entropy.  Where the data set asks for it, images are augmented.  On a GPU
+    no step waits for the device: a loss that is not finite is found when the epoch is over.
 
     Args:
         network: maps inputs to logits; trained in place, left in training mode.
@@ -40,33 +43,42 @@ def train_epoch(
         optimizer: steps once a batch; a mask may be enforced on it.
         batch_size: examples a step; the last batch holds what is left.
         generator: a CPU generator that draws the order and the augmentation.
+        forward: computes the network's logits; None: a call of the network.
 
     Raises:
         DivergedError: the loss becomes infinite or NaN.
     """
     network.train()
+    forward = forward or network
     examples = len(dataset.train)
     order = torch.randperm(examples, generator=generator)
     batches = dataset.batches(
         dataset.train, batch_size, order=order, generator=generator, augment=dataset.augmented
     )
     total = torch.zeros((), device=dataset.train.labels.device)
+    noted: dict[int, Tensor] = {}
     step = 0
     for step, (inputs, labels) in enumerate(batches, start=1):
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(network(inputs), labels)
+        loss = F.cross_entropy(forward(inputs), labels)
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(labels)
         if step % CHECK_EVERY == 0:
-            _check(total, step)
-    _check(total, step)
-    return total.item() / examples
+            noted[step] = total.clone()
+            if total.device.type == "cpu":
+                _check(noted)
+    noted[step] = total
+    return _check(noted) / examples
 
 
-def _check(total: torch.Tensor, step: int) -> None:
-    if not math.isfinite(total.item()):
-        raise not_finite(step)
+def _check(noted: Mapping[int, Tensor]) -> float:
+    """Return the last of the totals, by step, if all of them are finite."""
+    totals = torch.stack(list(noted.values())).tolist()
+    for step, total in zip(noted, totals, strict=True):
+        if not math.isfinite(total):
+            raise not_finite(step)
+    return totals[-1]
 
 
 def not_finite(step: int) -> DivergedError:

@@ -13,6 +13,7 @@ from lossprune.kernels.cuda import NoCudaCompiler
 from lossprune.pruning.curvature.distributed import processes
 from lossprune.training.evaluation import Evaluation, evaluate
 from lossprune.training.loop import train_epoch
+from lossprune.training.precision import Forward
 from lossprune.training.sparse import SparseTraining
 from lossprune.training.sparse_structure import NotSparseError, read_layers
 from lossprune.training.stacked_checks import NotStackableError
@@ -50,28 +51,44 @@ class DenseTraining:
 
     mode = "dense"
 
-    def __init__(self, network: nn.Module, dataset: Dataset, reason: str) -> None:
+    def __init__(
+        self, network: nn.Module, dataset: Dataset, reason: str, forward: Forward | None = None
+    ) -> None:
         self.network = network
         self.dataset = dataset
         self.reason = reason
+        self.forward = forward
 
     def train_epoch(
         self, optimizer: Optimizer, *, batch_size: int = 100, generator: torch.Generator
     ) -> float:
         """As :func:`lossprune.training.train_epoch`."""
         return train_epoch(
-            self.network, self.dataset, optimizer, batch_size=batch_size, generator=generator
+            self.network,
+            self.dataset,
+            optimizer,
+            batch_size=batch_size,
+            generator=generator,
+            forward=self.forward,
         )
 
     def evaluate(self, split: Split) -> Evaluation:
         """As :func:`lossprune.training.evaluate`."""
-        return evaluate(self.network, self.dataset, split)
+        return evaluate(self.network, self.dataset, split, forward=self.forward)
 
 
-def dense_training(network: nn.Module, dataset: Dataset, reason: str) -> Training:
-    """Return the training on all weights: by all processes of a group, where there are several."""
+def dense_training(
+    network: nn.Module, dataset: Dataset, reason: str, forward: Forward | None = None
+) -> Training:
+    """Return the training on all weights: by all processes of a group, where there are several.
+
+    Raises:
+        ValueError: several processes are to compute otherwise than in float32 by torch as it is.
+    """
     if processes() == 1:
-        return DenseTraining(network, dataset, reason)
+        return DenseTraining(network, dataset, reason, forward)
+    if forward is not None and not forward.plain:
+        raise ValueError(f"amp and compile are for one process, and there are {processes()}")
     from lossprune.training.distributed import DistributedTraining
 
     return DistributedTraining(
@@ -82,7 +99,11 @@ def dense_training(network: nn.Module, dataset: Dataset, reason: str) -> Trainin
 
 
 def choose_training(
-    network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset, train: str = "auto"
+    network: nn.Module,
+    mask: Mapping[str, Tensor],
+    dataset: Dataset,
+    train: str = "auto",
+    forward: Forward | None = None,
 ) -> Training:
     """Return the training of a pruned network.
 
@@ -92,6 +113,7 @@ def choose_training(
         dataset: on the network's device.
         train: ``"dense"``; ``"sparse"``; or ``"auto"``: sparse where it can be done and at most
             ``FASTER_BELOW`` of the linear layers' weights are left.
+        forward: computes the logits of dense training; what is not plain is dense under "auto".
 
     Several processes of a ``torch.distributed`` group train densely, together.
 
@@ -101,7 +123,11 @@ def choose_training(
     if train not in TRAININGS:
         raise ValueError(f"train must be one of {', '.join(TRAININGS)}, got {train!r}")
     if train == "dense":
-        return dense_training(network, dataset, "asked for")
+        return dense_training(network, dataset, "asked for", forward)
+    if forward is not None and not forward.plain:
+        if train == "sparse":
+            raise ValueError("train sparse cannot be done with amp or compile")
+        return dense_training(network, dataset, "amp or compile is asked for", forward)
     try:
         if train == "auto" and (left := _left(network, mask)) > FASTER_BELOW:
             reason = f"{left:.0%} of the weights are left, more than {FASTER_BELOW:.0%}"
