@@ -2,20 +2,21 @@
 
 ``python -m benchmarks.report`` writes 10,000 synthetic records in the shape of the published grids
 (three networks; MP and {LM, QM, OBD} × π ∈ {1, 14, 140} × nine λ, as many seeds as it takes; a log
-and a mask beside each), reports them with the command line in a process of its own, and prints
-seconds, peak memory of the process and its children, and the size of the page.
+and a mask beside each) and reports them with the command line, in a process of its own each time:
+the folder; the folder, with all records into one file; and that file.  It prints seconds, peak
+memory of the process and its children, and the sizes of page and file.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from lossprune.experiment.record import EpochRecord, RunRecord, Scores, Start
 from lossprune.pruning import Mask
 
 SECONDS, MEGABYTES = 60, 2000
+EXAMPLES = np.array([50_000, 10_000, 10_000])
 REGS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
@@ -54,12 +56,14 @@ def record_of(config: RunConfig, generator: np.random.Generator) -> RunRecord:
     """Return a record with scores that depend on the settings as they do in experiments."""
 
     def scores(loss: float) -> Scores:
-        loss *= 1 + 0.02 * generator.standard_normal()
-        error = 0.9 * (1 - np.exp(-loss))
-        return Scores(loss, error, 1.05 * loss, error, 1.1 * loss, 1.02 * error)
+        losses = loss * (1 + 0.02 * generator.standard_normal(3))
+        wrong = generator.binomial(EXAMPLES, 0.9 * (1 - np.exp(-losses)))
+        errors = wrong / EXAMPLES
+        return Scores(*np.stack([losses, errors], 1).ravel().tolist())
 
     rows = tuple(
-        EpochRecord(n, scores(0.05 + 1 / (n + 1)), 0.5) for n in range(1, config.epochs + 1)
+        EpochRecord(n, scores(0.05 + 1 / (n + 1)), 0.5 + generator.random() / 20)
+        for n in range(1, config.epochs + 1)
     )
     best = min(rows, key=lambda row: row.scores.valid_error)
     start = Start(None if config.start is None else str(config.start), "0" * 64, "1" * 64)
@@ -124,33 +128,51 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=200, help="epochs in each record")
     parser.add_argument("--json", type=Path, default=Path("results/benchmarks/report.json"))
     options = parser.parse_args()
+    found: dict[str, Any] = {"runs": options.runs, "epochs": options.epochs}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        size = write_runs(root, options.runs, options.epochs)
-        command = [sys.executable, "-m", "lossprune.cli", "report", "results", "--out", "report"]
-        began = time.perf_counter()
-        process = subprocess.Popen(command, cwd=root)
-        peak = watch(process)
-        seconds = time.perf_counter() - began
-        page = (root / "report" / "index.html").stat().st_size
-    found = {
-        "runs": options.runs,
-        "epochs": options.epochs,
-        "records_mb": round(size / 1e6),
-        "seconds": round(seconds, 1),
-        "peak_mb": round(peak / 1e6),
-        "largest_process_mb": round(
-            resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
-        ),
-        "page_mb": round(page / 1e6, 1),
-        "limits": {"seconds": SECONDS, "peak_mb": MEGABYTES},
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+        found["records_mb"] = round(write_runs(root, options.runs, options.epochs) / 1e6)
+        reports = {
+            "folder": ["results"],
+            "folder_to_file": ["results", "--records", "records.parquet"],
+            "file": ["records.parquet"],
+        }
+        for what, arguments in reports.items():
+            found[what] = report(root, arguments, root / what)
+        found["file_mb"] = round((root / "records.parquet").stat().st_size / 1e6, 2)
+        found["same_tables"] = same(root / "folder" / "tables", root / "file" / "tables")
+        found["same_figures"] = same(root / "folder" / "figures", root / "file" / "figures")
+    found["limits"] = {"seconds": SECONDS, "peak_mb": MEGABYTES}
+    found["hardware"] = f"{platform.machine()}, {os.cpu_count()} cores"
     for key, value in found.items():
         print(f"{key:<20} {value}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(found, indent=1) + "\n")
-    return int(process.returncode != 0 or seconds > SECONDS or peak > MEGABYTES * 1e6)
+    slow = found["folder"]["seconds"] > SECONDS or found["folder"]["peak_mb"] > MEGABYTES
+    return int(slow or not (found["same_tables"] and found["same_figures"]))
+
+
+def report(root: Path, arguments: list[str], out: Path) -> dict[str, float]:
+    """Run ``lossprune report`` and return its seconds, its memory and the size of its page."""
+    command = [sys.executable, "-m", "lossprune.cli", "report", *arguments, "--out", str(out)]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, cwd=root)
+    peak = watch(process)
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    page = (out / "index.html").stat().st_size
+    return {
+        "seconds": round(seconds, 1),
+        "peak_mb": round(peak / 1e6),
+        "page_mb": round(page / 1e6, 1),
+    }
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two folders hold the same files, byte for byte."""
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (a, b)]
+    return contents[0] == contents[1]
 
 
 def watch(process: "subprocess.Popen[bytes]") -> int:

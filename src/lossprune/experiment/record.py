@@ -205,7 +205,7 @@ def summarise(record: RunRecord) -> str:
 
 
 def _log_line(row: EpochRecord) -> str:
-    scores = (f"{value:.5f}" for value in asdict(row.scores).values())
+    scores = (f"{value:.5f}" for value in vars(row.scores).values())
     return "\t".join([str(row.epoch), *scores, f"{row.seconds:.2f}"])
 
 
@@ -224,7 +224,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, (Scores, EpochRecord, Start)):
-        return _plain(asdict(value))
+        return _plain(vars(value))  # not asdict, which copies deeply: a record has many epochs
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

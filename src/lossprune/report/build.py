@@ -1,4 +1,4 @@
-"""A folder of results → a folder with tables, figures and a page."""
+"""Results → a folder with tables, figures and a page."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ from lossprune.report.figures import write_figures
 from lossprune.report.follow_up import write_plans
 from lossprune.report.page import write_page
 from lossprune.report.reading import Results, read_results
+from lossprune.report.records_file import check_arrow, write_records
 from lossprune.report.tables import all_tables
 from lossprune.report.writing import write_table
 
@@ -16,20 +17,23 @@ _MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class Written:
-    """What a report came to: what was read, and the files, the page first."""
+    """What a report came to: what was read, the files, the page first, and the file of records."""
 
     results: Results
     files: tuple[Path, ...]
+    records: Path | None = None
 
 
-def write_report(root: Path, config: ReportConfig) -> Written:
-    """Report the results in ``root`` into ``config.out``.
+def write_report(path: Path, config: ReportConfig) -> Written:
+    """Report a folder of results, or a file of their records, into ``config.out``.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is neither.
         ValueError: there is no record that can be used, or the report cannot be written.
     """
-    results = read_results(root)
+    if config.records is not None:
+        check_arrow()
+    results = read_results(path)
     tables = all_tables(results.runs)
     out = config.out
     try:
@@ -43,7 +47,9 @@ def write_report(root: Path, config: ReportConfig) -> Written:
         page = write_page(results, tables, out, names, config.embed_mb * _MEGABYTE)
     except OSError as error:
         raise ValueError(f"cannot write --out {out}: {error.strerror or error}") from error
-    return Written(results, (page, *files, *figures))
+    if config.records is not None:
+        write_records(results, config.records)
+    return Written(results, (page, *files, *figures), config.records)
 
 
 def _write_runs(results: Results, folder: Path) -> Path:
@@ -65,4 +71,6 @@ def summarise_report(written: Written) -> str:
         lines.append(f"left out {len(left_out) - 5} more; the page lists them all")
     others = len(written.files) - 1
     lines.append(f"wrote {written.files[0]} and {others} tables and figures beside it")
+    if written.records is not None:
+        lines.append(f"wrote all records into {written.records}")
     return "\n".join(lines)

@@ -35,15 +35,19 @@ _LISTED = 5
 
 
 def compare(a: Path, b: Path) -> str:
-    """Return, as lines of text, what differs between two runs or two folders of results.
+    """Return, as lines of text, what differs between two runs or two sets of results.
+
+    Results are a folder, or a file of their records.
 
     Raises:
         FileNotFoundError: one is not there.
-        ValueError: one is a run and the other a folder of runs, or holds no record.
+        ValueError: one is a run and the other are results, or one holds no record.
     """
     for path in (a, b):
-        if not path.is_dir():
-            raise FileNotFoundError(f"no run and no folder of results at {path}")
+        if not path.exists():
+            raise FileNotFoundError(
+                f"no run and no folder of results at {path}, nor a file of records"
+            )
     kinds = [(path / RECORD).is_file() for path in (a, b)]
     if kinds[0] != kinds[1]:
         run, folder = (a, b) if kinds[0] else (b, a)
@@ -123,7 +127,7 @@ def _compare_folders(a: Path, b: Path) -> list[str]:
         count = results.runs["status"].value_counts()
         told = ", ".join(f"{number} {status}" for status, number in count.items())
         left_out = f", {len(results.left_out)} left out" if results.left_out else ""
-        lines.append(f"{name}  {results.root}: {len(results.runs)} runs ({told}{left_out})")
+        lines.append(f"{name}  {results.source.path}: {len(results.runs)} runs ({told}{left_out})")
     lines.append("")
     settings = _differing_settings(left, right)
     lines += _section("settings", [["setting", "A", "B"], *settings], "the same settings")

@@ -11,7 +11,7 @@ from lossprune.experiment.config import flag
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Turn a folder of results into tables, figures and one page.
+    """Turn a folder of results, or a file of their records, into tables, figures and one page.
 
     Raises:
         ValueError: a value that its flag does not accept.
@@ -19,17 +19,22 @@ class ReportConfig:
 
     out: Path = flag(Path("report"), "out", "folder to write into")
     embed_mb: float = flag(
-        8.0, "embed_mb", "megabytes of logs and records inside the page; the others are linked"
+        4.0, "embed_mb", "megabytes of logs and records inside the page; the others are linked"
+    )
+    records: Path | None = flag(
+        None, "records", "Parquet file to write all records into; report reads it like the folder"
     )
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.embed_mb) and self.embed_mb >= 0):
             raise ValueError(f"--embed_mb must be a number of at least 0, got {self.embed_mb}")
+        if self.records is not None and self.records.is_dir():
+            raise ValueError(f"--records must be a file to write, got the folder {self.records}")
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Say what differs between two runs, or two folders of results."""
+    """Say what differs between two runs, or two folders of results or files of their records."""
 
     debug: bool = flag(False, "debug", "show the traceback of an error")

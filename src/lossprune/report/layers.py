@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lossprune.experiment.folder import MASK
 from lossprune.pruning import Mask, PruningError
+from lossprune.shell.threads import using_threads
 
 
 def layer_sparsity(folder: Path) -> dict[str, float] | None:
@@ -11,8 +12,9 @@ def layer_sparsity(folder: Path) -> dict[str, float] | None:
 
     A damaged mask counts as none: the record alone carries the results.
     """
-    try:
-        mask = Mask.load(folder / MASK)
-    except (OSError, PruningError):
-        return None
-    return {name: 1 - float(kept.float().mean()) for name, kept in mask.items() if kept.numel()}
+    with using_threads(1):  # thousands of small sums, for which others would only be waited for
+        try:
+            mask = Mask.load(folder / MASK)
+        except (OSError, PruningError):
+            return None
+        return {name: 1 - float(kept.float().mean()) for name, kept in mask.items() if kept.numel()}

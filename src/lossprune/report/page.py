@@ -27,10 +27,13 @@ def write_page(
         tables: as :func:`lossprune.report.tables.all_tables` makes them.
         out: the folder.
         figures: files beside the page, relative to it.
-        embed: bytes of compressed logs and records inside the page; the other runs link to theirs.
+        embed: bytes of compressed logs and records inside the page; the other runs link to theirs,
+            where they are at hand.
     """
     data = page_data(results, tables, figures)
-    data["root"] = quote(Path(os.path.relpath(results.root, out)).as_posix())
+    folder = results.source.folder
+    beside = None if folder is None else Path(os.path.relpath(folder, out)).as_posix()
+    data["root"] = None if beside is None else quote(beside)
     data["files"] = {"log": LOG, "record": RECORD}
     page = out / "index.html"
     page.write_text(
@@ -39,7 +42,7 @@ def write_page(
         .render(
             counts=_counts(results),
             left_out=results.left_out,
-            name=results.root.resolve().name,
+            name=results.source.name,
             version=lossprune.__version__,
             data=Markup(as_json(data)),
             details=embedded_details(results, embed),

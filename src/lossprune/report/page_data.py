@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lossprune.experiment.folder import LOG, RECORD
 from lossprune.report import series
 from lossprune.report.choice import BEST
 from lossprune.report.command_line import command_of
@@ -70,12 +69,10 @@ def embedded_details(results: Results, budget: float) -> dict[int, str]:
     """
     details: dict[int, str] = {}
     used = 0
-    for run, folder in enumerate(results.runs["folder"]):
-        texts = {
-            "log": _text(results.root / folder / LOG),
-            "record": _text(results.root / folder / RECORD),
-        }
-        packed = base64.b64encode(zlib.compress(json.dumps(texts).encode(), 6)).decode()
+    texts = results.source.texts(results.runs["folder"].tolist())
+    for run, (log, record) in enumerate(texts):
+        text = json.dumps({"log": log, "record": record})
+        packed = base64.b64encode(zlib.compress(text.encode(), 6)).decode()
         used += len(packed)
         if used > budget:
             break
@@ -87,13 +84,6 @@ def as_json(data: Any) -> str:
     """Return JSON that may stand inside a ``script`` element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _plain(value: Any) -> Any:
@@ -109,7 +99,8 @@ def _plain(value: Any) -> Any:
 
 def _runs(results: Results, networks: dict[str, str], best: set[int]) -> list[dict[str, Any]]:
     rows = []
-    path = os.path.relpath(results.root) if results.root.is_absolute() else str(results.root)
+    folder = results.source.folder or Path(results.source.name)
+    path = os.path.relpath(folder) if folder.is_absolute() else str(folder)
     names = list(networks)
     for run, row in enumerate(rows_of(results.runs)):
         shown_row = {key: _plain(row[column]) for key, column in _RUN_COLUMNS.items()}

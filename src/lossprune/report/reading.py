@@ -4,10 +4,7 @@ A run is read once and kept small: one row of settings and scores, and its stage
 arrays.  A record that cannot be used is left out, and the report says which and why.
 """
 
-import multiprocessing
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,12 +14,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lossprune.experiment.config import RunConfig
-from lossprune.experiment.folder import RECORD, RunFolder
 from lossprune.experiment.record import EpochRecord, RunRecord, Scores
 from lossprune.report.layout import arrange
-
-_PARALLEL_FROM = 500  # records; below that, starting processes takes longer than reading
-_CHUNK = 50
+from lossprune.report.records_file import RecordsFile
+from lossprune.report.source import ResultsFolder, Source
 
 _SCORES = tuple(item.name for item in fields(Scores))
 _MOMENTS = {"before_pruning": "before", "after_pruning": "pruned", "best": "best", "last": "last"}
@@ -68,36 +63,31 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Results:
-    """All runs of a folder.
+    """All runs of a folder of results, or of a file of their records.
 
     Attributes:
-        root: the folder.
+        source: where they come from.
         runs: one row per run, by the columns that :func:`lossprune.report.layout.arrange` names.
         histories: by the row's index.
         left_out: records that could not be used.
     """
 
-    root: Path
+    source: Source
     runs: pd.DataFrame
     histories: list[History]
     left_out: tuple[LeftOut, ...]
 
 
-def read_results(root: Path) -> Results:
-    """Read every ``record.json`` under ``root``, however deep; ``root`` may be one run's folder.
+def read_results(path: Path) -> Results:
+    """Read a folder's records, however deep (it may be one run's own), or a file of records.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is neither.
         ValueError: it holds no record, or none that can be used.
     """
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder of results at {root}")
-    folders = list(find_runs(root))
-    if not folders:
-        raise ValueError(f"no {RECORD} in {root} or below it: there is nothing to report")
+    source = source_of(path)
     rows, histories, left_out = [], [], []
-    for folder, read in zip(folders, _read_all(folders), strict=True):
-        where = folder.relative_to(root).as_posix()
+    for where, read in source.read(_row_and_history):
         if isinstance(read, str):
             left_out.append(LeftOut(where, read))
         else:
@@ -105,47 +95,22 @@ def read_results(root: Path) -> Results:
             rows.append({"folder": where, **row})
             histories.append(history)
     if not rows:
-        first = left_out[0].reason
-        raise ValueError(f"none of the {len(folders)} records in {root} can be used: {first}")
-    return Results(root, arrange(pd.DataFrame(rows)), histories, tuple(left_out))
+        first = left_out[0].reason if left_out else "there is none"
+        raise ValueError(f"none of the {len(left_out)} records in {path} can be used: {first}")
+    return Results(source, arrange(pd.DataFrame(rows)), histories, tuple(left_out))
 
 
-def find_runs(root: Path) -> Iterator[Path]:
-    """Give the folders under ``root`` that hold a record, in the order of their names."""
-    for folder, inside, files in os.walk(root):
-        inside.sort()
-        if RECORD in files:
-            inside.clear()
-            yield Path(folder)
+def source_of(path: Path) -> Source:
+    """Return the records of a folder or a file; errors as :func:`read_results`."""
+    if path.is_dir():
+        return ResultsFolder(path)
+    if path.is_file():
+        return RecordsFile(path)
+    raise FileNotFoundError(f"no folder of results at {path}, nor a file of records")
 
 
-def _read_all(folders: list[Path]) -> Iterator[tuple[dict[str, Any], History] | str]:
-    workers = min(_cores(), 8)
-    if len(folders) < _PARALLEL_FROM or workers < 2:
-        yield from map(_read, folders)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(_read, folders, chunksize=_CHUNK)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], History] | str:
-    """Return a run's row and history, or the reason why there is none."""
-    try:
-        record = RunFolder(folder).record()
-        if record is None:
-            return f"{RECORD} has gone"
-        return row_of(record), _history(record)
-    except ValueError as error:
-        return str(error)
-    except (TypeError, KeyError, AttributeError) as error:
-        return f"{RECORD} holds something unexpected: {error}"
+def _row_and_history(record: RunRecord) -> tuple[dict[str, Any], History]:
+    return row_of(record), _history(record)
 
 
 def row_of(record: RunRecord) -> dict[str, Any]:

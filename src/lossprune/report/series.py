@@ -93,14 +93,13 @@ def _along(
 
 def layers(results: Results) -> pd.DataFrame:
     """Return the sparsity of each layer at the best λ, run by run, where there is a mask."""
-    from lossprune.report.layers import layer_sparsity
-
     rows = []
     keys = ["run", *METHOD_KEYS, "reg", "seed"]
-    for row in rows_of(at_best_reg(results.runs)[["folder", *keys]]):
-        sparsities = layer_sparsity(results.root / row["folder"]) or {}
+    chosen = at_best_reg(results.runs)[["folder", *keys]]
+    layers = results.source.layers(chosen["folder"].tolist())
+    for row, sparsities in zip(rows_of(chosen), layers, strict=True):
         rows += [
             {**row, "position": position, "layer": name, "sparsity": sparsity}
-            for position, (name, sparsity) in enumerate(sparsities.items())
+            for position, (name, sparsity) in enumerate((sparsities or {}).items())
         ]
     return pd.DataFrame(rows, columns=[*keys, "position", "layer", "sparsity"])

@@ -287,12 +287,12 @@ async function open(run) {
   id("detail-body").replaceChildren(
     el("dl", { class: "facts" }, ...Object.entries(facts).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value))))),
     el("h3", {}, "Command"), command, copy,
-    el("h3", {}, "Files"), el("p", {}, fileLink(run, DATA.files.log), " · ", fileLink(run, DATA.files.record)),
+    ...(DATA.root === null ? [] : [el("h3", {}, "Files"), el("p", {}, fileLink(run, DATA.files.log), " · ", fileLink(run, DATA.files.record))]),
   );
   id("detail").showModal();
   const packed = id(`detail-${run.id}`);
   if (!packed || typeof DecompressionStream === "undefined") {
-    id("detail-body").append(el("p", { class: "note" }, "The page holds the logs and records of the first runs only, to stay small; the files above hold this one’s."));
+    id("detail-body").append(el("p", { class: "note" }, "The page holds the logs and records of the first runs only, to stay small" + (DATA.root === null ? "." : "; the files above hold this one’s.")));
     return;
   }
   const texts = await unpack(packed.textContent.trim());

@@ -1,0 +1,139 @@
+"""Where records come from: a folder of results here, or one file of all (``records_file``)."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from lossprune.experiment.folder import LOG, RECORD, RunFolder
+from lossprune.experiment.record import RunRecord
+
+T = TypeVar("T")
+
+_PARALLEL_FROM = 500  # records; below that, starting processes takes longer than reading
+_CHUNK = 50
+
+
+class Source(Protocol):
+    """A set of runs, each named by its folder relative to that of the results.
+
+    Attributes:
+        path: what was given.
+        name: of the folder of results.
+        folder: of the results, where the runs' own files are; None where they are not at hand.
+    """
+
+    @property
+    def path(self) -> Path: ...  # noqa: D102
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def folder(self) -> Path | None: ...  # noqa: D102
+
+    def read(self, take: Callable[[RunRecord], T]) -> Iterator[tuple[str, T | str]]:
+        """Give every run and what ``take`` makes of its record, or the reason why it does not."""
+        ...
+
+    def records(self, folders: Collection[str]) -> Iterator[RunRecord]:
+        """Give the records of these runs, which are in the order that ``read`` gave them in."""
+        ...
+
+    def layers(self, folders: Iterable[str]) -> Iterator[dict[str, float] | None]:
+        """Give the sparsity of each layer of these runs; None of one without a mask."""
+        ...
+
+    def texts(self, folders: Collection[str]) -> Iterator[tuple[str, str]]:
+        """Give log and record of these runs, in the order that ``read`` gave them in."""
+        ...
+
+
+class ResultsFolder:
+    """Every ``record.json`` below a folder, however deep; it may be one run's own.
+
+    Raises:
+        ValueError: there is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = self.folder = path
+        self.name = path.resolve().name
+        self._runs = list(find_runs(path))
+        if not self._runs:
+            raise ValueError(f"no {RECORD} in {path} or below it: there is nothing to report")
+
+    def read(self, take: Callable[[RunRecord], T]) -> Iterator[tuple[str, T | str]]:
+        """Read in several processes where there are many records; ``take`` must be picklable."""
+        folders = [run.relative_to(self.path).as_posix() for run in self._runs]
+        return zip(folders, self._taken(partial(_read, take)), strict=True)
+
+    def _taken(self, read: Callable[[Path], T]) -> Iterator[T]:
+        workers = min(_cores(), 8)
+        if len(self._runs) < _PARALLEL_FROM or workers < 2:
+            yield from map(read, self._runs)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            yield from pool.map(read, self._runs, chunksize=_CHUNK)
+
+    def records(self, folders: Collection[str]) -> Iterator[RunRecord]:
+        """Read the records again, one at a time.
+
+        Raises:
+            ValueError: one has gone, or cannot be read any more.
+        """
+        for folder in folders:
+            record = RunFolder(self.path / folder).record()
+            if record is None:
+                raise ValueError(f"{self.path / folder / RECORD} has gone")
+            yield record
+
+    def layers(self, folders: Iterable[str]) -> Iterator[dict[str, float] | None]:
+        """Read the masks."""
+        from lossprune.report.layers import layer_sparsity
+
+        return (layer_sparsity(self.path / folder) for folder in folders)
+
+    def texts(self, folders: Collection[str]) -> Iterator[tuple[str, str]]:
+        """Read log and record as text; what cannot be read is empty."""
+        for folder in folders:
+            yield _text(self.path / folder / LOG), _text(self.path / folder / RECORD)
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """Give the folders under ``root`` that hold a record, in the order of their names."""
+    for folder, inside, files in os.walk(root):
+        inside.sort()
+        if RECORD in files:
+            inside.clear()
+            yield Path(folder)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _read(take: Callable[[RunRecord], T], folder: Path) -> T | str:
+    return attempt(take, RunFolder(folder).record)
+
+
+def attempt(take: Callable[[RunRecord], T], load: Callable[[], RunRecord | None]) -> T | str:
+    """Return what is made of a run's record, or the reason why there is nothing."""
+    try:
+        record = load()
+        return f"{RECORD} has gone" if record is None else take(record)
+    except ValueError as error:
+        return str(error)
+    except (TypeError, KeyError, AttributeError) as error:
+        return f"{RECORD} holds something unexpected: {error}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
