@@ -56,6 +56,26 @@ def test_a_bundled_plan_is_the_readmes_loop_run_for_run(name, tmp_path, root):
         assert run.config.start == run.baseline.folder / "best_model.pt"
 
 
+def methods(runs) -> set[tuple]:
+    """Criterion, π, λ and whether exponential, but for MP, which has one stage, of the runs."""
+    configs = [run.config for run in runs]
+    return {(c.criterion, c.stages, c.reg, c.exponential or c.criterion == "MP") for c in configs}
+
+
+def test_the_plans_of_the_jpeg_copy_prune_one_network_from_a_file(root):
+    folder = root / "docs" / "results" / "vgg11-cifar10jpeg"
+    plan, grid = (read_plan(str(folder / name)).expand() for name in ("plan.toml", "grid.toml"))
+    assert (len(plan), len(grid)) == (25, 82)
+    published = read_plan("vgg11-cifar10").expand()
+    prunings = [run for run in published if run.baseline is not None and run.config.seed == 1111]
+    assert methods(grid) == methods(prunings)
+    assert methods(plan) < methods(grid)
+    for run in (*plan, *grid):
+        assert run.baseline is None
+        assert run.config.start == Path("vgg11-cifar10jpeg.safetensors")
+        assert (run.config.dataset, run.config.seed, run.config.examples) == ("folder", 1111, 1000)
+
+
 def names(runs) -> list[tuple]:
     return [(run.config.seed, run.config.criterion, run.config.stages) for run in runs]
 
