@@ -6,7 +6,7 @@ No torch here, so that thousands of records can be read in a moment.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 LOG_HEADER = "n\ttrain_l\ttrain_m\tvalid_l\tvalid_m\ttest_l\ttest_m\ttime"
@@ -100,6 +100,30 @@ class RunRecord:
     def sparsity(self) -> float:
         """The fraction of the prunable weights that is removed."""
         return self.removed / self.prunable if self.prunable else 0.0
+
+    def until(self, epochs: int) -> "RunRecord":
+        """Return the record that the run would have with so many epochs, if it is a longer one.
+
+        No learning rate depends on how many epochs come after it, so a run's first epochs are those
+        of a shorter run.  Only a run that was pruned by then, and has trained so far, is shortened.
+        """
+        pruned = self.after_pruning
+        so_far = len(self.epochs) >= epochs and self.config["nepochs"] > epochs
+        if pruned is None or pruned.epoch > epochs or not so_far:
+            return self
+        rows, later = self.epochs[:epochs], self.epochs[epochs:]
+        candidates = (pruned, *rows[pruned.epoch :])
+        return replace(
+            self,
+            config={**self.config, "nepochs": epochs},
+            status=FINISHED,
+            message=None,
+            best=min(candidates, key=lambda row: row.scores.valid_error),  # the first of equals
+            last=candidates[-1],
+            epochs=rows,
+            training=tuple(it for it in self.training if it["from_epoch"] <= epochs),
+            seconds=self.seconds - sum(row.seconds for row in later),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return dictionaries, lists, numbers and strings; what is not finite becomes None."""

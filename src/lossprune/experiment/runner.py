@@ -46,6 +46,9 @@ from lossprune.training import (
     make_optimizer,
 )
 
+_DERIVING = 0.05  # of the time, at most, ...
+_CHEAP_SECONDS = 0.02  # ... unless it takes less than this
+
 
 def run(
     config: RunConfig,
@@ -165,6 +168,8 @@ class Run:
         self._best: Mapping[str, Tensor] | None = None  # where its file does not hold it yet
         self._mode: str | None = None  # that the record says of the next epoch, where it is known
         self._clock = self._saved = time.perf_counter()
+        self._derived = self._clock  # when log and record were last written, and ...
+        self._deriving = 0.0  # ... the seconds that it took
 
     def begin(self) -> None:
         """Start, or go on from the checkpoint, up to the next epoch to train."""
@@ -226,10 +231,20 @@ class Run:
             now = time.perf_counter()
             spent, self._clock = now - self._clock, now
             self._add_epoch(scores, now - began, spent)
-            last = EpochRecord(self.epoch, scores)
-            self.progress.advance("epoch", last.epoch, self.config.epochs, describe(scores))
-            self.save()
+            self.progress.advance("epoch", self.epoch, self.config.epochs, describe(scores))
+            self.save(derived=self._derives_now or self.stops)
             self._go_on()
+
+    @property
+    def _derives_now(self) -> bool:
+        """Whether writing log and record again takes a small share of the time since the last one.
+
+        They grow with every epoch, and a sparse epoch can take less time than writing them.  Several
+        processes write together, and their clocks differ: they always do.
+        """
+        since = time.perf_counter() - self._derived
+        small = self._deriving <= max(_CHEAP_SECONDS, _DERIVING * since)
+        return small or self.ranks.world > 1
 
     def take(self, came: Scores | DivergedError, seconds: float, mode: str, reason: str) -> bool:
         """Take the epoch that was due, trained elsewhere; nothing is saved.
@@ -278,7 +293,7 @@ class Run:
         """Count seconds from now on: others have computed meanwhile."""
         self._clock = time.perf_counter()
 
-    def save(self) -> None:
+    def save(self, *, derived: bool = True) -> None:
         """Write what is not yet saved: the checkpoint, then what can be made again from it."""
         if not self._unsaved:
             return
@@ -297,7 +312,10 @@ class Run:
         self.folder.write(CHECKPOINT, checkpoint.to_bytes())
         self._unsaved = False
         self._saved = time.perf_counter()
-        self._write_derived()
+        if derived:
+            self._write_derived()
+        elif self._best is network:
+            self.keep_best()  # before it is trained further
 
     @contextmanager
     def _settling(self) -> Iterator[None]:
@@ -481,6 +499,7 @@ class Run:
 
     def _write_derived(self) -> None:
         """Write the files that the checkpoint just written, or just read, determines."""
+        began = time.perf_counter()
         if self._is_fresh and self.mask is not None:
             self.folder.save(MASK, self.mask.save)
         if self._best is not None:
@@ -488,6 +507,8 @@ class Run:
             self._best = None
         self.folder.write(LOG, self.record.to_log().encode())
         self.folder.write(RECORD, self.record.to_json().encode())
+        self._derived = time.perf_counter()
+        self._deriving = self._derived - began
 
     @property
     def _best_is_current(self) -> bool:

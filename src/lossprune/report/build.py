@@ -33,7 +33,7 @@ def write_report(path: Path, config: ReportConfig) -> Written:
     """
     if config.records is not None:
         check_arrow()
-    results = read_results(path)
+    results = read_results(path, config.epochs)
     tables = all_tables(results.runs)
     out = config.out
     try:

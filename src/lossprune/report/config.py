@@ -24,9 +24,14 @@ class ReportConfig:
     records: Path | None = flag(
         None, "records", "Parquet file to write all records into; report reads it like the folder"
     )
+    epochs: int | None = flag(
+        None, "epochs", "take longer fine-tunings as if they had ended after so many epochs"
+    )
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
     def __post_init__(self) -> None:
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"--epochs must be a whole number of at least 1, got {self.epochs}")
         if not (math.isfinite(self.embed_mb) and self.embed_mb >= 0):
             raise ValueError(f"--embed_mb must be a number of at least 0, got {self.embed_mb}")
         if self.records is not None and self.records.is_dir():

@@ -6,6 +6,7 @@ arrays.  A record that cannot be used is left out, and the report says which and
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,12 @@ class Results:
     left_out: tuple[LeftOut, ...]
 
 
-def read_results(path: Path) -> Results:
+def read_results(path: Path, epochs: int | None = None) -> Results:
     """Read a folder's records, however deep (it may be one run's own), or a file of records.
+
+    Args:
+        path: of either.
+        epochs: take longer pruned runs as if they had ended after so many; None: as they are.
 
     Raises:
         FileNotFoundError: there is neither.
@@ -87,7 +92,7 @@ def read_results(path: Path) -> Results:
     """
     source = source_of(path)
     rows, histories, left_out = [], [], []
-    for where, read in source.read(_row_and_history):
+    for where, read in source.read(partial(_row_and_history, epochs=epochs)):
         if isinstance(read, str):
             left_out.append(LeftOut(where, read))
         else:
@@ -109,7 +114,9 @@ def source_of(path: Path) -> Source:
     raise FileNotFoundError(f"no folder of results at {path}, nor a file of records")
 
 
-def _row_and_history(record: RunRecord) -> tuple[dict[str, Any], History]:
+def _row_and_history(record: RunRecord, epochs: int | None) -> tuple[dict[str, Any], History]:
+    if epochs is not None:
+        record = record.until(epochs)
     return row_of(record), _history(record)
 
 
