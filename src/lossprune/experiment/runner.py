@@ -239,12 +239,10 @@ class Run:
     def _derives_now(self) -> bool:
         """Whether writing log and record again takes a small share of the time since the last one.
 
-        They grow with every epoch, and a sparse epoch can take less time than writing them.  Several
-        processes write together, and their clocks differ: they always do.
+        They grow with every epoch, and a sparse epoch can take less time than writing them.
         """
         since = time.perf_counter() - self._derived
-        small = self._deriving <= max(_CHEAP_SECONDS, _DERIVING * since)
-        return small or self.ranks.world > 1
+        return self._deriving <= max(_CHEAP_SECONDS, _DERIVING * since)
 
     def take(self, came: Scores | DivergedError, seconds: float, mode: str, reason: str) -> bool:
         """Take the epoch that was due, trained elsewhere; nothing is saved.
