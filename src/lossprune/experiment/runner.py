@@ -62,8 +62,8 @@ def run(
 
     Everything is in ``config.folder`` when it returns; a run found finished is not touched.
     ``cache`` is what runs in one process share: data, start network, its evaluation and its first
-    stage's statistics.  Between two checkpoints of pruning stages at least ``checkpoint_seconds``
-    go by; 0 keeps every stage.  Neither changes the result.  ``leave`` is asked when the first
+    stage's statistics.  Between two checkpoints at least ``checkpoint_seconds`` go by; 0 keeps every
+    stage and epoch.  Neither changes the result.  ``leave`` is asked when the first
     epoch is due: where it says so, the run is left there, saved, and its record says that it is
     still running.
 
@@ -216,24 +216,41 @@ class Run:
         return torch.Generator().manual_seed(self.config.seed + self.epoch + 1)
 
     def train(self) -> None:
-        """Train the epoch that is due, alone, and save it."""
+        """Train the epoch that is due, alone, and save it where it is time to."""
         began = time.perf_counter()
         with self._settling():
             if self.record.training or self.ranks.world > 1:
                 self._note_training(self.training.mode, self.training.reason)
             try:
-                self.training.train_epoch(
-                    self.optimizer, batch_size=self.config.batch_size, generator=self.generator
-                )
-            except DivergedError as error:
-                raise self._diverged(error) from None
-            scores = self._evaluate()
-            now = time.perf_counter()
-            spent, self._clock = now - self._clock, now
-            self._add_epoch(scores, now - began, spent)
-            self.progress.advance("epoch", self.epoch, self.config.epochs, describe(scores))
-            self.save(derived=self._derives_now or self.stops)
+                best = self._train_epoch(began)
+            except DivergedError:
+                if self.is_saved:
+                    raise
+                # It leaves the network of the epoch before, and nobody has that any more: there
+                # once more from the checkpoint, now with one after every epoch.
+                self.checkpoint_seconds = 0.0
+                self.go_back()
+                return
+            if self.stops or time.perf_counter() - self._saved >= self.checkpoint_seconds:
+                self.save(derived=self._derives_now or self.stops)
+            elif best:
+                self.keep_best()
             self._go_on()
+
+    def _train_epoch(self, began: float) -> bool:
+        """Train the epoch that is due, and return whether it is the best so far."""
+        try:
+            self.training.train_epoch(
+                self.optimizer, batch_size=self.config.batch_size, generator=self.generator
+            )
+        except DivergedError as error:
+            raise self._diverged(error) from None
+        scores = self._evaluate()
+        now = time.perf_counter()
+        spent, self._clock = now - self._clock, now
+        best = self._add_epoch(scores, now - began, spent)
+        self.progress.advance("epoch", self.epoch, self.config.epochs, describe(scores))
+        return best
 
     @property
     def _derives_now(self) -> bool:

@@ -251,7 +251,7 @@ def _draw_curves(figure: Figure, data: pd.DataFrame) -> None:
             (line,) = axes.plot(mean.index, mean, color=colour, label=label)
             labels.setdefault(label, line)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.set_yscale("log")
         for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             axis_formatter("{x:g}")
