@@ -62,7 +62,7 @@ def run(
 
     Everything is in ``config.folder`` when it returns; a run found finished is not touched.
     ``cache`` is what runs in one process share: data, start network, its evaluation and its first
-    stage's statistics.  Between two checkpoints at least ``checkpoint_seconds`` go by; 0 keeps every
+    stage's statistics.  Between two checkpoints ``checkpoint_seconds`` go by or more; 0 keeps every
     stage and epoch.  Neither changes the result.  ``leave`` is asked when the first
     epoch is due: where it says so, the run is left there, saved, and its record says that it is
     still running.
