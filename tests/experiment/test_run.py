@@ -278,6 +278,21 @@ def test_divergence_keeps_the_best_network(config):
     assert not (config.folder / "checkpoint.pt").exists()
 
 
+@pytest.mark.parametrize(("decay", "status"), [(0.5, "finished"), (1e4, "diverged")])
+def test_a_run_that_is_seldom_saved_leaves_the_same(config, tmp_path, decay, status):
+    """Also one that diverges after some epochs, and leaves the network of the epoch before."""
+    config = replace(config, prune_epoch=0, epochs=6, lr=0.05, decay=decay)
+    seldom = replace(config, path=tmp_path / "seldom")
+    assert run(config).status == status
+    run(seldom, checkpoint_seconds=1e9)
+    assert 0 < len(record_without_times(config.folder)["epochs"]) <= 6
+    assert record_without_times(seldom.folder) == record_without_times(config.folder)
+    assert log_without_times(seldom.folder) == log_without_times(config.folder)
+    for name in ("best_model.pt", "last_model.pt", "mask.safetensors"):
+        one, other = ((it.folder / name).read_bytes() for it in (seldom, config))
+        assert one == other, name
+
+
 def test_threads_and_determinism_are_put_back(config):
     os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
     before = torch.get_num_threads()
