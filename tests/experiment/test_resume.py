@@ -252,7 +252,7 @@ def test_two_processes_of_which_one_is_killed_between_two_writes(tmp_path):
         finish([*flags, "--path", str(path)], log, 2)
     expected = result(undisturbed)
     assert result(again) == expected, "the same command twice"
-    for stop in range(1, 200, 4):  # each takes the seconds that the other one waits for a word
+    for stop in range(1, 200, 7):  # each takes the seconds that the other one waits for a word
         path = tmp_path / f"stop-{stop}"
         processes = Processes([*flags, "--path", str(path)], log, 2, stop)
         processes.join(60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from ctypes import Structure, c_float, c_int, c_longlong, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,8 @@ class Kernel:
                 f"{machine.shared_bytes:,}"
             )
         self._defines = (("LAYERS", layers), ("CHANNELS", channels))
+        with self._on_device():
+            machine.load((*self._defines, ("IN_SHARED", 1)))  # so that its errors come now
         sizes = [(len(it.integers), it.value_count, it.idle_count) for it in layouts]
         counts = torch.tensor(sizes, dtype=torch.int64)
         starts = counts.cumsum(0) - counts
@@ -199,8 +202,13 @@ class Kernel:
     def _launch(
         self, name: str, grid: tuple[int, int], shared: int, inside: bool, arguments: list[Any]
     ) -> None:
-        file = self._machine.load((*self._defines, ("IN_SHARED", int(inside))))
-        file.launch(name, grid, self._machine.threads, shared, arguments)
+        with self._on_device():
+            file = self._machine.load((*self._defines, ("IN_SHARED", int(inside))))
+            file.launch(name, grid, self._machine.threads, shared, arguments)
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        on_gpu = self._device.type == "cuda"
+        return torch.cuda.device(self._device) if on_gpu else nullcontext()
 
     def _whole(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int32, device=self._device)
