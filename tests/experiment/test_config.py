@@ -51,8 +51,10 @@ def test_the_network_implies_the_data_set():
 
 def test_the_defaults_are_the_published_ones():
     assert RunConfig().settings == {
+        "amp": "off",
         "arch": "VGG11",
         "batch_size": 100,
+        "compile": False,
         "dataset": "cifar10",
         "dec": 1.0,
         "dec_every": 1,

@@ -197,8 +197,11 @@ def without_a_setting(path: Path) -> None:
 
 
 def flipped(path: Path) -> None:
+    """Flip a bit at the end of a column's pages, which is of numbers and not of their header."""
+    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
     data = bytearray(path.read_bytes())
-    data[len(data) // 10] ^= 1
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start + column.total_compressed_size - 1] ^= 1
     path.write_bytes(data)
 
 

@@ -24,10 +24,15 @@ def add_node(cluster):
     return cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
 
 
+def running(grid):
+    """The runs under way; there is no more than one on a node."""
+    return [it for it in grid.runs.values() if it["status"] == "running"]
+
+
 def test_a_lost_node_loses_no_run(grid, check_same, cluster):
     nodes = [add_node(cluster), add_node(cluster)]
     process = grid.start_on_ray(cluster.address)
-    grid.wait_until(lambda: [it for it in grid.runs.values() if it["epochs"]])
+    grid.wait_until(lambda: running(grid) if len(running(grid)) == 2 else [])
     cluster.remove_node(nodes[0], allow_graceful=False)
     add_node(cluster)  # nodes come and go
     _, said = process.communicate(timeout=150)
