@@ -258,7 +258,7 @@ def test_a_group_that_was_killed_goes_on_alone(tmp_path):
     for it in short:
         with opened(it) as going:
             going.begin()
-            done = going.epoch
+            done = going.state.epoch
             assert done > 0
             going.train()
             ways = [(way["from_epoch"], way["mode"]) for way in going.record.training]

@@ -35,8 +35,9 @@ def stackable(run: Run) -> bool:
     It is where a stack is no slower than one after the other.  On the CPU that is so of runs that
     would be trained densely: over its surviving weights alone a network is far faster by itself.
     """
-    alone = run.device.type == "cpu" and run.training.mode != "dense"
-    return not alone and run.config.plain and worthwhile(run.network, run.dataset)
+    state = run.state
+    alone = state.device.type == "cpu" and state.training.mode != "dense"
+    return not alone and state.config.plain and worthwhile(state.network, state.dataset)
 
 
 def run_together(
@@ -122,21 +123,22 @@ def _train(members: Sequence[Member], checkpoint_seconds: float) -> None:
 def _train_at_a_pace(members: Sequence[Member], checkpoint_seconds: float) -> None:
     if not members:
         return
-    runs = [it.run for it in members]
-    if not all(it.config.plain for it in runs):
+    if not all(it.config.plain for it in members):
         raise NotStackableError("--amp and --compile are for runs that are trained alone")
+    runs = [it.run for it in members]
     stack = choose_stack(
-        [it.network for it in runs],
-        [it.mask for it in runs],
-        [it.dataset for it in runs],
-        runs[0].config.train,
+        [it.state.network for it in runs],
+        [it.state.mask for it in runs],
+        [it.state.dataset for it in runs],
+        members[0].config.train,
     )
     pace = _Pace(checkpoint_seconds)
     while any(it.going for it in members):
         # After a kill between the checkpoints of two runs, one is ahead: it waits for the others,
         # so that those of one seed share their batches again.
-        least = min(run.epoch for it, run in zip(members, runs, strict=True) if it.going)
-        now = [it.going and run.epoch == least for it, run in zip(members, runs, strict=True)]
+        epochs = [it.state.epoch for it in runs]
+        least = min(epoch for it, epoch in zip(members, epochs, strict=True) if it.going)
+        now = [it.going and epoch == least for it, epoch in zip(members, epochs, strict=True)]
         _do_epoch(stack, members, runs, now)
         if pace.due:
             with pace:
@@ -194,9 +196,9 @@ def _train_epoch(
 ) -> dict[int, Scores | DivergedError]:
     """Return what came of each active run, by position."""
     losses = stack.train_epoch(
-        [it.optimizer for it in runs],
-        batch_size=runs[0].config.batch_size,
-        generators=[it.generator for it in runs],
+        [it.state.optimizer for it in runs],
+        batch_size=runs[0].state.config.batch_size,
+        generators=[it.state.generator for it in runs],
         active=now,
     )
     finite = [

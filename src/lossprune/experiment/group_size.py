@@ -16,9 +16,10 @@ _UNKNOWN = 4 << 30
 
 def most_together(run: Run) -> int:
     """Return how many runs like this one can be trained together on its device; at least one."""
-    weights = sum(it.numel() * it.element_size() for it in run.network.state_dict().values())
-    each = bytes_per_member(run.network, run.dataset, run.config.batch_size)
-    room = _on_gpu(run.device) if run.device.type == "cuda" else _in_memory()
+    state = run.state
+    weights = sum(it.numel() * it.element_size() for it in state.network.state_dict().values())
+    each = bytes_per_member(state.network, state.dataset, state.config.batch_size)
+    room = _on_gpu(state.device) if state.device.type == "cuda" else _in_memory()
     # Each keeps a copy of its best network, too.
     return max(1, min(int(room) // (each + weights), _open_files()))
 

@@ -53,7 +53,7 @@ def _execute(job: Job, config: RunConfig) -> Outcome:
 
     def leave(going: Run) -> bool:
         nonlocal gpus
-        gpus = torch.cuda.device_count() if going.device.type == "cuda" else 0
+        gpus = torch.cuda.device_count() if going.state.device.type == "cuda" else 0
         return job.leaves and stackable(going)
 
     while True:

@@ -1,0 +1,176 @@
+"""What a run has in its folder, so that a kill at any moment loses little and breaks nothing."""
+
+import io
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lossprune.experiment.checkpoint import Checkpoint
+from lossprune.experiment.folder import BEST, CHECKPOINT, LAST, LOG, MASK, RECORD
+from lossprune.experiment.record import DIVERGED
+from lossprune.experiment.shared_folder import SharedFolder
+from lossprune.experiment.state import RunState
+from lossprune.pruning import Mask
+
+_DERIVING = 0.05  # of the time, at most, ...
+_CHEAP_SECONDS = 0.02  # ... unless it takes less than this
+
+
+class Keeping:
+    """The files of one run.
+
+    The checkpoint is what a run goes on from, and is written first.  Mask, best network, log and
+    record can be made again from it; the last two grow with every epoch, so they are written less
+    often where epochs are short.
+
+    Args:
+        state: the run.
+        folder: its folder, held by this process.
+        seconds: that go by between two checkpoints, or more; 0: one after every stage and epoch.
+    """
+
+    def __init__(self, state: RunState, folder: SharedFolder, seconds: float) -> None:
+        self.seconds = seconds
+        self._state = state
+        self._folder = folder
+        self._saved_epoch: int | None = None
+        self._best: Mapping[str, Tensor] | None = None  # where its file does not hold it yet
+        self._saved = self._derived = time.perf_counter()
+        self._deriving = 0.0  # seconds that writing what is derived took, the last time
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the checkpoint is of the last epoch."""
+        return self._saved_epoch == self._state.epoch
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.perf_counter() - self._saved >= self.seconds
+
+    @property
+    def derives_now(self) -> bool:
+        """Whether writing log and record again takes a small share of the time since the last."""
+        since = time.perf_counter() - self._derived
+        return self._deriving <= max(_CHEAP_SECONDS, _DERIVING * since)
+
+    def commit(self, **changes: object) -> None:
+        """Take a step as done, with these changes of the record, and save it."""
+        self._state.change(**changes)
+        self._saved_epoch = None
+        self.save()
+
+    def save(self, *, derived: bool = True) -> None:
+        """Write what is not yet saved: the checkpoint, then what can be made again from it."""
+        if self.is_saved:
+            return
+        state = self._state
+        network, best = state.network.state_dict(), self._best
+        if state.is_best and not state.is_pruning:
+            self._best, best = network, None
+        mask = state.mask if state.is_pruning or state.is_fresh else None
+        checkpoint = Checkpoint(
+            state.record,
+            network,
+            state.optimizer.state_dict(),
+            state.schedule.state_dict(),
+            dict(mask or {}),
+            best or {},
+        )
+        self._folder.write(CHECKPOINT, checkpoint.to_bytes())
+        self._saved_epoch = state.epoch
+        self._saved = time.perf_counter()
+        if derived:
+            self._write_derived()
+        elif self._best is network:
+            self.keep_best()  # before it is trained further
+
+    def keep_best(self) -> None:
+        """Keep a copy of the network, which is the best so far, until it is saved."""
+        state = self._state
+        self._best = {name: it.clone() for name, it in state.network.state_dict().items()}
+
+    def bring_best(self) -> None:
+        """Give the run the weights of its best epoch."""
+        state = self._state
+        if not state.is_best:
+            file = io.BytesIO(self._folder.read(BEST))
+            best = torch.load(file, map_location=state.device, weights_only=True)
+            state.network.load_state_dict(best["state_dict"])
+
+    def restore(self) -> bool:
+        """Bring the run to where its checkpoint is; return whether there is one.
+
+        Raises:
+            ValueError: it is damaged, or was begun from another start network.
+        """
+        if not self._folder.has(CHECKPOINT):
+            return False
+        state, saved = self._state, self._checkpoint()
+        if saved.record.start.weights_sha256 != state.record.start.weights_sha256:
+            raise ValueError(
+                f"{self._folder.path} was begun from another start network "
+                f"({saved.record.start.path}); give --path another folder"
+            )
+        state.take_record(saved.record)
+        self._saved_epoch, self._best = state.epoch, None
+        state.network.load_state_dict(dict(saved.network))
+        criterion = state.config.criterion
+        if saved.record.after_pruning is not None:
+            if state.is_fresh:
+                state.mask = Mask(dict(saved.mask), criterion=criterion)
+            else:
+                path = self._folder.path / MASK
+                state.mask = Mask.from_bytes(self._folder.read(MASK), path)
+            state.restart_optimizer()
+            state.keep_training()
+        elif saved.mask:
+            state.mask = Mask(dict(saved.mask), criterion=criterion)
+        state.optimizer.load_state_dict(dict(saved.optimizer))
+        state.schedule.load_state_dict(dict(saved.schedule))
+        if saved.best:
+            self._best = saved.best
+        elif state.is_best and not state.is_pruning:
+            self._best = saved.network
+        self._write_derived()
+        where = f"epoch {state.epoch}"
+        if state.is_pruning:
+            where = f"pruning stage {len(state.record.stages)}"
+        state.progress.note(f"going on after {where}")
+        return True
+
+    def settle(self, status: str, message: str | None = None) -> None:
+        """Write what a run leaves, the record last; what only an unfinished one needs goes.
+
+        The last network is that of the checkpoint: where it diverged, of the epoch before.
+        """
+        state = self._state
+        last = self._checkpoint().network if status == DIVERGED else state.network.state_dict()
+        self._folder.write(LAST, state.network_bytes(last, state.record.last))
+        state.change(status=status, message=message)
+        self._write_log_and_record()
+        self._folder.remove(CHECKPOINT)
+
+    def _write_derived(self) -> None:
+        """Write the files that the checkpoint just written, or just read, determines."""
+        began = time.perf_counter()
+        state = self._state
+        if state.is_fresh and state.mask is not None:
+            self._folder.save(MASK, state.mask.save)
+        if self._best is not None:
+            self._folder.write(BEST, state.network_bytes(self._best, state.record.best))
+            self._best = None
+        self._write_log_and_record()
+        self._derived = time.perf_counter()
+        self._deriving = self._derived - began
+
+    def _write_log_and_record(self) -> None:
+        record = self._state.record
+        self._folder.write(LOG, record.to_log().encode())
+        self._folder.write(RECORD, record.to_json().encode())
+
+    def _checkpoint(self) -> Checkpoint:
+        path = self._folder.path / CHECKPOINT
+        return Checkpoint.from_bytes(self._folder.read(CHECKPOINT), path, self._state.device)
