@@ -1,7 +1,6 @@
 """Runs trained together come out as each does alone, whatever happens to some of them."""
 
 import json
-import multiprocessing
 import random
 import time
 from collections.abc import Sequence
@@ -16,9 +15,7 @@ from lossprune import Mask
 from lossprune.experiment import FolderBusyError, RunConfig, RunFolder, RunRecord, run
 from lossprune.experiment.group import run_together
 from lossprune.experiment.runner import opened
-
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["lossprune.experiment.group", "lossprune.data.digits"])
+from tests.processes import begin
 
 PROGRAM = """
 import resource, torch
@@ -41,10 +38,7 @@ COUNTED = 1.5 / 250  # of error rates: one example of the smallest split may fal
 
 def start(configs: Sequence[RunConfig], seconds: float = 0.0, files: int = 0):
     """Train a group in a process of its own."""
-    given = {"configs": list(configs), "seconds": seconds, "files": files}
-    process = FORKSERVER.Process(target=exec, args=(PROGRAM, given))
-    process.start()
-    return process
+    return begin(PROGRAM, configs=list(configs), seconds=seconds, files=files)
 
 
 def config(path: Path, **more) -> RunConfig:

@@ -17,6 +17,7 @@ from PIL import Image
 from lossprune.cli import COMMANDS, parse
 from lossprune.experiment import RunConfig
 from lossprune.experiment.record import RunRecord
+from lossprune.sweep import PLANS, read_plan
 
 LOOPS = {path.stem: path for path in (Path(__file__).parent / "protocol").glob("*.sh")}
 LAMBDAS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -44,15 +45,12 @@ def bash(script: str, folder: Path, python: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.fixture(params=["mlp", "vgg11", "preactresnet18"])
-def loop(request) -> str:
-    return LOOPS[request.param].read_text()
-
-
-def test_every_command_of_the_loops_is_one_run_of_the_grid(loop, tmp_path):
+@pytest.mark.parametrize("name", PLANS)
+def test_every_command_of_the_loops_is_one_run_of_the_bundled_plan(name, tmp_path):
     """All 415 commands, as bash expands them: parsed, named, and linked to their baselines."""
-    recorded = bash(loop, tmp_path, 'printf "%s\\n" "$*" >> calls')
-    assert recorded.returncode == 0, recorded.stderr
+    noting = 'python() { printf "%s\\n" "$*" >> calls; }\n'
+    loop = LOOPS[name.split("-")[0]].read_text()
+    subprocess.run(["bash", "-e", "-c", noting + loop], cwd=tmp_path, check=True)
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     assert len(calls) == 415
     assert all(call[0] == "experiments.py" for call in calls)
@@ -76,12 +74,19 @@ def test_every_command_of_the_loops_is_one_run_of_the_grid(loop, tmp_path):
         for stages in (1, 14, 140)
         for reg in LAMBDAS
     }
+    runs = read_plan(name).expand()
+    assert [run.config for run in runs[:5]] == configs[:5]
+    assert len(runs) == 415
+    assert {run.config for run in runs} == set(configs)
+    for run in runs[5:]:
+        assert run.baseline is not None
+        assert run.config.start == run.baseline.folder / "best_model.pt"
 
 
-def shortened(loop: str, epochs: int, data_path: Path, **lists: str) -> str:
-    """Lower ``--nepochs``, give ``--data_path``, and take only some turns of the loops."""
-    loop = re.sub(r"nepochs([ =])\d+", rf"nepochs\g<1>{epochs}", loop)
-    loop = loop.replace("--path $OUT_DIR", f"--path $OUT_DIR --data_path '{data_path}'")
+def shortened(loop: str, data_path: Path, more: str = "", **lists: str) -> str:
+    """One epoch, with ``--data_path`` and ``more`` flags, and only some turns of the loops."""
+    loop = re.sub(r"nepochs([ =])\d+", r"nepochs\g<1>1", loop)
+    loop = loop.replace("--path $OUT_DIR", f"--path $OUT_DIR --data_path '{data_path}' {more}")
     for name, values in lists.items():
         loop = re.sub(rf"for {name} in [^;]*;", f"for {name} in {values};", loop)
     return loop
@@ -101,7 +106,7 @@ def real_python(root: Path) -> str:
 @pytest.mark.slow
 def test_the_mnist_loop_runs_on_mnist(tmp_path, root, mnist_path):
     loop = shortened(
-        LOOPS["mlp"].read_text(), 1, mnist_path, SEED="1111", PM="QM", PI="14", LAMBDA="1e-3"
+        LOOPS["mlp"].read_text(), mnist_path, SEED="1111", PM="QM", PI="14", LAMBDA="1e-3"
     )
     done = bash(loop, tmp_path, real_python(root))
     assert done.returncode == 0, done.stderr
@@ -124,6 +129,9 @@ def test_the_mnist_loop_runs_on_mnist(tmp_path, root, mnist_path):
     assert len(quadratic.stages) == 14
 
 
+EACH = {"train": 13, "test": 10}  # images of each class
+
+
 @pytest.fixture(scope="module")
 def cifar_path(shared_data, tmp_path_factory) -> Path:
     """A folder with CIFAR-10 batches of a few real images, from their JPEG files."""
@@ -138,17 +146,16 @@ def cifar_path(shared_data, tmp_path_factory) -> Path:
                 continue
             _, split, name, _ = parts
             chosen = images[split].setdefault(name, [])
-            if len(chosen) < (115 if split == "train" else 10):
+            if len(chosen) < EACH[split]:
                 file = tar.extractfile(member)
                 assert file is not None
                 pixels = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
                 chosen.append(pixels.transpose(2, 0, 1).reshape(-1))
-            if all(len(images["train"].get(name, ())) == 115 for name in images["train"]) and len(
-                images["test"]
-            ) == 10 == len(images["train"]):
-                done = all(len(chosen) == 10 for chosen in images["test"].values())
-                if done:
-                    break
+            if all(
+                len(classes) == 10 and all(len(it) == EACH[split] for it in classes.values())
+                for split, classes in images.items()
+            ):
+                break
     path = tmp_path_factory.mktemp("cifar")
     folder = path / "cifar-10-batches-py"
     folder.mkdir()
@@ -178,8 +185,12 @@ FULL = pytest.mark.skipif(
 )
 def test_the_cifar10_loops_run_on_real_images(tmp_path, root, cifar_path, name, runs):
     """The baseline, the magnitude run and one of the grid."""
+    # Of 117 images to train on it prunes by 100, where the published number is 1000.
     loop = shortened(
-        LOOPS[name].read_text(), 1, cifar_path, SEED="1111", PM="LM", PI="1", LAMBDA="1e-3"
+        LOOPS[name].read_text().replace(",nex=1000,", ",nex=100,"),
+        cifar_path,
+        "--nex 100",
+        **{"SEED": "1111", "PM": "LM", "PI": "1", "LAMBDA": "1e-3"},
     )
     done = bash(loop, tmp_path, real_python(root))
     assert done.returncode == 0, done.stderr

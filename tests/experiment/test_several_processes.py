@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import torch
 from lossprune.cli import main
 from lossprune.experiment import RunConfig, RunFolder
 from lossprune.pruning import Mask
+from tests.processes import Processes, finish
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 FLAGS = shlex.split(
@@ -122,13 +122,13 @@ def test_one_speaks_and_writes_and_the_record_says_how_many(together):
     assert "sparse training is for one process" in record["training"][-1]["reason"]
 
 
-def test_a_finished_run_is_answered_once_and_not_touched(root, together):
+def test_a_finished_run_is_answered_once_and_not_touched(together, tmp_path):
     path, _ = together
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files(path)}
-    again = several(root, *FLAGS, "--path", path)
-    assert again.returncode == 0
-    assert again.stdout.splitlines() == ["Experiment already exists!"]
-    assert "epoch" not in again.stderr
+    finish(["run", *FLAGS, "--path", str(path)], tmp_path / "log", 2)
+    said = (tmp_path / "log").read_text().splitlines()
+    assert said.count("Experiment already exists!") == 1
+    assert not [line for line in said if line.startswith("epoch")]
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files(path)} == before
 
 
@@ -161,11 +161,11 @@ def killed(root, tmp_path_factory):
     return path
 
 
-def test_killed_it_goes_on_to_the_same_to_the_bit(root, together, killed, tmp_path):
+def test_killed_it_goes_on_to_the_same_to_the_bit(together, killed, tmp_path):
     shutil.copytree(killed, tmp_path / "results")
-    done = several(root, *FLAGS, "--path", tmp_path / "results")
-    assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("going on after")]
+    finish(["run", *FLAGS, "--path", str(tmp_path / "results")], tmp_path / "log", 2)
+    said = (tmp_path / "log").read_text().splitlines()
+    assert len([line for line in said if line.startswith("going on after")]) == 1
     assert what_is_left(tmp_path / "results") == what_is_left(together[0])
 
 
@@ -181,50 +181,24 @@ def test_one_process_goes_on_where_two_stopped(killed, alone, tmp_path):
     assert best == pytest.approx(expected, rel=ROUNDING)
 
 
-def sentences(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in done.stderr.splitlines() if line.startswith(("error:", "interrupted"))]
-
-
 def test_a_wrong_flag_is_one_sentence(root, tmp_path):
     done = several(root, *FLAGS, "--pr", "3", "--path", tmp_path)
-    assert sentences(done) == ["error: --pr must be a number in [0, 1), got 3.0"]
+    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert said == ["error: --pr must be a number in [0, 1), got 3.0"]
     assert done.returncode == 1  # torchrun's
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_in_use_is_one_sentence(root, tmp_path):
-    config = RunConfig(arch="MLP", dataset="digits", prune_epoch=-1, path=tmp_path)
-    flags = ["--arch", "MLP", "--dataset", "digits", "--pe", "-1", "--path", tmp_path]
+def test_a_folder_in_use_is_one_sentence(tmp_path):
+    path = tmp_path / "results"
+    config = RunConfig(arch="MLP", dataset="digits", prune_epoch=-1, path=path)
+    flags = ["--arch", "MLP", "--dataset", "digits", "--pe", "-1", "--path", str(path)]
     with RunFolder(config.folder).locked():
-        done = several(root, *flags)
-    (said,) = sentences(done)
+        both = Processes(["run", *flags], tmp_path / "log", 2)
+        both.join(60)
+    assert [it.exitcode for it in both.members] == [2, 2]
+    (said,) = [line for line in both.said.splitlines() if line.startswith("error:")]
     assert f"is in use by process {os.getpid()} on " in said
-
-
-MEMBER = """
-import os, sys
-if os.environ["RANK"] == "1":
-    os.chdir({elsewhere!r})
-from lossprune.cli import main
-sys.exit(main({arguments!r}))
-"""
-
-
-def members(program: str, world: int = 2) -> list[subprocess.Popen[str]]:
-    """Start processes as a launcher would, but for the seconds that one takes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
 
 
 def test_what_one_process_lacks_ends_all_with_one_sentence(tmp_path, together, monkeypatch):
@@ -234,15 +208,12 @@ def test_what_one_process_lacks_ends_all_with_one_sentence(tmp_path, together, m
     elsewhere.mkdir()
     monkeypatch.chdir(tmp_path)
     arguments = ["run", *FLAGS, "--model_0", "start.pt", "--path", str(tmp_path / "results")]
-    program = MEMBER.format(elsewhere=str(elsewhere), arguments=arguments)
-    began = time.monotonic()
-    both = members(program)
-    said = [it.communicate(timeout=60)[1] for it in both]
-    assert [it.returncode for it in both] == [2, 2]
-    errors = [line for text in said for line in text.splitlines() if "error" in line]
+    both = Processes(arguments, tmp_path / "log", 2, folders=[tmp_path, elsewhere])
+    both.join(60)
+    assert [it.exitcode for it in both.members] == [2, 2]
+    errors = [line for line in both.said.splitlines() if "error" in line]
     assert errors == ["error: --model_0: no file start.pt"]
-    assert "Traceback" not in "".join(said)
-    assert time.monotonic() - began < 60
+    assert "Traceback" not in both.said
     assert not (tmp_path / "results").exists()
 
 
@@ -255,30 +226,27 @@ def test_what_one_process_lacks_ends_all_with_one_sentence(tmp_path, together, m
 )
 def test_what_is_for_one_process_is_refused_once(tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
-    program = MEMBER.format(elsewhere=str(tmp_path), arguments=arguments)
-    both = members(program)
-    told = [it.communicate(timeout=60)[1] for it in both]
-    assert [it.returncode for it in both] == [2, 2]
-    errors = [line for text in told for line in text.splitlines() if "error" in line]
+    both = Processes(arguments, tmp_path / "log", 2)
+    both.join(60)
+    assert [it.exitcode for it in both.members] == [2, 2]
+    errors = [line for line in both.said.splitlines() if "error" in line]
     assert len(errors) == 1
     assert errors[0].startswith(said)
 
 
 def test_a_process_that_is_killed_takes_the_other_along(tmp_path):
     """Without a launcher that would end it: it must not wait for ever."""
-    flags = [*FLAGS, "--nepochs", "5000", "--path", str(tmp_path)]
-    program = MEMBER.format(elsewhere=str(tmp_path), arguments=["run", *flags])
-    first, second = members(program)
-    assert first.stderr is not None
-    assert any(line.startswith("epoch 3/") for line in first.stderr)
+    flags = [*FLAGS, "--nepochs", "5000", "--path", str(tmp_path / "results")]
+    both = Processes(["run", *flags], tmp_path / "log", 2)
+    both.wait_for("epoch 3/")
+    first, second = both.members
     second.kill()
-    rest = first.stderr.read()
-    assert first.wait(60) == 2
-    errors = [line for line in rest.splitlines() if line.startswith("error")]
+    both.join(60)
+    assert first.exitcode == 2
+    errors = [line for line in both.said.splitlines() if line.startswith("error")]
     assert len(errors) == 1
     assert errors[0].startswith("error: another process of the run was killed")
-    assert "Traceback" not in rest
-    second.communicate()
+    assert "Traceback" not in both.said
 
 
 def test_a_launcher_that_forgot_something_is_one_sentence(tmp_path):

@@ -1,21 +1,13 @@
-"""Plans: the README's own loops, axes, constraints, and what is said of wrong ones."""
+"""Plans: axes, constraints, and what is said of wrong ones."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from lossprune.cli import COMMANDS, parse
-from lossprune.sweep import PLANS, read_plan
+from lossprune.sweep import read_plan
 from lossprune.sweep.plan import arguments, select
 from lossprune.sweep.plan_file import parse_choices, parse_plan
-
-LOOPS = {
-    "mlp-mnist": "mlp.sh",
-    "vgg11-cifar10": "vgg11.sh",
-    "preactresnet18-cifar10": "preactresnet18.sh",
-}
 
 SMALL = """
 arch = "MLP"
@@ -30,30 +22,6 @@ nepochs = 7
 pm = "MP"
 pi = 3
 """
-
-
-@pytest.mark.parametrize("name", PLANS)
-def test_a_bundled_plan_is_the_readmes_loop_run_for_run(name, tmp_path, root):
-    """Bash itself expands the README's loops; a stub notes the commands that it would run."""
-    (tmp_path / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$*" >> calls\n')
-    (tmp_path / "python").chmod(0o755)
-    subprocess.run(
-        ["bash", "-e", root / "tests" / "experiment" / "protocol" / LOOPS[name]],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        check=True,
-    )
-    lines = (tmp_path / "calls").read_text().splitlines()
-    loop = [parse(COMMANDS["run"], line.split()[1:]) for line in lines]
-    runs = read_plan(name).expand()
-    assert [run.config for run in runs[:5]] == loop[:5]
-    assert sum(run.baseline is None for run in runs) == 5
-    assert len(runs) == len(loop) == 415
-    assert {run.config.folder for run in runs} == {config.folder for config in loop}
-    assert {run.config for run in runs} == set(loop)
-    for run in runs[5:]:
-        assert run.baseline is not None
-        assert run.config.start == run.baseline.folder / "best_model.pt"
 
 
 def methods(runs) -> set[tuple]:
@@ -139,6 +107,16 @@ def test_a_start_network_can_be_given_instead_of_a_baseline():
     assert run.baseline is None
 
 
+def test_a_start_network_that_is_set_takes_the_place_of_the_baselines():
+    """Its path may hold commas, as the names of folders do."""
+    choices = parse_choices('model_0="results/lr=0.1,pi=1/best_model.pt",nepochs=2', "set")
+    runs = parse_plan(SMALL, "small").changed(choices).expand()
+    assert {run.config.start for run in runs} == {Path("results/lr=0.1,pi=1/best_model.pt")}
+    assert {run.config.epochs for run in runs} == {2}
+    assert all(run.baseline is None and run.config.prunes for run in runs)
+    assert len(runs) == 6
+
+
 def test_every_command_says_its_own_run():
     for run in read_plan("vgg11-cifar10").expand()[::41]:
         assert parse(COMMANDS["run"], arguments(run.config)) == run.config
@@ -168,6 +146,14 @@ def test_a_dry_run_lists_folders_commands_and_the_count(command, tmp_path):
         (["mlp-mnist", "--set", "pii=3"], "--set: unknown flag 'pii'; did you mean pi?"),
         (["mlp-mnist", "--set", "pi=3.5"], "--set: pi must be a whole number, got '3.5'"),
         (["mlp-mnist", "--set", "pr=1.5"], "--pr must be a number in [0, 1), got 1.5"),
+        (
+            ["mlp-mnist", "--set", 'model_0="a,b'],
+            "--set has a double quote that is not closed: 'model_0=\"a,b'",
+        ),
+        (
+            ["mlp-mnist", "--set", "model_0=a.pt,baseline.lr=1"],
+            "--set baseline.lr=1.0: plan mlp-mnist has no baselines",
+        ),
         (["mlp-mnist", "--set", "path=x"], "path is a flag of the sweep itself: give --path"),
         (["mlp-mnist", "--seeds", "a"], "--seeds must be whole numbers, such as 1111,1112"),
         (

@@ -3,8 +3,6 @@
 Trains in every way that the tests look at, alone or with the others, and saves what came out.
 """
 
-import sys
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -150,12 +148,8 @@ def main(rank, world, port, out):
     dist.init_process_group(
         "gloo",
         init_method=f"tcp://127.0.0.1:{port}",
-        rank=int(rank),
-        world_size=int(world),
+        rank=rank,
+        world_size=world,
     )
     torch.save(outcomes(), out)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,15 +1,15 @@
 """Several processes train as one: the same steps to rounding, each other's equals to the bit."""
 
 import importlib.util
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.processes import begin, free_port
+
 MEMBER = Path(__file__).with_name("group_member.py")
+PROGRAM = "import runpy; runpy.run_path(path)['main'](*arguments)"
 
 # Of sums in another order, through a few steps of a network in double precision; and through 26 of
 # the MLP, which is in single precision, as is the sum of the losses on the way.
@@ -30,16 +30,15 @@ def alone():
 @pytest.fixture(scope="module", params=[2, 3])
 def group(request, tmp_path_factory):
     """What every process of a group of that size found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    folder, world = tmp_path_factory.mktemp("group"), request.param
+    folder, world, port = tmp_path_factory.mktemp("group"), request.param, free_port()
     files = [folder / f"{rank}.pt" for rank in range(world)]
     members = [
-        subprocess.Popen([sys.executable, MEMBER, str(rank), str(world), port, file])
+        begin(PROGRAM, path=str(MEMBER), arguments=(rank, world, port, file))
         for rank, file in enumerate(files)
     ]
-    assert [member.wait(timeout=120) for member in members] == [0] * world
+    for member in members:
+        member.join(120)
+    assert [member.exitcode for member in members] == [0] * world
     return [torch.load(file, weights_only=True) for file in files]
 
 

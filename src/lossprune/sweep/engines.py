@@ -76,7 +76,8 @@ class LocalEngine:
             "forkserver" if "forkserver" in methods else "spawn"
         )
         if "forkserver" in methods:  # loads torch once, so that a worker starts in a moment
-            self._context.set_forkserver_preload(["lossprune.sweep.worker"])
+            # torch imports its compiler, for two seconds, with the first optimizer.
+            self._context.set_forkserver_preload(["lossprune.sweep.worker", "torch._dynamo"])
         self._cores = split_cores(workers)
         self.threads: int | None = len(self._cores[0]) or max(1, (os.cpu_count() or 1) // workers)
         self._leashes: list[Connection | None] = [None] * workers

@@ -60,6 +60,8 @@ class Plan:
     def changed(self, changes: Choices) -> "Plan":
         """Return the plan with flags set, on baselines too; ``baseline.lr`` sets theirs alone.
 
+        A start network, ``model_0``, takes the place of the baselines.
+
         Raises:
             ValueError: a ``baseline.`` flag where the plan has no baselines.
         """
@@ -68,7 +70,9 @@ class Plan:
             flag = name.removeprefix("baseline.")
             if flag == name:
                 axes[name] = (value,)
-                if baseline is not None and name in _TRAINING:
+                if name == "model_0":
+                    baseline = None
+                elif baseline is not None and name in _TRAINING:
                     baseline.pop(name, None)
             elif baseline is None:
                 raise ValueError(f"--set {name}={value}: plan {self.name} has no baselines")

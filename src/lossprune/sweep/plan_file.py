@@ -1,5 +1,6 @@
 """Reading plans: TOML files and the command line's ``flag=value`` pairs, checked flag by flag."""
 
+import shlex
 import tomllib
 from collections.abc import Iterable
 from importlib.resources import files
@@ -71,11 +72,13 @@ def parse_plan(text: str, name: str) -> Plan:
 def parse_choices(text: str | None, option: str) -> Choices:
     """Return the pairs of ``pm=QM,pi=14``, each value of its flag's type.
 
+    A value in double quotes may hold commas, as the names of a run's folder do.
+
     >>> parse_choices("pm=QM,pi=14", "only")
     (('pm', 'QM'), ('pi', 14))
     """
     pairs = []
-    for part in (text or "").split(","):
+    for part in _split(text or "", option):
         name, equals, value = (word.strip() for word in part.partition("="))
         if not part.strip():
             continue
@@ -84,6 +87,17 @@ def parse_choices(text: str | None, option: str) -> Choices:
         flag = name.removeprefix("baseline.") if option == "set" else name
         pairs.append((name, check_value(flag, _typed(flag, value, option), f"--{option}")))
     return tuple(pairs)
+
+
+def _split(text: str, option: str) -> list[str]:
+    """Split at the commas that are not in double quotes, and drop these quotes."""
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace, lexer.whitespace_split = ",", True
+    lexer.quotes, lexer.escape, lexer.commenters = '"', "", ""
+    try:
+        return list(lexer)
+    except ValueError:
+        raise ValueError(f"--{option} has a double quote that is not closed: {text!r}") from None
 
 
 def _typed(flag: str, text: str, option: str) -> Any:

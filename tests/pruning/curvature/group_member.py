@@ -3,8 +3,6 @@
 Does everything that the tests look at, and saves what came out.
 """
 
-import sys
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -109,13 +107,9 @@ def main(rank, world, port, out):
     dist.init_process_group(
         "gloo",
         init_method=f"tcp://127.0.0.1:{port}",
-        rank=int(rank),
-        world_size=int(world),
+        rank=rank,
+        world_size=world,
     )
     failing()
     torch.save(outcomes(), out)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
