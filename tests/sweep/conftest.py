@@ -1,4 +1,4 @@
-"""Sweeps small enough for a test, on real MNIST where it is at hand."""
+"""Sweeps small enough for a test."""
 
 import json
 import shutil
@@ -14,14 +14,14 @@ from lossprune import Mask
 
 PLAN = """
 arch = "MLP"
-dataset = "{dataset}"
+dataset = "digits"
 nepochs = 0
 pe = 0
 pr = 0.95
-nex = {nex}
+nex = 200
 exp = true
 pm = ["LM", "QM"]
-pi = [1, {stages}]
+pi = [1, 100]
 reg = 1e-3
 [baseline]
 nepochs = 1
@@ -31,15 +31,14 @@ nepochs = 1
 class Grid:
     """A plan of 1 + 4 runs, swept by a process of its own."""
 
-    def __init__(self, folder: Path, data_path: Path | None) -> None:
+    def __init__(self, folder: Path, *flags: str) -> None:
         self.plan = folder / "grid.toml"
         self.path = folder / "results"
-        name, stages, nex = ("mnist", 20, 1000) if data_path else ("digits", 100, 200)
-        self.plan.write_text(PLAN.format(dataset=name, stages=stages, nex=nex))
-        self.data = [] if data_path is None else ["--data_path", str(data_path)]
+        self.plan.write_text(PLAN)
+        self.flags = flags
 
     def command(self, *more: str) -> list[str]:
-        words = ["sweep", str(self.plan), "--path", str(self.path), "--workers", "2", *self.data]
+        words = ["sweep", str(self.plan), "--path", str(self.path), "--workers", "2", *self.flags]
         return [sys.executable, "-m", "lossprune.cli", *words, *more]
 
     def start(self, *more: str, **options) -> subprocess.Popen[str]:
@@ -110,23 +109,18 @@ def without_times(value):
 
 
 @pytest.fixture(scope="session")
-def grid_data(shared_data) -> Path | None:
-    return shared_data if (shared_data / "MNIST" / "raw").is_dir() else None
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory, grid_data) -> Grid:
+def undisturbed(tmp_path_factory) -> Grid:
     """The same sweep, done without any fault."""
-    grid = Grid(tmp_path_factory.mktemp("undisturbed"), grid_data)
+    grid = Grid(tmp_path_factory.mktemp("undisturbed"))
     grid.finish("--tensorboard")
     assert len(grid.runs) == 5
     return grid
 
 
 @pytest.fixture
-def grid(tmp_path, grid_data, undisturbed) -> Grid:
+def grid(tmp_path, undisturbed) -> Grid:
     """A sweep whose baseline is done and nothing else."""
-    grid = Grid(tmp_path, grid_data)
+    grid = Grid(tmp_path)
     (baseline,) = undisturbed.path.glob("*pe=-1*")
     grid.path.mkdir()
     shutil.copytree(baseline, grid.path / baseline.name)
@@ -134,9 +128,9 @@ def grid(tmp_path, grid_data, undisturbed) -> Grid:
 
 
 @pytest.fixture
-def digits_grid(tmp_path) -> Grid:
-    """The same on the small digits, with nothing done."""
-    return Grid(tmp_path, None)
+def new_grid(tmp_path) -> Grid:
+    """The same with nothing done."""
+    return Grid(tmp_path)
 
 
 @pytest.fixture

@@ -46,15 +46,15 @@ GROUP = """
 arch = "MLP"
 dataset = "digits"
 pe = -1
-nepochs = 200
+nepochs = 100
 seed = [1, 2]
 """
 
 
 @pytest.mark.slow
-def test_a_lost_node_loses_none_of_a_group(digits_grid, cluster):
+def test_a_lost_node_loses_none_of_a_group(new_grid, cluster):
     """Two baselines on the one node there is; another one goes on from where they were."""
-    grid, node = digits_grid, add_node(cluster)
+    grid, node = new_grid, add_node(cluster)
     grid.plan.write_text(GROUP)
     process = grid.start_on_ray(cluster.address)
     grid.wait_until(lambda: [it for it in grid.runs.values() if it["epochs"]])
@@ -66,7 +66,7 @@ def test_a_lost_node_loses_none_of_a_group(digits_grid, cluster):
     assert "they go on elsewhere" in said
     assert "2 of 2 finished" in said
     for run in grid.runs.values():
-        assert [row["epoch"] for row in run["epochs"]] == list(range(1, 201))
+        assert [row["epoch"] for row in run["epochs"]] == list(range(1, 101))
 
 
 def test_no_cluster_is_told_in_one_sentence(capfd, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import pty
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
@@ -17,9 +16,9 @@ from lossprune.sweep.command import SweepConfig, plan_runs
 from lossprune.sweep.engines import split_cores
 
 
-def test_a_sweep_gives_what_each_run_gives_alone(undisturbed, tmp_path, grid_data):
+def test_a_sweep_gives_what_each_run_gives_alone(undisturbed, tmp_path):
     """To the bit, though its workers share data, start network and first measurements."""
-    config = SweepConfig(path=undisturbed.path, data_path=grid_data or Path("data"))
+    config = SweepConfig(path=undisturbed.path)
     networks, masks = undisturbed.networks(), undisturbed.masks()
     for planned in plan_runs(config, str(undisturbed.plan)):
         record = undisturbed.runs[planned.config.name]
@@ -41,8 +40,8 @@ def test_a_second_sweep_touches_nothing(undisturbed):
     assert after == before
 
 
-def test_away_from_a_terminal_there_is_a_line_for_each_run(digits_grid):
-    done = digits_grid.finish("--only", "pi=1")
+def test_away_from_a_terminal_there_is_a_line_for_each_run(new_grid):
+    done = new_grid.finish("--only", "pi=1")
     lines = done.stderr.splitlines()
     assert lines[0] == "0 of 3 finished"
     assert lines[1].startswith("[1/3] baseline ")
@@ -54,11 +53,11 @@ def test_away_from_a_terminal_there_is_a_line_for_each_run(digits_grid):
     assert done.stdout == ""
 
 
-def test_on_a_terminal_there_is_a_live_table(digits_grid):
+def test_on_a_terminal_there_is_a_live_table(new_grid):
     pid, terminal = pty.fork()
     if pid == 0:  # pragma: no cover
         os.environ.update(COLUMNS="100", TERM="xterm")
-        words = digits_grid.command()
+        words = new_grid.command()
         os.execv(words[0], words)
     shown = b""
     while True:
@@ -74,8 +73,8 @@ def test_on_a_terminal_there_is_a_live_table(digits_grid):
     assert "5 of 5 finished" in text
 
 
-def test_status_tells_at_any_time(digits_grid, command):
-    grid = digits_grid
+def test_status_tells_at_any_time(new_grid, command):
+    grid = new_grid
     process = grid.start()
     (folder, *_) = grid.wait_for_pruning()
     answer = command("status", grid.path)
@@ -122,8 +121,8 @@ def test_tensorboard_files_hold_the_curves(undisturbed):
             assert after == pytest.approx([stage["loss_after"] for stage in record["stages"]])
 
 
-def test_two_sweeps_of_one_folder_share_the_work(digits_grid):
-    grid = digits_grid
+def test_two_sweeps_of_one_folder_share_the_work(new_grid):
+    grid = new_grid
     first, second = grid.start(), grid.start()
     for process in (first, second):
         _, said = process.communicate(timeout=100)

@@ -34,13 +34,12 @@ TOLERANCE = 2e-4  # of losses below 3 after 24 epochs; float32 rounds by 1e-7, a
 
 
 @pytest.fixture
-def make_grid(digits_grid):
+def make_grid(new_grid):
     """Two baselines and four prunings to a half, which are trained densely."""
 
     def make(folder: Path):
-        grid = type(digits_grid)(folder, None)
+        grid = type(new_grid)(folder, "--threads", "1")
         grid.plan.write_text(PLAN)
-        grid.data = ["--threads", "1"]
         return grid
 
     return make
