@@ -5,6 +5,7 @@ them as it would any other.
 """
 
 import multiprocessing
+import os
 import socket
 import time
 from multiprocessing.process import BaseProcess
@@ -77,15 +78,17 @@ class Processes:
         self.members = []
         port = str(free_port()) if count > 1 else ""
         for rank in range(count):
-            launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
-            environment = {name: str(value) for name, value in launched.items()}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment = dict(os.environ)
+            if count > 1:
+                launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+                environment |= {name: str(value) for name, value in launched.items()}
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             process = begin(
                 COMMAND,
                 log=str(log),
                 folder=str(folders[rank] if folders else Path.cwd()),
                 arguments=arguments,
-                environment=environment if count > 1 else {},
+                environment=environment,
                 stop=stop if rank == 0 else 0,
             )
             self.members.append(process)

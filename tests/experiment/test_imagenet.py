@@ -1,8 +1,6 @@
 """Small runs of ImageNet's shape: photographs, a ResNet, Monte-Carlo curvature."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from lossprune.data import load
 from lossprune.networks import NETWORKS
 from lossprune.pruning import Mask
 from tests.data.photographs import write_photographs
+from tests.processes import finish
 
 SIZE = 32
 # Losses of single precision, summed in another order, before and after two steps of training.
@@ -110,10 +109,7 @@ def test_two_processes_decode_once_and_do_one_run(command, photographs, tmp_path
     flags += ["--model_0", "start.safetensors", "--estimator", "empirical-fisher"]
     assert command(*flags, "--path", "one").status == 0
     monkeypatch.setenv("LOSSPRUNE_CACHE", str(tmp_path / "cache"))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = [sys.executable, *torchrun, "-m", "lossprune.cli", *flags, "--path", "two"]
-    done = subprocess.run(two, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    finish([*flags, "--path", "two"], tmp_path / "log", 2)
     assert len(list((tmp_path / "cache").glob("*/images.u8"))) == 1
     alone, together = (
         json.loads(next((tmp_path / name).glob("*/record.json")).read_text())
