@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import lossprune
@@ -38,6 +38,7 @@ def test_the_published_targets_leave_whole_powers_of_four_fifths():
     sparsity=st.floats(0, 1, exclude_max=True),
     stages=st.integers(1, 300),
 )
+@example(schedule="exponential", sparsity=1.8578101612806235e-15, stages=35)
 def test_rises_to_exactly_the_target(schedule, sparsity, stages):
     steps = lossprune.sparsities(schedule, sparsity, stages)
     assert len(steps) == stages

@@ -52,8 +52,10 @@ def sparsities(
                 f"unknown schedule {schedule!r}; choose one of: {known}, "
                 "or give a sequence of rising sparsities"
             )
-        # The last stage is κ itself, not κ to rounding: the final count must be exact.
-        return (*SCHEDULES[schedule](sparsity, stages)[:-1], sparsity)
+        steps = SCHEDULES[schedule](sparsity, stages)
+        # The last stage is κ itself, not κ to rounding: the final count must be exact. Where κ is
+        # near the spacing of numbers around 1, a stage before it may round to more.
+        return (*(min(step, sparsity) for step in steps[:-1]), sparsity)
     return _checked_sequence(schedule, sparsity, stages)
 
 
