@@ -7,11 +7,11 @@ from torch import nn
 
 from lossprune.data import Dataset, Split, load
 from lossprune.experiment import RunConfig, run
+from lossprune.experiment.runner import opened
 from lossprune.networks import NETWORKS
 from lossprune.training import DivergedError, Forward, evaluate, make_optimizer, train_epoch
 
 BF16 = 2**-8  # its rounding
-ROUNDING = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -53,25 +53,6 @@ def test_an_unknown_amp_is_refused():
         Forward(perceptron(), "fp16")
 
 
-@pytest.mark.slow
-def test_compiled_is_the_same_to_rounding(digits):
-    plain, compiled = perceptron(), perceptron()
-    losses = [
-        train_epoch(
-            network,
-            digits,
-            make_optimizer(network, lr=0.05, l2=0.0),
-            generator=seeded(1),
-            forward=Forward(network, compiled=network is compiled),
-        )
-        for network in (plain, compiled)
-    ]
-    assert losses[1] == pytest.approx(losses[0], abs=ROUNDING)
-    assert list(compiled.state_dict()) == list(plain.state_dict())
-    for name, weight in plain.state_dict().items():
-        torch.testing.assert_close(compiled.state_dict()[name], weight, atol=ROUNDING, rtol=0)
-
-
 def config(path, **changes) -> RunConfig:
     settings = {"arch": "MLP", "dataset": "digits", "prune_epoch": 1, "sparsity": 0.9, "epochs": 3}
     return RunConfig(path=path, device="cpu", threads=1, **{**settings, **changes})
@@ -89,6 +70,30 @@ def test_a_run_in_bf16_is_repeated_to_the_bit_and_says_so(tmp_path):
         config(tmp_path / "a", amp="bf16").folder / "best_model.pt", weights_only=True
     )
     assert {it.dtype for it in saved["state_dict"].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("way", "rounding"),
+    [
+        ({"amp": "bf16"}, 0.05),
+        pytest.param({"compiled": True}, 1e-4, marks=pytest.mark.slow),
+    ],
+)
+def test_it_is_the_plain_run_to_rounding_and_goes_on_to_the_bit(tmp_path, way, rounding):
+    plain = run(config(tmp_path / "plain"))
+    expected = run(config(tmp_path / "undisturbed", **way))
+    for one, other in zip(expected.epochs, plain.epochs, strict=True):
+        assert one.scores.train_loss == pytest.approx(other.scores.train_loss, abs=rounding)
+        assert one.scores.valid_loss == pytest.approx(other.scores.valid_loss, abs=rounding)
+    stopped = config(tmp_path / "stopped", **way)
+    with opened(stopped) as going:
+        going.begin()
+        going.train()
+    found = run(stopped)
+    assert [it.scores for it in found.epochs] == [it.scores for it in expected.epochs]
+    for name in ("best_model.pt", "last_model.pt"):
+        undisturbed = config(tmp_path / "undisturbed", **way).folder / name
+        assert (stopped.folder / name).read_bytes() == undisturbed.read_bytes()
 
 
 @pytest.mark.parametrize(
