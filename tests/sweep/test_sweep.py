@@ -11,9 +11,11 @@ import psutil
 import pytest
 
 from lossprune import Mask
-from lossprune.experiment import run
+from lossprune.experiment import RunConfig, run
+from lossprune.experiment.runner import opened
 from lossprune.sweep.command import SweepConfig, plan_runs
 from lossprune.sweep.engines import split_cores
+from lossprune.sweep.status import note_plan
 
 
 def test_a_sweep_gives_what_each_run_gives_alone(undisturbed, tmp_path):
@@ -85,6 +87,7 @@ def test_status_tells_at_any_time(new_grid, command):
     process.kill()
     process.communicate(timeout=30)
     psutil.wait_procs(below, timeout=10)
+    assert process.pid == json.loads((grid.path / ".sweeps" / "grid.json").read_text())["pid"]
     stopped = command("status", grid.path).out.splitlines()
     assert "interrupted" in stopped[0]
     assert " running" not in stopped[0]
@@ -97,6 +100,19 @@ def test_status_of_a_finished_sweep(undisturbed, command):
     assert lines[0] == f"{undisturbed.path}: 5 finished"
     assert lines[1] == "plan grid: 5 of 5 ended (5 finished), 0 not begun"
     assert lines[2].startswith("best pruned: arch=MLP")
+
+
+def test_status_of_what_a_sweep_will_come_back_to(tmp_path, command):
+    """It waits while that sweep's process, here this one, is there; else it was interrupted."""
+    path = tmp_path / "results"
+    config = RunConfig(arch="MLP", dataset="digits", prune_epoch=-1, epochs=2, path=path)
+    with opened(config) as going:
+        going.begin()
+    assert command("status", path).out.splitlines() == [f"{path}: 1 interrupted"]
+    note_plan(path, "own", [config.folder])
+    told = command("status", path).out.splitlines()
+    assert told[0] == f"{path}: 1 waiting"
+    assert told[1] == "plan own: 0 of 1 ended (1 waiting), 0 not begun"
 
 
 def test_status_of_no_folder(command):

@@ -127,12 +127,14 @@ def test_whatever_is_killed_a_group_goes_on_to_the_same_results(quiet, make_grid
     assert not psutil.wait_procs([worker], timeout=10)[1]
 
     process = grid.start("--workers", "1", start_new_session=True)
-    grid.wait_until(lambda: training(grid))
+    (pid,) = grid.wait_until(lambda: training(grid, 4))
+    psutil.Process(pid).suspend()  # else it could be done before status has loaded
     command = [*grid.command()[:3], "status", str(grid.path)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "4 running" in told.splitlines()[0]
     assert told.count("running: arch=MLP") == 4
     assert "of 24" in told
+    psutil.Process(pid).resume()
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said

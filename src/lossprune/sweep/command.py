@@ -77,7 +77,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class StatusConfig:
-    """Say what is finished, running, interrupted and failed in a folder of results."""
+    """Say what is finished, running, waiting, interrupted and failed in a folder of results."""
 
     debug: bool = flag(False, "debug", "show the traceback of an error")
 

@@ -16,12 +16,12 @@ from lossprune.sweep.board import describe_outcome
 from lossprune.sweep.job import ERROR, FAILED, Outcome, last_lines, noted_failure
 from lossprune.sweep.view import progress
 
-INTERRUPTED = "interrupted"
+INTERRUPTED, WAITING = "interrupted", "waiting"
 SWEEPS = ".sweeps"
-"""In a results folder: what each plan that was swept into it stands for."""
+"""In a results folder: what each plan that was swept into it stands for, and the last to do it."""
 
 _STALE_SECONDS = 600.0  # a run on another machine that has written nothing for so long is not alive
-_ORDER = (FINISHED, RUNNING, INTERRUPTED, DIVERGED, FAILED)
+_ORDER = (FINISHED, RUNNING, WAITING, INTERRUPTED, DIVERGED, FAILED)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def note_plan(path: Path, name: str, folders: Sequence[Path]) -> None:
     Raises:
         ValueError: it cannot be written.
     """
-    said = {"plan": name, "runs": [folder.name for folder in folders]}
+    said = {"plan": name, "runs": [folder.name for folder in folders], **_this_process()}
     target = path / SWEEPS / f"{name}.json"
     part = target.with_name(f".{os.getpid()}.part")  # several sweeps may say so at once
     try:
@@ -62,12 +62,13 @@ def read_status(path: Path) -> dict[str, RunStatus]:
 
 
 def _runs(path: Path) -> Iterator[RunStatus]:
+    swept = {run for plan in _plans(path) if _lives(plan) for run in plan["runs"]}
     for folder in path.iterdir():
         if (folder / RECORD).is_file() or (folder / ERROR).is_file():
-            yield _status_of(folder)
+            yield _status_of(folder, folder.name in swept)
 
 
-def _status_of(folder: Path) -> RunStatus:
+def _status_of(folder: Path, swept: bool) -> RunStatus:
     run = RunFolder(folder)
     try:
         record = run.record()
@@ -78,7 +79,10 @@ def _status_of(folder: Path) -> RunStatus:
     if _alive(folder):
         return RunStatus(folder, RUNNING)
     failure = noted_failure(run)
-    return RunStatus(folder, INTERRUPTED if failure is None else FAILED, failure)
+    if failure is not None:
+        return RunStatus(folder, FAILED, failure)
+    # A sweep comes back to what it left, as to a pruned run that waits for others to train with.
+    return RunStatus(folder, WAITING if swept else INTERRUPTED)
 
 
 def _alive(folder: Path) -> bool:
@@ -86,14 +90,28 @@ def _alive(folder: Path) -> bool:
     try:
         holder: dict[str, Any] = json.loads((folder / ".holder.json").read_bytes())
         if holder["host"] == socket.gethostname():
-            os.kill(holder["pid"], 0)
-            return True
+            return _lives(holder)
         written = max(file.stat().st_mtime for file in folder.iterdir())
         return time.time() - written < _STALE_SECONDS
-    except PermissionError:
-        return True
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def _lives(process: dict[str, Any]) -> bool:
+    """Whether a process of this machine is still there."""
+    try:
+        if process["host"] != socket.gethostname():
+            return False
+        os.kill(process["pid"], 0)
+    except PermissionError:
+        return True
+    except (OSError, KeyError, TypeError):
+        return False
+    return True
 
 
 def describe_status(path: Path) -> str:
@@ -101,7 +119,8 @@ def describe_status(path: Path) -> str:
     runs = read_status(path)
     counts = Counter(run.status for run in runs.values())
     lines = [f"{path}: " + (_counted(counts) or "no runs")]
-    for name, planned in _plans(path):
+    for plan in _plans(path):
+        name, planned = plan["plan"], plan["runs"]
         here = Counter(runs[run].status for run in planned if run in runs)
         ended = here[FINISHED] + here[DIVERGED] + here[FAILED]
         lines.append(
@@ -125,13 +144,17 @@ def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])
 
 
-def _plans(path: Path) -> Iterator[tuple[str, list[str]]]:
+def _plans(path: Path) -> list[dict[str, Any]]:
+    """Return what :func:`note_plan` left, plan by plan; what cannot be read is left out."""
+    found = []
     for file in sorted((path / SWEEPS).glob("*.json")):
         try:
             said = json.loads(file.read_bytes())
-            yield said["plan"], said["runs"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError):
             continue
+        if isinstance(said, dict) and {"plan", "runs"} <= said.keys():
+            found.append(said)
+    return found
 
 
 def _best(runs: dict[str, RunStatus]) -> RunStatus | None:
