@@ -1,4 +1,4 @@
-"""The CUDA kernels of sparse stacks on the CPU, through ``tests/kernels/cuda_on_cpu.h``."""
+"""The digits, and the kernels of sparse stacks on the CPU, by ``tests/kernels/cuda_on_cpu.h``."""
 
 import ctypes
 import functools
@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from lossprune.data import Dataset, load
 from lossprune.training.sparse_stack_kernel import SOURCE, Machine
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Werror")
 CUDA_WAYS = ("-Wno-unknown-pragmas", "-fno-strict-aliasing")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits", seed=1111)
 
 
 class EmulatedFile:
@@ -29,7 +35,7 @@ class EmulatedFile:
 
 
 @functools.cache
-def load(defines):
+def compiled(defines):
     """Compile the kernels for the CPU."""
     folder = tempfile.mkdtemp(prefix="lossprune-test-")
     built = f"{folder}/kernels.so"
@@ -45,4 +51,4 @@ def emulated_gpu():
     """Return a machine for sparse stacks that needs no GPU; skip where there is no C++ compiler."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ to run CUDA code on the CPU with")
-    return Machine(load, shared_bytes=227 * 1024, blocks=2, threads=128)
+    return Machine(compiled, shared_bytes=227 * 1024, blocks=2, threads=128)

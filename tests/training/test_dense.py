@@ -5,18 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lossprune.data import Dataset, Split, load
+from lossprune.data import Dataset, Split
 from lossprune.experiment import RunConfig, run
 from lossprune.experiment.runner import opened
 from lossprune.networks import NETWORKS
 from lossprune.training import DivergedError, Forward, evaluate, make_optimizer, train_epoch
 
 BF16 = 2**-8  # its rounding
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load("digits", seed=1111)
 
 
 def seeded(seed: int) -> torch.Generator:

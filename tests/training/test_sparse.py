@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lossprune.data import Dataset, Split, load
+from lossprune.data import Dataset, Split
 from lossprune.kernels.compiler import compiler_available
 from lossprune.networks import NETWORKS
 from lossprune.pruning import Mask
@@ -38,11 +38,6 @@ CURVE = 2e-4  # absolute, of a weight after three epochs in float32
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load("digits", seed=1111)
 
 
 def random_data(shape: tuple[int, int, int], examples: int, classes: int, seed: int) -> Dataset:

@@ -2,11 +2,8 @@
 
 import copy
 import math
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,16 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossprune.data import Dataset, load
-from lossprune.networks import NETWORKS
 from lossprune.pruning import Mask
 from lossprune.training import (
     DivergedError,
-    NotStackableError,
     StackedTraining,
     evaluate,
     make_optimizer,
     train_epoch,
-    worthwhile,
+)
+from tests.training.stacks import (
+    Runs,
+    assert_equal_states,
+    convolutions,
+    make_runs,
+    normalised,
+    optimizers_of,
+    perceptron,
+    rectifiers,
+    seeded,
 )
 
 # Absolute, of weights below 1 after three epochs. Sums in another order round by 1e-7 (float32) and
@@ -31,15 +36,6 @@ from lossprune.training import (
 FLOAT32 = 2e-6
 FLOAT64 = 1e-12
 LOSS32 = 1e-6  # of mean losses and scores, likewise
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load("digits", seed=1111)
 
 
 class Double(nn.Module):
@@ -64,110 +60,6 @@ class Any(nn.Module):
         return self.network(inputs)
 
 
-def perceptron(seed: int) -> nn.Module:
-    return NETWORKS["MLP"](shape=(1, 8, 8), hidden=(30, 20), generator=seeded(seed))
-
-
-def rectifiers(seed: int) -> nn.Module:
-    """ReLU, a layer without bias, and two linear layers in a row."""
-    return drawn(
-        nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(64, 30, bias=False),
-            nn.ReLU(),
-            nn.Linear(30, 20),
-            nn.Linear(20, 10),
-        ),
-        seed,
-    )
-
-
-def convolutions(seed: int) -> nn.Module:
-    return drawn(
-        nn.Sequential(
-            nn.Conv2d(1, 6, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(96, 10),
-        ),
-        seed,
-    )
-
-
-def normalised(seed: int) -> nn.Module:
-    """Batch norm on images, on the inputs themselves, and on rows."""
-    return drawn(
-        nn.Sequential(
-            nn.BatchNorm2d(1),
-            nn.Conv2d(1, 6, 3, bias=False),
-            nn.BatchNorm2d(6),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(216, 10, bias=False),
-            nn.BatchNorm1d(10),
-        ),
-        seed,
-    )
-
-
-def normalised_inside(seed: int) -> nn.Module:
-    """Not on the images themselves, which torch cannot batch on CUDA."""
-    return drawn(normalised(seed)[1:], seed)
-
-
-def drawn(network: nn.Module, seed: int) -> nn.Module:
-    with torch.no_grad():
-        for parameter in network.parameters():
-            noise = torch.randn(parameter.shape, generator=seeded(seed))
-            if parameter.ndim > 1:
-                parameter.copy_(noise / math.sqrt(parameter[0].numel()))
-            else:  # biases, and the scales of batch norm
-                parameter.copy_(1 + 0.1 * noise)
-            seed += 1
-    return network
-
-
-def random_mask(network: nn.Module, left: float, seed: int) -> Mask:
-    generator = seeded(seed)
-    return Mask(
-        {
-            name: torch.rand(weight.shape, generator=generator) < left
-            for name, weight in network.named_parameters()
-            if weight.ndim > 1
-        }
-    )
-
-
-@dataclass
-class Runs:
-    """Networks with masks, learning rates, decays and orders of their own, some order shared."""
-
-    networks: list[nn.Module]
-    masks: Sequence[Mask | None]
-    optimizers: list[torch.optim.SGD]
-    order_of: Sequence[int] = (0, 0, 1, 1)
-
-    def generators(self, epoch: int) -> list[torch.Generator]:
-        return [seeded(100 * which + epoch) for which in self.order_of]
-
-
-def make_runs(build: Callable[[int], nn.Module], *, momentum: float = 0.9) -> Runs:
-    networks = [build(10 * number) for number in range(4)]
-    masks = [None, *(random_mask(it, 0.4, seed) for seed, it in enumerate(networks[1:]))]
-    for network, mask in zip(networks, masks, strict=True):
-        if mask is not None:
-            mask.apply_(network)
-    return Runs(networks, masks, optimizers_of(networks, momentum))
-
-
-def optimizers_of(networks: list[nn.Module], momentum: float = 0.9) -> list[torch.optim.SGD]:
-    return [
-        make_optimizer(network, lr=0.01 * (1 + number), l2=0.01 * number, momentum=momentum)
-        for number, network in enumerate(networks)
-    ]
-
-
 def alone(runs: Runs, *, double: bool = False) -> Runs:
     """The same runs for the dense loop, with the masks enforced on the optimizers."""
     networks = [copy.deepcopy(network) for network in runs.networks]
@@ -189,13 +81,6 @@ def train_alone(runs: Runs, datasets: Sequence[Dataset], epoch: int) -> list[flo
         train_epoch(network, dataset, optimizer, generator=generator)
         for network, dataset, optimizer, generator in each
     ]
-
-
-def assert_equal_states(found: nn.Module, expected: nn.Module, tolerance: float) -> None:
-    for (name, one), other in zip(
-        found.state_dict().items(), expected.state_dict().values(), strict=True
-    ):
-        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance, msg=name)
 
 
 KINDS = {
@@ -444,175 +329,3 @@ def test_schedules_see_a_step_and_the_global_random_state_stays(digits):
     for schedule in schedules:
         schedule.step()  # warns, and so fails, where no step has been taken
     assert torch.equal(torch.get_rng_state(), before)
-
-
-class LooksAtValues(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        rows = inputs.flatten(1)
-        return self.linear(rows) if self.linear(rows).sum() > 0 else self.linear(2 * rows)
-
-
-def flat(*layers: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), *layers)
-
-
-def hooked() -> nn.Module:
-    network = flat()
-    network[1].register_forward_hook(lambda *_: None)
-    return network
-
-
-def frozen() -> nn.Module:
-    network = flat()
-    network[1].bias.requires_grad_(False)
-    return network
-
-
-@pytest.mark.parametrize(
-    ("networks", "reason"),
-    [
-        ([], "there is no network to stack"),
-        ([nn.Flatten()], "the networks have no parameters"),
-        ([flat(), nn.Sequential(nn.Flatten(), nn.Linear(64, 11))], "network 1 is built otherwise"),
-        ([flat(), flat(nn.ReLU())], "network 1 is built otherwise than network 0"),
-        ([flat(nn.Dropout(0.1))], "2 is dropout, whose draws would differ in a stack"),
-        ([flat().half()], "1.weight is torch.float16, not torch.float32 or float64"),
-        ([hooked()], "network 0 has hooks on 1, which a stack would not run"),
-        ([frozen()], "network 0 has parameters that are not trained"),
-        ([LooksAtValues(), LooksAtValues()], "torch.func.vmap cannot batch LooksAtValues: "),
-        ([nn.Sequential(nn.Flatten(), nn.Linear(63, 10))], "cannot batch Sequential: "),
-    ],
-)
-def test_what_cannot_be_stacked_says_why(digits, networks, reason):
-    with pytest.raises(NotStackableError, match=reason):
-        StackedTraining(networks, [None] * len(networks), [digits] * len(networks))
-
-
-def test_a_network_given_twice_wrong_masks_and_data_are_refused(digits):
-    network = flat()
-    with pytest.raises(NotStackableError, match="a network is given twice"):
-        StackedTraining([network] * 2, [None] * 2, [digits] * 2)
-    mask = {"1.wight": torch.ones(10, 64, dtype=torch.bool)}
-    with pytest.raises(NotStackableError, match=r"network 1: the mask does not fit .*'1.wight'"):
-        StackedTraining([network, flat()], [None, mask], [digits] * 2)
-    fewer = replace(digits, train=digits.train.take(torch.arange(1000)))
-    with pytest.raises(NotStackableError, match=r"data set 1 has .*1000, .* data set 0"):
-        StackedTraining([network, flat()], [None] * 2, [digits, fewer])
-    with pytest.raises(ValueError, match="as many, got 1, 2 and 1"):
-        StackedTraining([network], [None] * 2, [digits])
-
-
-def test_other_optimizers_counts_and_sizes_are_refused(digits):
-    networks = [flat(), flat()]
-    training = StackedTraining(networks, [None] * 2, [digits] * 2)
-    optimizers = optimizers_of(networks)
-    generators = [seeded(0), seeded(1)]
-    with pytest.raises(ValueError, match="optimizers must be one for each of the 2"):
-        training.train_epoch(optimizers[:1], generators=generators)
-    with pytest.raises(ValueError, match=r"batch_size must be .*, got 0"):
-        training.train_epoch(optimizers, generators=generators, batch_size=0)
-    with pytest.raises(ValueError, match="which must be train, valid or test, got 'tset'"):
-        training.evaluate("tset")
-    optimizers[1].param_groups[0]["momentum"] = 0.5
-    with pytest.raises(ValueError, match=r"the same momentum, got \[0.5, 0.9\]"):
-        training.train_epoch(optimizers, generators=generators)
-    nesterov = torch.optim.SGD(networks[0].parameters(), lr=0.1, momentum=0.9, nesterov=True)
-    with pytest.raises(ValueError, match="optimizer must be SGD without nesterov"):
-        training.train_epoch([nesterov, optimizers[1]], generators=generators)
-
-
-def test_on_the_cpu_stacks_are_worthwhile_for_perceptrons(digits):
-    assert worthwhile(perceptron(1), digits)
-    assert not worthwhile(convolutions(1), digits)
-
-
-MEMORY = """
-import re
-from pathlib import Path
-import torch
-from lossprune.data import load
-from lossprune.networks import NETWORKS
-from lossprune.training import StackedTraining, bytes_per_member, make_optimizer
-
-torch.set_num_threads(1)
-digits = load("digits", seed=1)
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-def peak(count):
-    networks = [
-        NETWORKS["MLP"](shape=digits.shape, hidden=(2000, 1000), generator=seeded(number))
-        for number in range(count)
-    ]
-    optimizers = [make_optimizer(it, lr=0.01, l2=0.0) for it in networks]
-    masks = [
-        {name: torch.zeros(it.shape, dtype=torch.bool) for name, it in network.named_parameters()}
-        for network in networks
-    ]
-    training = StackedTraining(networks, masks, [digits] * count, together=True)
-    generators = [seeded(number) for number in range(count)]
-    training.train_epoch(optimizers, generators=generators, batch_size=650)
-    training.evaluate("valid")
-    # Of this program alone: getrusage would begin with the peak of the process that started it.
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024, networks[0]
-
-(before, _), (after, network) = peak(2), peak(8)
-print((after - before) / 6, bytes_per_member(network, digits, 650))
-"""
-
-
-@pytest.mark.skipif(platform.system() != "Linux", reason="needs Linux's /proc")
-def test_memory_is_bounded_from_above_and_not_far():
-    """Of a whole process, from two members to eight, with an order for each."""
-    command = [sys.executable, "-c", MEMORY]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    measured, bound = map(float, told.split())
-    assert 0.6 * bound < measured <= bound
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("build", [perceptron, convolutions, normalised_inside])
-def test_on_cuda_a_recorded_step_is_that_of_the_cpu(digits, build):
-    """The step as a CUDA graph, the last part of a batch, a second epoch on the same graph."""
-    here = make_runs(lambda seed: build(seed).double())
-    there = make_runs(lambda seed: build(seed).double())
-    there.networks = [network.cuda() for network in there.networks]
-    there.optimizers = optimizers_of(there.networks)
-    data = digits.to("cuda")
-    one = StackedTraining(here.networks, here.masks, [digits] * 4, together=True)
-    other = StackedTraining(there.networks, there.masks, [data] * 4)
-    for epoch in range(3):
-        found = other.train_epoch(there.optimizers, generators=there.generators(epoch))
-        expected = one.train_epoch(here.optimizers, generators=here.generators(epoch))
-        assert found == pytest.approx(expected, rel=1e-9)
-    one.store(range(4))
-    other.store(range(4))
-    for network, reference in zip(there.networks, here.networks, strict=True):
-        assert_equal_states(network.cpu(), reference, 1e-9)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.filterwarnings("always")
-def test_on_cuda_no_step_waits_for_the_device(digits, recwarn):
-    """An epoch of many steps synchronises as often as one of few."""
-    data = digits.to("cuda")
-    runs = make_runs(lambda seed: perceptron(seed).cuda())
-    training = StackedTraining(runs.networks, runs.masks, [data] * 4)
-    waits = []
-    for batch_size in (600, 600, 10, 10):  # the first of each records the graph
-        recwarn.clear()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            training.train_epoch(
-                runs.optimizers, generators=runs.generators(0), batch_size=batch_size
-            )
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        waits.append(sum("synchronizing" in str(it.message) for it in recwarn))
-    assert waits[1] == waits[3]

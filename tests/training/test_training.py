@@ -5,17 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lossprune.data import Dataset, Split, load
+from lossprune.data import Dataset, Split
 from lossprune.networks import NETWORKS
 from lossprune.pruning import Mask
 from lossprune.training import DivergedError, evaluate, make_optimizer, train_epoch
 
 ROUNDING = 1e-6
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return load("digits", seed=1111)
 
 
 def seeded(seed: int) -> torch.Generator:
