@@ -39,7 +39,7 @@ def test_the_next_commands_work(command, mnist_path, tmp_path):
     assert command(*digits, "--threads", "1").status == 0
     assert "50,000" in command(*data, "--data_path", mnist_path).out
     place = ("--data_path", mnist_path, "--threads", "1")
-    assert command(*mnist, *place, "--pe", "1", "--nepochs", "2", "--pi", "3").status == 0
+    assert command(*mnist, *place, "--pe", "0", "--nepochs", "1", "--pi", "3").status == 0
 
 
 def test_all_next_commands_have_known_flags(capsys):
