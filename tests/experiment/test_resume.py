@@ -183,13 +183,10 @@ def test_mnist_killed_in_the_shell_goes_on(tmp_path, root, mnist_path):
 
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     subprocess.run(command(undisturbed), check=True, capture_output=True, timeout=120)
-    for told in ("epoch 1/2", "stage 2/4"):
-        process = subprocess.Popen(command(killed), stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command(killed), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        assert any(line.startswith(told) for line in process.stderr)
+        assert any(line.startswith("stage 2/4") for line in process.stderr)
         process.kill()
-        process.wait(30)
-        process.stderr.close()
     again = subprocess.run(command(killed), check=True, capture_output=True, text=True, timeout=120)
     assert "going on after pruning stage 2" in again.stderr
     assert result(killed) == result(undisturbed)
