@@ -29,15 +29,12 @@ from lossprune.training import (
     make_optimizer,
     train_epoch,
 )
+from tests.training.stacks import random_mask, seeded
 
 pytestmark = pytest.mark.skipif(not compiler_available(), reason="no C compiler here")
 
 GRADIENT = 1e-5  # relative to the largest gradient: a saturated tanh has few digits of its own
 CURVE = 2e-4  # absolute, of a weight after three epochs in float32
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def random_data(shape: tuple[int, int, int], examples: int, classes: int, seed: int) -> Dataset:
@@ -67,17 +64,6 @@ def perceptron(sizes: list[int], activation: Callable[[], nn.Module], bias: bool
             parameter.copy_(torch.randn(parameter.shape, generator=seeded(seed)) * 0.5)
             seed += 1
     return network
-
-
-def random_mask(network: nn.Module, left: float, seed: int) -> Mask:
-    generator = seeded(seed)
-    return Mask(
-        {
-            name: torch.rand(weight.shape, generator=generator) < left
-            for name, weight in network.named_parameters()
-            if name.endswith("weight")
-        }
-    )
 
 
 def oracle(network: nn.Module, mask: Mask, dataset: Dataset) -> dict[str, Tensor]:
