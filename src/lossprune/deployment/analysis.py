@@ -5,8 +5,9 @@ one leads from it to an output.  A weight is on a path if it is kept, its input 
 output useful.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,6 +25,7 @@ class Analysis:
 
     Attributes:
         graph: its operations.
+        constants: whether channels without inputs are known by the constant that they hold.
         operations: those that are known, by node.
         values: what is known of each node's output.
         useful: bool (channels,) for the nodes whose value is :class:`Channels`.
@@ -33,6 +35,7 @@ class Analysis:
     """
 
     graph: fx.Graph
+    constants: bool = True
     operations: dict[fx.Node, Operation] = field(default_factory=dict)
     values: dict[fx.Node, Value] = field(default_factory=dict)
     useful: dict[fx.Node, Tensor] = field(default_factory=dict)
@@ -64,15 +67,16 @@ class Analysis:
         return operation.kept & live & useful
 
 
-def analyse(model: nn.Module, mask: Mapping[str, Tensor]) -> Analysis:
+def analyse(model: nn.Module, mask: Mapping[str, Tensor], *, constants: bool = True) -> Analysis:
     """Follow the channels of ``model`` through its graph, forward and back.
 
-    ``model`` is in evaluation mode, and its weights are zero where ``mask`` removes them.
+    ``model`` is in evaluation mode, and its weights are zero where ``mask`` removes them.  Without
+    ``constants`` no channel is known to hold one, as where biases are still trained.
 
     Raises:
         UntraceableError: the network has no graph.
     """
-    analysis = Analysis(trace(model))
+    analysis = Analysis(trace(model), constants)
     locked = untouchable(model, analysis.graph)
     changed = overwritten(model, analysis.graph)
     for node in analysis.graph.nodes:
@@ -121,6 +125,8 @@ def _operate(analysis: Analysis, node: fx.Node, operation: Operation) -> Value:
             raise UnknownEffectError("channels that are not known before it")
         return next((value for value in unknown if value.reason), Unknown())
     value = operation.forward(inputs, analysis.identities)
+    if not analysis.constants and isinstance(value, Channels):
+        value = replace(value, constant=torch.full_like(value.constant, math.nan))
     analysis.operations[node] = operation
     return value
 

@@ -80,7 +80,7 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any = None) -
     >>> compaction.nominal_sparsity, compaction.effective_sparsity
     (0.3, 0.5)
     """
-    masked, mask = _masked(model, mask)
+    masked, mask = masked_copy(model, mask)
     found, analysis = connectivity_of(masked, mask)
     small, left = masked, mask
     if analysis is not None:
@@ -120,13 +120,13 @@ def count_live(model: nn.Module, mask: Mapping[str, Tensor]) -> Connectivity:
     0.weight 12 9 4 1
     2.weight 6 6 2 0
     """
-    return connectivity_of(*_masked(model, mask))[0]
+    return connectivity_of(*masked_copy(model, mask))[0]
 
 
-def _masked(model: nn.Module, mask: Mapping[str, Tensor]) -> tuple[nn.Module, Mask]:
-    """A masked copy in evaluation mode, and the mask by the names that its parameters have there.
+def masked_copy(model: nn.Module, mask: Mapping[str, Tensor]) -> tuple[nn.Module, Mask]:
+    """Return a masked copy in evaluation mode, and the mask by its parameters' names.
 
-    The names may differ by what wrappers such as ``torch.compile`` put before them.
+    They may differ from the mask's by what wrappers such as ``torch.compile`` put before them.
     """
     mask = mask if isinstance(mask, Mask) else Mask(mask)
     masked = mask.apply_(copy.deepcopy(model)).eval()

@@ -1,10 +1,11 @@
 """Layers cut down, in place, to the channels that stay."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lossprune.deployment.analysis import Analysis
 from lossprune.deployment.channels import Channels, Unknown
@@ -21,32 +22,56 @@ class Cut:
     bias: Tensor
 
 
-def cut_(model: nn.Module, analysis: Analysis) -> dict[str, Tensor]:
-    """Cut every known layer of ``model`` down; return what is kept of their weights, by name."""
+@dataclass(frozen=True)
+class Extent:
+    """What stays of a layer: bool (o,) of its channels, and (i,) of those it reads where it does.
+
+    ``columns`` is None for a layer that works on each channel by itself.
+    """
+
+    node: fx.Node
+    operation: Connected | Depthwise | Normalised
+    rows: Tensor
+    columns: Tensor | None
+
+
+def extents(analysis: Analysis) -> Iterator[Extent]:
+    """Return what stays of every known layer."""
     presence = Presence(analysis)
-    masks = {}
     for node, operation in analysis.operations.items():
-        inputs, value = analysis.inputs(node), analysis.values[node]
+        value = analysis.values[node]
+        if not isinstance(operation, Connected | Depthwise | Normalised):
+            continue
         if not isinstance(value, Channels):
             continue
-        stay = presence.of(value)
-        if isinstance(operation, Normalised):
-            norm = model.get_submodule(operation.name)
-            assert isinstance(norm, BatchNorm)
-            _cut_norm_(norm, stay)
-            continue
+        columns = None
         if isinstance(operation, Connected):
+            inputs = analysis.inputs(node)
             columns = torch.ones(operation.weight.shape[1], dtype=torch.bool)
-            entering = operation.entering(inputs)
             if not isinstance(inputs[0], Unknown):
-                columns = presence.of(entering)
-            cut = _cut_connected(operation, entering, value, analysis.useful[node], stay, columns)
-        elif isinstance(operation, Depthwise):
-            cut = _cut_depthwise(operation, value, analysis.useful[node], stay)
-        else:
-            continue
+                columns = presence.of(operation.entering(inputs))
+        yield Extent(node, operation, presence.of(value), columns)
+
+
+def cut_(model: nn.Module, analysis: Analysis) -> dict[str, Tensor]:
+    """Cut every known layer of ``model`` down; return what is kept of their weights, by name."""
+    masks = {}
+    for extent in extents(analysis):
+        node, operation, rows = extent.node, extent.operation, extent.rows
         layer = model.get_submodule(operation.name)
-        _replace_(layer, cut)
+        if isinstance(operation, Normalised):
+            assert isinstance(layer, BatchNorm)
+            cut_norm_(layer, rows)
+            continue
+        value, useful = analysis.values[node], analysis.useful[node]
+        assert isinstance(value, Channels)
+        if isinstance(operation, Connected):
+            assert extent.columns is not None
+            entering = operation.entering(analysis.inputs(node))
+            cut = _cut_connected(operation, entering, value, useful, rows, extent.columns)
+        else:
+            cut = _cut_depthwise(operation, value, useful, rows)
+        replace_(layer, cut.weight, cut.bias)
         weight = layer.get_parameter("weight")
         masks[f"{operation.name}.weight"] = cut.kept.reshape(weight.shape)
     return masks
@@ -86,16 +111,20 @@ def _cut_depthwise(layer: Depthwise, value: Channels, useful: Tensor, rows: Tens
 
 
 @torch.no_grad()
-def _replace_(layer: nn.Module, cut: Cut) -> None:
+def replace_(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Give a linear or convolution layer this weight (o, i, t) and this bias (o,), and its size.
+
+    A layer without a bias gets one only where it is not 0.
+    """
     old = layer.weight
     assert isinstance(old, Tensor)
-    shape = (*cut.weight.shape[:2], *old.shape[2:])
-    layer.weight = _parameter(cut.weight.reshape(shape), old)
+    shape = (*weight.shape[:2], *old.shape[2:])
+    layer.weight = _parameter(weight.reshape(shape), old)
     if layer.bias is not None:
         assert isinstance(layer.bias, Tensor)
-        layer.bias = _parameter(cut.bias, layer.bias)
-    elif cut.bias.any():
-        layer.bias = _parameter(cut.bias, old)
+        layer.bias = _parameter(bias, layer.bias)
+    elif bias.any():
+        layer.bias = _parameter(bias, old)
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = shape[:2]
     elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -104,7 +133,8 @@ def _replace_(layer: nn.Module, cut: Cut) -> None:
 
 
 @torch.no_grad()
-def _cut_norm_(norm: BatchNorm, stay: Tensor) -> None:
+def cut_norm_(norm: BatchNorm, stay: Tensor) -> None:
+    """Leave a batch norm these of its channels, bool (c,)."""
     for name, parameter in list(norm._parameters.items()):
         if parameter is not None:
             setattr(norm, name, _parameter(parameter[stay.to(parameter.device)], parameter))

@@ -75,7 +75,8 @@ class RunRecord:
         epochs: one record per epoch trained.
         training: how the pruned network was trained, and one before pruning by several processes
             or together with others: dictionaries of ``from_epoch``, ``mode`` (``"dense"``,
-            ``"sparse"``, ``"stacked"`` or ``"distributed"``) and ``reason``; usually one.
+            ``"compacted"``, ``"sparse"``, ``"stacked"`` or ``"distributed"``) and ``reason``;
+            usually one.
         seconds: of computing, over all attempts that ended in a whole epoch or stage.
     """
 

@@ -2,7 +2,8 @@
 
 A mask is held by :meth:`lossprune.Mask.enforce` on the optimizer: the loop below knows nothing of
 it.  :class:`SparseTraining` does the same work over the surviving weights alone,
-:class:`StackedTraining` for many networks together, and :class:`SparseStack` both, on a GPU.
+:class:`CompactedTraining` without the channels that lead to no output, :class:`StackedTraining` for
+many networks together, and :class:`SparseStack` the first and the last, on a GPU.
 
 >>> import torch
 >>> from lossprune.data import load
@@ -16,6 +17,11 @@ it.  :class:`SparseTraining` does the same work over the surviving weights alone
 True
 """
 
+from lossprune.training.choice import DenseTraining as DenseTraining
+from lossprune.training.choice import Training as Training
+from lossprune.training.choice import choose_training as choose_training
+from lossprune.training.choice import dense_training as dense_training
+from lossprune.training.compacted import CompactedTraining as CompactedTraining
 from lossprune.training.evaluation import Evaluation as Evaluation
 from lossprune.training.evaluation import evaluate as evaluate
 from lossprune.training.loop import DivergedError as DivergedError
@@ -23,10 +29,6 @@ from lossprune.training.loop import make_optimizer as make_optimizer
 from lossprune.training.loop import train_epoch as train_epoch
 from lossprune.training.precision import Forward as Forward
 from lossprune.training.sparse import SparseTraining as SparseTraining
-from lossprune.training.sparse_choice import DenseTraining as DenseTraining
-from lossprune.training.sparse_choice import Training as Training
-from lossprune.training.sparse_choice import choose_training as choose_training
-from lossprune.training.sparse_choice import dense_training as dense_training
 from lossprune.training.sparse_stack import SparseStack as SparseStack
 from lossprune.training.sparse_structure import NotSparseError as NotSparseError
 from lossprune.training.stacked import StackedTraining as StackedTraining
@@ -37,6 +39,7 @@ from lossprune.training.stacked_choice import choose_stack as choose_stack
 from lossprune.training.stacked_memory import bytes_per_member as bytes_per_member
 
 __all__ = [
+    "CompactedTraining",
     "DenseTraining",
     "DivergedError",
     "Evaluation",

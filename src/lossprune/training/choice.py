@@ -1,4 +1,4 @@
-"""Dense or sparse: which training a pruned network gets, and why."""
+"""Dense, compacted or sparse: which training a pruned network gets, and why."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lossprune.data import Dataset, Split
+from lossprune.deployment.narrowing import NotNarrowableError
 from lossprune.kernels.compiler import NoCompiler
 from lossprune.kernels.cuda import NoCudaCompiler
 from lossprune.pruning.curvature.distributed import processes
+from lossprune.training.compacted import CompactedTraining
 from lossprune.training.evaluation import Evaluation, evaluate
 from lossprune.training.loop import train_epoch
 from lossprune.training.precision import Forward
@@ -19,7 +21,8 @@ from lossprune.training.sparse_structure import NotSparseError, read_layers
 from lossprune.training.stacked_checks import NotStackableError
 
 TRAININGS = ("auto", "dense", "sparse")
-FASTER_BELOW = 0.3  # share of the weights left; docs/training.md has the measurement
+FASTER_BELOW = 0.3  # share of the weights left; docs/training.md has the measurements
+PAYS_BELOW = 0.9  # share of the multiply-adds left when a network is compacted
 
 
 class Training(Protocol):
@@ -27,7 +30,7 @@ class Training(Protocol):
 
     @property
     def mode(self) -> str:
-        """``"dense"``, ``"sparse"`` or ``"distributed"``."""
+        """``"dense"``, ``"compacted"``, ``"sparse"`` or ``"distributed"``."""
         ...
 
     @property
@@ -112,8 +115,9 @@ def choose_training(
         mask: bool tensors by parameter name, True where a weight survives.
         dataset: on the network's device.
         train: ``"dense"``; ``"sparse"``; or ``"auto"``: sparse where it can be done and at most
-            ``FASTER_BELOW`` of the linear layers' weights are left.
-        forward: computes the logits of dense training; what is not plain is dense under "auto".
+            ``FASTER_BELOW`` of the linear layers' weights are left; else compacted where at most
+            ``PAYS_BELOW`` of the multiply-adds are left.
+        forward: computes the logits; what is not plain is not sparse under "auto".
 
     Several processes of a ``torch.distributed`` group train densely, together.
 
@@ -127,16 +131,35 @@ def choose_training(
     if forward is not None and not forward.plain:
         if train == "sparse":
             raise ValueError("train sparse cannot be done with amp or compile")
-        return dense_training(network, dataset, "amp or compile is asked for", forward)
+        return _compacted_or_dense(network, mask, dataset, "amp or compile is asked for", forward)
     try:
         if train == "auto" and (left := _left(network, mask)) > FASTER_BELOW:
             reason = f"{left:.0%} of the weights are left, more than {FASTER_BELOW:.0%}"
-            return dense_training(network, dataset, reason)
+            return _compacted_or_dense(network, mask, dataset, reason, forward)
         return sparse_training(network, mask, dataset)
     except (NotSparseError, NotStackableError, NoCompiler, NoCudaCompiler) as error:
         if train == "sparse":
             raise ValueError(f"train sparse cannot be done: {error}") from None
-        return dense_training(network, dataset, str(error))
+        return _compacted_or_dense(network, mask, dataset, str(error), forward)
+
+
+def _compacted_or_dense(
+    network: nn.Module,
+    mask: Mapping[str, Tensor],
+    dataset: Dataset,
+    reason: str,
+    forward: Forward | None,
+) -> Training:
+    """The compacted training where it pays, else the dense one, for this reason."""
+    if processes() == 1:
+        try:
+            compacted = CompactedTraining(network, mask, dataset, forward)
+        except NotNarrowableError:
+            return dense_training(network, dataset, reason, forward)
+        before, after = compacted.multiply_adds
+        if after <= PAYS_BELOW * before:
+            return compacted
+    return dense_training(network, dataset, reason, forward)
 
 
 def sparse_training(network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset) -> Training:

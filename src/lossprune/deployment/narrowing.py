@@ -1,0 +1,114 @@
+"""The network that is left to train: without the channels from which no path leads to an output.
+
+The gradient of such a channel's weights and biases is exactly 0 and stays so, for a mask is not
+lifted while training.  Without them every other gradient is the same.  A channel that no path leads
+*to* stays: it holds a constant, but its bias is trained.  (:func:`lossprune.compact` removes both,
+and is for networks that are trained no more.)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import EllipsisType
+
+import torch
+from torch import Tensor, nn
+
+from lossprune.deployment.analysis import analyse
+from lossprune.deployment.compaction import masked_copy
+from lossprune.deployment.layers import BatchNorm, Normalised
+from lossprune.deployment.surgery import Extent, cut_norm_, extents, replace_
+from lossprune.deployment.tracing import UntraceableError, code, trace
+from lossprune.pruning.mask import Mask
+
+Index = tuple[Tensor, ...] | EllipsisType
+_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
+
+
+class NotNarrowableError(ValueError):
+    """A network that cannot be trained without some of its channels; the message says why."""
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """A network without the channels that lead to no output, and where its numbers come from.
+
+    Attributes:
+        model: of the same class, with layers of the same names, in training mode.
+        mask: of ``model``'s weights, by the same parameter names.
+        index: by the name of a parameter or buffer of ``model``, what it is of the tensor of the
+            same name before: ``whole[index]`` reads it, ``whole[index] = part`` writes it.
+    """
+
+    model: nn.Module
+    mask: Mask
+    index: Mapping[str, Index]
+
+
+def narrow(model: nn.Module, mask: Mapping[str, Tensor]) -> Narrowing:
+    """Return ``model`` without the channels from which no kept weight leads on to an output.
+
+    Args:
+        model: left unchanged.
+        mask: which weights are kept, by parameter name; a weight it does not name is kept.
+
+    Raises:
+        NotNarrowableError: the network has no graph, computes with the sizes of its layers, draws
+            random numbers, or does otherwise in training than in evaluation.
+        PruningError: the mask names a parameter that the model lacks or has in another shape.
+
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    >>> mask = Mask.dense(model)
+    >>> mask["0.weight"][1] = False  # holds a constant: tanh of its bias
+    >>> mask["2.weight"][:, 2:] = False  # nothing reads these two
+    >>> narrow(model, Mask(mask)).model
+    Sequential(
+      (0): Linear(in_features=3, out_features=2, bias=True)
+      (1): Tanh()
+      (2): Linear(in_features=2, out_features=2, bias=True)
+    )
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _RANDOM):
+            raise NotNarrowableError(f"{name} draws random numbers")
+    small, mask = masked_copy(model, mask)
+    try:
+        analysis = analyse(small, mask, constants=False)
+        found = {extent.operation.name: extent for extent in extents(analysis)}
+        index: dict[str, Index] = {}
+        for name, extent in found.items():
+            if not _whole(extent):
+                index |= _cut_(small.get_submodule(name), extent)
+        if code(trace(small)) != code(analysis.graph):
+            raise NotNarrowableError("the network's code computes with the sizes of its layers")
+        if code(trace(small.train())) != code(analysis.graph):
+            raise NotNarrowableError("it does otherwise in training than in evaluation")
+    except UntraceableError as error:
+        raise NotNarrowableError(str(error)) from None
+    tensors = [*small.named_parameters(), *small.named_buffers()]
+    index = {name: index.get(name, ...) for name, _ in tensors}
+    kept = {name: it[index[name]].contiguous() for name, it in mask.items()}
+    return Narrowing(small, Mask(kept, criterion=mask.criterion), index)
+
+
+def _whole(extent: Extent) -> bool:
+    return bool(extent.rows.all()) and (extent.columns is None or bool(extent.columns.all()))
+
+
+def _cut_(layer: nn.Module, extent: Extent) -> dict[str, Index]:
+    """Leave a layer what stays of it; return which part of its tensors that is, by full name."""
+    device = next(layer.parameters()).device if list(layer.parameters()) else None
+    rows = extent.rows.nonzero()[:, 0].to(device)
+    tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+    index: dict[str, Index] = {name: (rows,) for name, it in tensors if it.dim()}
+    if isinstance(extent.operation, Normalised):
+        assert isinstance(layer, BatchNorm)
+        cut_norm_(layer, extent.rows)
+    else:
+        weight, bias = layer.get_parameter("weight"), layer._parameters.get("bias")
+        if extent.columns is not None:
+            columns = extent.columns.nonzero()[:, 0].to(device)
+            index["weight"] = rows[:, None], columns
+        part = weight.detach()[index["weight"]]
+        left = torch.zeros(len(rows)) if bias is None else bias.detach()[rows]
+        replace_(layer, part.reshape(*part.shape[:2], -1), left)
+    return {f"{extent.operation.name}.{name}": it for name, it in index.items()}

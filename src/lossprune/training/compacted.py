@@ -1,0 +1,195 @@
+"""Training a pruned network without the channels that lead to no output.
+
+The network stays an ordinary one: a smaller copy is trained, and parameters, running statistics and
+the optimizer's momentum are read before and written after every epoch.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from lossprune.data import Dataset, Split
+from lossprune.deployment.costs import multiply_adds
+from lossprune.deployment.narrowing import Index, NotNarrowableError, narrow
+from lossprune.training.evaluation import Evaluation, evaluate
+from lossprune.training.loop import train_epoch
+from lossprune.training.precision import Forward
+from lossprune.training.sgd import plain_settings, step_without_gradients
+
+_BUFFER = "momentum_buffer"  # as torch.optim.SGD calls it
+
+
+class CompactedTraining:
+    """The channels of a pruned network from which a path of kept weights leads to an output.
+
+    The others get no gradient, so what comes out is what :func:`lossprune.training.train_epoch`
+    gives with the mask enforced, to rounding: order and augmentation of the examples, momentum,
+    errors, and the weight decay of what was left out, step by step.  One thing is not the same:
+    running statistics of batch norms over channels that were left out, which nothing reads.
+
+    Args:
+        network: trained in place, with its removed weights at 0.
+        mask: bool tensors by parameter name, True where a weight survives.
+        dataset: on the network's device.
+        forward: how logits are computed; of ``network``, which the smaller copy follows.
+
+    Attributes:
+        multiply_adds: of linear and convolution layers for one example, in the network and in the
+            smaller copy.
+
+    Raises:
+        NotNarrowableError: the network cannot be trained so; the message says why.
+    """
+
+    mode = "compacted"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mask: Mapping[str, Tensor],
+        dataset: Dataset,
+        forward: Forward | None = None,
+    ) -> None:
+        _check(network)
+        narrowing = narrow(network, mask)
+        self.network = network
+        self.dataset = dataset
+        self._small, self._mask, self._index = narrowing.model, narrowing.mask, narrowing.index
+        self._idle_index = _idle(network, narrowing.index, mask)
+        parameters = dict(network.named_parameters())
+        self._idle = {
+            name: nn.Parameter(parameters[name].detach()[index])
+            for name, index in self._idle_index.items()
+        }
+        forward = forward or Forward(network)
+        self._forward = Forward(self._small, forward.amp, compiled=forward.compiled)
+        example = dataset.inputs(dataset.train.images[:1])
+        self.multiply_adds = multiply_adds(network, example), multiply_adds(self._small, example)
+
+    @property
+    def reason(self) -> str:
+        """How much smaller it is, in one line."""
+        before, after = self.multiply_adds
+        return f"{after / 1e6:,.1f} of {before / 1e6:,.1f} million multiply-adds an example"
+
+    def train_epoch(
+        self, optimizer: Optimizer, *, batch_size: int = 100, generator: torch.Generator
+    ) -> float:
+        """Do what :func:`lossprune.training.train_epoch` does, and return the mean loss.
+
+        Args:
+            optimizer: SGD on all parameters of the network, in one group, without Nesterov's
+                momentum and dampening; its momentum is read and written in torch's own format.
+            batch_size: examples a step; the last batch holds what is left.
+            generator: draws the order and the augmentation, as the dense loop would.
+
+        Raises:
+            DivergedError: the loss becomes infinite or NaN.
+            ValueError: another optimizer.
+        """
+        inner = self._optimizer(optimizer)
+        self._read()
+        self.network.train()
+        try:
+            with self._mask.enforce(self._small, inner):
+                return train_epoch(
+                    self._small,
+                    self.dataset,
+                    inner,
+                    batch_size=batch_size,
+                    generator=generator,
+                    forward=self._forward,
+                )
+        finally:
+            self._write()
+            self._write_momentum(inner, optimizer)
+            step_without_gradients(optimizer)
+
+    def evaluate(self, split: Split) -> Evaluation:
+        """Return what :func:`lossprune.training.evaluate` does, to rounding."""
+        self._read()
+        return evaluate(self._small, self.dataset, split, forward=self._forward)
+
+    def _optimizer(self, optimizer: Optimizer) -> SGD:
+        """The same for what is trained here, with its momentum; what is idle gets zeros."""
+        group = plain_settings(self.network, optimizer)
+        inner = SGD(
+            [part for _, _, part in self._parameters()],
+            lr=float(group["lr"]),
+            momentum=float(group["momentum"]),
+            weight_decay=float(group["weight_decay"]),
+            fused=True,
+        )
+        for whole, index, part in self._parameters():
+            momentum = optimizer.state[whole].get(_BUFFER)
+            if momentum is not None:
+                inner.state[part][_BUFFER] = momentum[index].clone()
+        zeros = [(part, torch.zeros_like(part)) for part in self._idle.values()]
+
+        def give_zeros(*_: object) -> None:
+            for part, zero in zeros:
+                part.grad = zero
+
+        inner.register_step_pre_hook(give_zeros)
+        return inner
+
+    def _parameters(self) -> Iterator[tuple[Tensor, Index, Tensor]]:
+        """Parameters of the network, an index into each, and what is kept here of that part."""
+        whole = dict(self.network.named_parameters())
+        for name, part in self._small.named_parameters():
+            yield whole[name], self._index[name], part
+        for name, part in self._idle.items():
+            yield whole[name], self._idle_index[name], part
+
+    def _tensors(self) -> Iterator[tuple[Tensor, Index, Tensor]]:
+        """The same, with the buffers."""
+        yield from self._parameters()
+        whole = dict(self.network.named_buffers())
+        for name, part in self._small.named_buffers():
+            yield whole[name], self._index[name], part
+
+    @torch.no_grad()
+    def _read(self) -> None:
+        for whole, index, part in self._tensors():
+            part.copy_(whole[index])
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        for whole, index, part in self._tensors():
+            whole[index] = part
+
+    def _write_momentum(self, inner: SGD, optimizer: Optimizer) -> None:
+        for whole, index, part in self._parameters():
+            momentum = inner.state[part].get(_BUFFER)
+            if momentum is None:
+                continue
+            if optimizer.state[whole].get(_BUFFER) is None:
+                zeros = torch.zeros_like(whole, requires_grad=False)
+                optimizer.state[whole][_BUFFER] = zeros
+            optimizer.state[whole][_BUFFER][index] = momentum
+
+
+def _check(network: nn.Module) -> None:
+    for module in network.modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            raise NotNarrowableError("it has hooks")
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            raise NotNarrowableError(f"{name} is not trained")
+
+
+def _idle(
+    network: nn.Module, index: Mapping[str, Index], mask: Mapping[str, Tensor]
+) -> dict[str, Index]:
+    """Where each parameter has surviving numbers that are not in the smaller copy."""
+    found: dict[str, Index] = {}
+    for name, parameter in network.named_parameters():
+        idle = torch.ones_like(parameter, dtype=torch.bool)
+        if name in mask:
+            idle &= mask[name].to(idle.device)
+        idle[index[name]] = False
+        if idle.any():
+            found[name] = idle.nonzero(as_tuple=True)
+    return found
