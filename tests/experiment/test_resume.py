@@ -8,10 +8,14 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lossprune.cli import main
 from lossprune.experiment.folder import MASK
@@ -36,7 +40,7 @@ def without_times(value):
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
-def result(path: Path) -> dict[str, object]:
+def result(path: Path) -> dict:
     """All that a run leaves, but for times."""
     folder = the_run(path)
     lines = (folder / "log.txt").read_text().splitlines()
@@ -108,7 +112,34 @@ def test_killed_at_random_moments_it_ends_as_if_never_stopped(tmp_path, way, cou
     assert {"pruning", "training"} <= set(states), states
 
 
-def test_killed_between_any_two_writes_it_ends_as_if_never_stopped(tmp_path, monkeypatch, way):
+class Killed(BaseException):
+    """What kill -9 leaves of a process: nothing of it runs on."""
+
+
+@pytest.fixture
+def stop_before(monkeypatch) -> Callable[[int], None]:
+    """Let this process be killed before so many files from now are put in place or removed."""
+    left = [0]
+
+    def stopping(operation):
+        def instead(path, *args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return operation(path, *args, **kwargs)
+
+        return instead
+
+    monkeypatch.setattr(Path, "replace", stopping(Path.replace))
+    monkeypatch.setattr(Path, "unlink", stopping(Path.unlink))
+
+    def set_left(count: int) -> None:
+        left[0] = count
+
+    return set_left
+
+
+def test_killed_between_any_two_writes_it_ends_as_if_never_stopped(tmp_path, stop_before, way):
     """Stops before every single rename in turn: there is no moment between two others."""
     flags = shlex.split(
         "run --arch MLP --dataset digits --threads 1 --pm LM --exp --pr 0.9 --nex "
@@ -117,38 +148,48 @@ def test_killed_between_any_two_writes_it_ends_as_if_never_stopped(tmp_path, mon
     flags += way
     assert main([*flags, "--path", str(tmp_path / "undisturbed")]) == 0
     expected = result(tmp_path / "undisturbed")
-
-    class Killed(BaseException):
-        """What kill -9 leaves of a process: nothing of it runs on."""
-
-    rename, unlink = Path.replace, Path.unlink
-    countdown = [0]
-
-    def stop_before(operation):
-        def stopping(path, *args, **kwargs):
-            countdown[0] -= 1
-            if countdown[0] == 0:
-                raise Killed
-            return operation(path, *args, **kwargs)
-
-        return stopping
-
-    monkeypatch.setattr(Path, "replace", stop_before(rename))
-    monkeypatch.setattr(Path, "unlink", stop_before(unlink))
     stops = 0
     for stop in range(1, 200):
         path = tmp_path / f"stop-{stop}"
-        countdown[0] = stop
+        stop_before(stop)
         try:
             main([*flags, "--path", str(path)])
         except Killed:
             stops += 1
         else:
             break
-        countdown[0] = 0
+        stop_before(0)
         assert main([*flags, "--path", str(path)]) == 0
         assert result(path) == expected, f"stopped before write {stop}"
     assert stops > 20
+
+
+@pytest.mark.slow
+def test_a_compacted_network_is_trained_on_as_if_never_stopped(tmp_path, stop_before, capfd):
+    """After an epoch: the checkpoint holds the ordinary network."""
+    random = np.random.default_rng(1)
+    for split in ("train", "valid", "test"):
+        for name, count in product("abc", range(4)):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(256, size=(32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{count}.png")
+    flags = shlex.split(
+        "run --arch VGG11 --dataset folder --threads 1 --pm LM --pr 0.97 --nex 12 --nepochs 2 "
+        "--pe 0 --lr 0.05"
+    )
+    flags += ["--data_path", str(tmp_path / "images")]
+    assert main([*flags, "--path", str(tmp_path / "undisturbed")]) == 0
+    expected = result(tmp_path / "undisturbed")
+    (way,) = expected["record"]["training"]
+    assert way["mode"] == "compacted"
+    stop_before(19)
+    with pytest.raises(Killed):
+        main([*flags, "--path", str(tmp_path / "killed")])
+    stop_before(0)
+    assert main([*flags, "--path", str(tmp_path / "killed")]) == 0
+    assert "going on after epoch 1" in capfd.readouterr().err
+    assert result(tmp_path / "killed") == expected
 
 
 @pytest.mark.slow
