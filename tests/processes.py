@@ -24,9 +24,11 @@ FORKSERVER.set_forkserver_preload(
 )
 
 COMMAND = """
-import os, sys
+import os, resource, sys
 from pathlib import Path
 from lossprune.cli import main
+if largest_file:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.dup2(log, 1)
 os.dup2(log, 2)
@@ -63,6 +65,7 @@ class Processes:
         count: of processes.
         stop: the first process ends as if killed before it writes its file of this number; 0: not.
         folders: that each process is in; the current one if not given.
+        largest_file: bytes that a file of theirs may have; 0: as many as there is room for.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Processes:
         *,
         stop: int = 0,
         folders: list[Path] | None = None,
+        largest_file: int = 0,
     ) -> None:
         self.log = log
         self.members = []
@@ -90,6 +94,7 @@ class Processes:
                 arguments=arguments,
                 environment=environment,
                 stop=stop if rank == 0 else 0,
+                largest_file=largest_file,
             )
             self.members.append(process)
         self.pid = self.members[0].pid

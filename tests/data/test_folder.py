@@ -2,8 +2,6 @@
 
 import io
 import os
-import subprocess
-import sys
 import tarfile
 import warnings
 
@@ -13,6 +11,7 @@ import torch
 from PIL import Image
 
 from lossprune.data import load
+from tests.processes import FORKSERVER, begin
 
 CLASSES = ("cat", "dog")
 
@@ -216,33 +215,35 @@ def test_a_cache_that_cannot_be_written_is_warned_of(folder, cache):
 
 
 LOAD = """
-import sys
+import os
+from pathlib import Path
 from lossprune.data import load
 from lossprune.data.folder import read_folder
 
-print("ready", flush=True)
-sys.stdin.readline()
-pets = load("folder", sys.argv[1], seed=1, progress=True)
-print(pets.train.images.sum().item(), pets.test.labels.tolist())
+os.environ["LOSSPRUNE_CACHE"] = cache
+errors = os.open(f"{out}.err", os.O_WRONLY | os.O_CREAT)
+os.dup2(errors, 2)
+ready.wait()
+pets = load("folder", folder, seed=1, progress=True)
+Path(out).write_text(f"{pets.train.images.sum()} {pets.test.labels.tolist()}")
 """
 
 
-def test_of_many_processes_one_decodes(folder, cache):
+def test_of_many_processes_one_decodes(folder, cache, tmp_path):
     for number in range(20, 60):  # Big enough that all three would be at it at once.
         write(folder, f"train/cat/{number}.png", encoded(picture(number, (300, 300, 3))))
     for file in folder.rglob("[01]?.png"):
         file.write_bytes(encoded(picture(0, (300, 300, 3))))
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    command = [sys.executable, "-c", LOAD, folder]
-    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    outs = [tmp_path / f"out-{number}" for number in range(3)]
+    names = {"folder": str(folder), "cache": str(cache), "ready": FORKSERVER.Barrier(3)}
+    processes = [begin(LOAD, out=str(out), **names) for out in outs]
     for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    printed, errors = zip(*[p.communicate(timeout=120) for p in processes], strict=True)
+        process.join(120)
+        assert process.exitcode == 0
     pets = load("folder", folder, seed=1)
-    assert set(printed) == {f"{pets.train.images.sum()} {pets.test.labels.tolist()}\n"}
+    expected = f"{pets.train.images.sum()} {pets.test.labels.tolist()}"
+    assert [out.read_text() for out in outs] == [expected] * 3
+    errors = [out.with_suffix(".err").read_text() for out in outs]
     assert sum("decoding images" in error for error in errors) == 1
     assert [path.suffix for path in cache.iterdir() if path.suffix != ".lock"] == [".safetensors"]
 

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import shlex
 import subprocess
 import sys
@@ -218,7 +217,7 @@ def test_two_processes_of_which_one_is_killed_between_two_writes(tmp_path):
 @pytest.mark.slow
 def test_mnist_killed_in_the_shell_goes_on(tmp_path, root, mnist_path):
     def command(path: Path) -> list[str]:
-        flags = "--arch MLP --nepochs 2 --pe 1 --pm QM --pi 4 --exp --pr 0.98847 --threads 1"
+        flags = "--arch MLP --nepochs 1 --pe 0 --pm QM --pi 4 --exp --pr 0.98847 --threads 1"
         where = ["--data_path", str(mnist_path), "--path", str(path)]
         return [sys.executable, str(root / "experiments.py"), *flags.split(), *where]
 
@@ -233,31 +232,26 @@ def test_mnist_killed_in_the_shell_goes_on(tmp_path, root, mnist_path):
     assert result(killed) == result(undisturbed)
 
 
+SHORT = shlex.split("run --arch MLP --dataset digits --threads 1 --nepochs 3 --pe -1 --path")
+
+
 def test_no_space_left_is_one_sentence_and_loses_nothing(tmp_path):
     """A limit on the size of files makes writing fail as a full disk does."""
-    path = tmp_path / "results"
-    flags = shlex.split("--arch MLP --dataset digits --threads 1 --nepochs 3 --pe -1 --path")
-    command = [sys.executable, "-m", "lossprune.cli", "run", *flags, str(path)]
-    full = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        # Networks fit, and the first checkpoint, which has no momentum yet; the next does not.
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
-    )
-    assert full.returncode == 2
+    path, log = tmp_path / "results", tmp_path / "log"
+    # Networks fit, and the first checkpoint, which has no momentum yet; the next does not.
+    full = Processes([*SHORT, str(path)], log, largest_file=300_000)
+    full.join(120)
+    assert full.exitcode == 2
     folder = the_run(path)
-    said = full.stderr.splitlines()[-1]
+    said = full.said.splitlines()[-1]
     assert said.startswith(f"error: no space left to write {folder / 'checkpoint.pt'}")
-    assert "Traceback" not in full.stderr
+    assert "Traceback" not in full.said
     assert json.loads((folder / "record.json").read_text())["status"] == "running"
     assert torch.load(folder / "best_model.pt", weights_only=True)["metadata"]["epoch"] == 0
     assert not list(folder.glob("*.part"))
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    finish([*SHORT, str(path)], log)
     undisturbed = tmp_path / "undisturbed"
-    assert main(["run", *flags, str(undisturbed)]) == 0
+    assert main([*SHORT, str(undisturbed)]) == 0
     assert (folder / "last_model.pt").read_bytes() == (
         the_run(undisturbed) / "last_model.pt"
     ).read_bytes()
@@ -265,25 +259,23 @@ def test_no_space_left_is_one_sentence_and_loses_nothing(tmp_path):
 
 def test_a_full_disk(tmp_path):
     """A file system of one megabyte, where this system lets us mount one."""
-    disk = tmp_path / "disk"
+    disk, log = tmp_path / "disk", tmp_path / "log"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system needs rights that this process lacks")
     try:
         (disk / "ballast").write_bytes(bytes(500_000))
-        flags = shlex.split("--arch MLP --dataset digits --threads 1 --nepochs 3 --pe -1 --path")
-        command = [sys.executable, "-m", "lossprune.cli", "run", *flags, str(disk / "results")]
-        full = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert full.returncode == 2
-        assert "error: no space left to write" in full.stderr
+        full = Processes([*SHORT, str(disk / "results")], log)
+        full.join(120)
+        assert full.exitcode == 2
+        assert "error: no space left to write" in full.said
         record = the_run(disk / "results") / "record.json"
         if record.exists():
             assert json.loads(record.read_text())["status"] == "running"
         (disk / "ballast").unlink()
         subprocess.run([*mount[:4], "remount,size=8m", *mount[5:]], check=True)
-        again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert again.returncode == 0, again.stderr
+        finish([*SHORT, str(disk / "results")], log)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

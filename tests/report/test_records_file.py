@@ -92,11 +92,12 @@ def test_the_report_of_the_file_is_that_of_the_folder(command, real):
         assert [len(line) for line in logs[0]] == [len(line) for line in logs[1]]
 
 
-def test_pandas_alone_reads_what_the_records_say(real):
-    frame = pd.read_parquet(real / "all.parquet")
+def test_pandas_alone_reads_what_the_records_say(digits_results, tmp_path):
+    write_records(read_results(digits_results), tmp_path / "all.parquet")
+    frame = pd.read_parquet(tmp_path / "all.parquet")
     assert len(frame) == 20
     for _, row in frame.iterrows():
-        folder = real / "results" / row["folder"]
+        folder = digits_results / row["folder"]
         record = json.loads((folder / "record.json").read_text())
         config = {**row["config"], **{name: json.loads(it) for name, it in row["more_config"]}}
         assert config == record["config"]
