@@ -12,7 +12,8 @@ from lossprune.data.download import fetch
 from lossprune.data.transfer import Patience, RemoteFile
 
 GOOD = bytes(range(256)) * 2000
-HASTY = Patience(timeout=0.3, attempts=3, pause=0.01)
+HASTY = Patience(timeout=20, attempts=3, pause=0.01)
+IMPATIENT = Patience(timeout=0.3, attempts=3, pause=0.01)
 
 
 def verify(path):
@@ -25,7 +26,7 @@ def remote(*mirrors):
 
 
 def get(file, folder, **options):
-    return fetch(file, folder, patience=HASTY, **options)
+    return fetch(file, folder, **({"patience": HASTY} | options))
 
 
 def left_in(folder):
@@ -77,11 +78,11 @@ def test_a_stalled_answer_is_given_up_and_resumed_elsewhere_or_later(server, tmp
     server.files |= {"/slow/file.gz": GOOD, "/fast/file.gz": GOOD}
     server.stall.add("/slow/file.gz")
     file = remote(f"{server.url}/slow", f"{server.url}/fast")
-    assert get(file, tmp_path).read_bytes() == GOOD
+    assert get(file, tmp_path, patience=IMPATIENT).read_bytes() == GOOD
     assert server.requests[-1] == ("/fast/file.gz", None)
     assert left_in(tmp_path) == ["file.gz"]  # Nor a part of the first address's.
     with pytest.raises(OSError, match=r"/slow/file.gz \(no answer in time\)"):
-        get(remote(f"{server.url}/slow"), tmp_path / "other")
+        get(remote(f"{server.url}/slow"), tmp_path / "other", patience=IMPATIENT)
     assert not (tmp_path / "other" / "file.gz").exists()
 
 
