@@ -172,6 +172,19 @@ def test_the_same_twice_to_the_bit(few):
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
+def test_a_mask_named_as_in_a_compiled_network(few):
+    """What its names have before them does not matter: what is removed never comes back."""
+    network = plain()
+    mask = cutting(network)
+    mask.apply_(network)
+    optimizer = make_optimizer(network, lr=0.02, l2=0.01)
+    with mask.enforce(network, optimizer):
+        train_epoch(network, few, optimizer, generator=seeded(0))  # removed weights get a momentum
+    compiled = Mask({f"_orig_mod.{name}": kept for name, kept in mask.items()})
+    CompactedTraining(network, compiled, few).train_epoch(optimizer, generator=seeded(1))
+    assert not any(network.get_parameter(name)[~kept].any() for name, kept in mask.items())
+
+
 def test_a_loss_that_is_not_finite(few):
     network = plain()
     mask = cutting(network)

@@ -21,7 +21,6 @@ from lossprune.deployment.tracing import UntraceableError, code, trace
 from lossprune.pruning.mask import Mask
 
 Index = tuple[Tensor, ...] | EllipsisType
-_RANDOM = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 class NotNarrowableError(ValueError):
@@ -68,7 +67,8 @@ def narrow(model: nn.Module, mask: Mapping[str, Tensor]) -> Narrowing:
     )
     """
     for name, module in model.named_modules():
-        if isinstance(module, _RANDOM):
+        dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        if dropout or isinstance(module, nn.RReLU):
             raise NotNarrowableError(f"{name} draws random numbers")
     small, mask = masked_copy(model, mask)
     try:
@@ -84,7 +84,7 @@ def narrow(model: nn.Module, mask: Mapping[str, Tensor]) -> Narrowing:
             raise NotNarrowableError("it does otherwise in training than in evaluation")
     except UntraceableError as error:
         raise NotNarrowableError(str(error)) from None
-    tensors = [*small.named_parameters(), *small.named_buffers()]
+    tensors = [*small.named_parameters(remove_duplicate=False), *small.named_buffers()]
     index = {name: index.get(name, ...) for name, _ in tensors}
     kept = {name: it[index[name]].contiguous() for name, it in mask.items()}
     return Narrowing(small, Mask(kept, criterion=mask.criterion), index)
@@ -96,9 +96,9 @@ def _whole(extent: Extent) -> bool:
 
 def _cut_(layer: nn.Module, extent: Extent) -> dict[str, Index]:
     """Leave a layer what stays of it; return which part of its tensors that is, by full name."""
-    device = next(layer.parameters()).device if list(layer.parameters()) else None
-    rows = extent.rows.nonzero()[:, 0].to(device)
     tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+    device = tensors[0][1].device
+    rows = extent.rows.nonzero()[:, 0].to(device)
     index: dict[str, Index] = {name: (rows,) for name, it in tensors if it.dim()}
     if isinstance(extent.operation, Normalised):
         assert isinstance(layer, BatchNorm)

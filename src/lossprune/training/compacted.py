@@ -13,6 +13,7 @@ from torch.optim import SGD, Optimizer
 from lossprune.data import Dataset, Split
 from lossprune.deployment.costs import multiply_adds
 from lossprune.deployment.narrowing import Index, NotNarrowableError, narrow
+from lossprune.pruning.matching import match
 from lossprune.training.evaluation import Evaluation, evaluate
 from lossprune.training.loop import train_epoch
 from lossprune.training.precision import Forward
@@ -57,7 +58,8 @@ class CompactedTraining:
         self.network = network
         self.dataset = dataset
         self._small, self._mask, self._index = narrowing.model, narrowing.mask, narrowing.index
-        self._idle_index = _idle(network, narrowing.index, mask)
+        kept = {found: mask[name] for name, found in match(mask, network).items()}
+        self._idle_index = _idle(network, narrowing.index, kept)
         parameters = dict(network.named_parameters())
         self._idle = {
             name: nn.Parameter(parameters[name].detach()[index])
