@@ -3,6 +3,8 @@
 #   make test   install with the test extra, then lint, import contracts, types, tests
 PYTHON ?= python3
 BIN := .venv/bin
+# Modules are compiled when they are first imported; most of what is installed never is.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo test check install install-test clean
 
@@ -25,11 +27,11 @@ install-test: .venv/installed-test
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	$(PIP) -e . -c constraints.txt
 	@touch $@
 
 .venv/installed-test: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	$(PIP) -e '.[test]' -c constraints.txt
 	@touch $@ .venv/installed
 
 clean:

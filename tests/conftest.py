@@ -13,10 +13,13 @@ ENOUGH = 4 << 30  # bytes
 
 
 def pytest_configure():
-    """Keep the tests' files in memory where they fit and programs among them can be run.
+    """Let programs take one thread, and keep the tests' files in memory where they fit.
 
-    Runs flush every file that they write to the disk, and tests would wait for it.
+    Tests share the cores, and threads that wait for one another would take them.  Runs flush every
+    file that they write to the disk, and tests would wait for it; it must be possible to run the
+    programs among the files.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not os.access(IN_MEMORY, os.W_OK):
         return
     there = os.statvfs(IN_MEMORY)

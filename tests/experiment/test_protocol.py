@@ -36,7 +36,6 @@ def bash(script: str, folder: Path, python: str) -> subprocess.CompletedProcess[
         env={
             **os.environ,
             "PATH": f"{programs}:{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",  # the commands say nothing of threads, and tests share cores
         },
         capture_output=True,
         text=True,
