@@ -5,9 +5,11 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +24,47 @@ from lossprune.sweep import PLANS, read_plan
 LOOPS = {path.stem: path for path in (Path(__file__).parent / "protocol").glob("*.sh")}
 LAMBDAS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 SEEDS = (1111, 1112, 1113, 1114, 1115)
+SEEDS_PLACE = "9999"  # in a command that is read for all of them
+
+
+def bash_in(folder: Path, python: str) -> tuple[list[str], dict[str, str]]:
+    """The start of a bash command, and an environment where ``python`` is the given script."""
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    (programs / "python").write_text(f"#!/bin/bash\n{python}\n")
+    (programs / "python").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    return ["bash", "-e", "-c"], environment
 
 
 def bash(script: str, folder: Path, python: str) -> subprocess.CompletedProcess[str]:
     """Run a script in a folder where ``python`` is the given shell script."""
-    programs = folder / "bin"
-    programs.mkdir()
-    (programs / "python").write_text(f"#!/bin/bash\n{python}\n")
-    (programs / "python").chmod(0o755)
+    program, environment = bash_in(folder, python)
     return subprocess.run(
-        ["bash", "-e", "-c", script],
+        [*program, script],
         cwd=folder,
-        env={
-            **os.environ,
-            "PATH": f"{programs}:{os.environ['PATH']}",
-        },
+        env=environment,
         capture_output=True,
         text=True,
         timeout=400,
         check=False,
     )
+
+
+def read(calls: list[list[str]]) -> list[RunConfig]:
+    """Parse the commands, each once for all of the seeds that it is given for."""
+    parsed: dict[str, RunConfig] = {}
+    configs = []
+    for call in calls:
+        text = " ".join(call)
+        seed = re.findall(r"--seed (\d+)", text)[-1]
+        common = text.replace(seed, SEEDS_PLACE)
+        if common not in parsed:
+            parsed[common] = parse(COMMANDS["run"], common.split()[1:])
+        config = parsed[common]
+        start = config.start and Path(str(config.start).replace(SEEDS_PLACE, seed))
+        configs.append(replace(config, seed=int(seed), start=start))
+    return configs
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -53,7 +76,7 @@ def test_every_command_of_the_loops_is_one_run_of_the_bundled_plan(name, tmp_pat
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     assert len(calls) == 415
     assert all(call[0] == "experiments.py" for call in calls)
-    configs: list[RunConfig] = [parse(COMMANDS["run"], call[1:]) for call in calls]
+    configs = read(calls)
     assert len({config.folder for config in configs}) == 415
     baselines = {config.seed: config for config in configs if not config.prunes}
     assert sorted(baselines) == list(SEEDS)
@@ -103,13 +126,23 @@ def real_python(root: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_mnist_loop_runs_on_mnist(tmp_path, root, mnist_path):
+def test_the_mnist_loop_runs_on_mnist_and_goes_on_when_killed(tmp_path, root, mnist_path):
     loop = shortened(
         LOOPS["mlp"].read_text(), mnist_path, SEED="1111", PM="QM", PI="14", LAMBDA="1e-3"
     )
+    program, environment = bash_in(tmp_path, real_python(root))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*program, loop], cwd=tmp_path, env=environment, start_new_session=True,
+        stderr=pipe, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        assert any(line.startswith("stage 3/14") for line in process.stderr)
+        os.killpg(process.pid, signal.SIGKILL)
     done = bash(loop, tmp_path, real_python(root))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+    assert done.stdout.splitlines() == ["Experiment already exists!"] * 2
+    assert re.search("^going on after pruning stage [2-9]", done.stderr, re.MULTILINE)
     records = results(tmp_path)
     assert sorted(records) == [
         "arch=MLP,dec=1.0,dec_every=1,exp=False,l2=0.0005,lr=0.01,model_0=None,nepochs=1,nex=1000,"
@@ -125,7 +158,7 @@ def test_the_mnist_loop_runs_on_mnist(tmp_path, root, mnist_path):
     assert magnitude.before_pruning is not None
     assert magnitude.before_pruning.scores == dense.best.scores
     assert magnitude.removed == quadratic.removed == 263_131 == round(0.98847 * 266_200)
-    assert len(quadratic.stages) == 14
+    assert [stage["stage"] for stage in quadratic.stages] == list(range(1, 15))
 
 
 EACH = {"train": 5, "test": 2}  # images of each class

@@ -214,24 +214,6 @@ def test_two_processes_of_which_one_is_killed_between_two_writes(tmp_path):
         assert result(path) == expected, f"stopped before write {stop}"
 
 
-@pytest.mark.slow
-def test_mnist_killed_in_the_shell_goes_on(tmp_path, root, mnist_path):
-    def command(path: Path) -> list[str]:
-        flags = "--arch MLP --nepochs 1 --pe 0 --pm QM --pi 4 --exp --pr 0.98847 --threads 1"
-        where = ["--data_path", str(mnist_path), "--path", str(path)]
-        return [sys.executable, str(root / "experiments.py"), *flags.split(), *where]
-
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    subprocess.run(command(undisturbed), check=True, capture_output=True, timeout=120)
-    with subprocess.Popen(command(killed), stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert any(line.startswith("stage 2/4") for line in process.stderr)
-        process.kill()
-    again = subprocess.run(command(killed), check=True, capture_output=True, text=True, timeout=120)
-    assert "going on after pruning stage 2" in again.stderr
-    assert result(killed) == result(undisturbed)
-
-
 SHORT = shlex.split("run --arch MLP --dataset digits --threads 1 --nepochs 3 --pe -1 --path")
 
 

@@ -50,6 +50,8 @@ def test_an_unknown_amp_is_refused():
 
 def config(path, **changes) -> RunConfig:
     settings = {"arch": "MLP", "dataset": "digits", "prune_epoch": 1, "sparsity": 0.9, "epochs": 3}
+    # One size of batches to compile training for.
+    settings |= {"train": "dense", "batch_size": 1297, "lr": 0.1}
     return RunConfig(path=path, device="cpu", threads=1, **{**settings, **changes})
 
 

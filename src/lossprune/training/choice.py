@@ -140,6 +140,8 @@ def choose_training(
     except (NotSparseError, NotStackableError, NoCompiler, NoCudaCompiler) as error:
         if train == "sparse":
             raise ValueError(f"train sparse cannot be done: {error}") from None
+        if isinstance(error, NoCompiler | NoCudaCompiler):
+            return dense_training(network, dataset, str(error), forward)  # which is to be seen
         return _compacted_or_dense(network, mask, dataset, str(error), forward)
 
 
