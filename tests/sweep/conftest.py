@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lossprune import Mask
+from tests.processes import finish
 
 PLAN = """
 arch = "MLP"
@@ -49,13 +50,12 @@ class Grid:
         at = command.index("--workers")
         return subprocess.Popen(command[:at] + command[at + 2 :], stderr=subprocess.PIPE, text=True)
 
-    def finish(self, *more: str) -> subprocess.CompletedProcess[str]:
-        """Sweep to the end, which must be a good one."""
-        done = subprocess.run(
-            self.command(*more), capture_output=True, text=True, timeout=100, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done
+    def finish(self, *more: str) -> str:
+        """Sweep to the end, which must be a good one, and return what was said."""
+        log = self.plan.with_name("said")
+        log.unlink(missing_ok=True)
+        finish(self.command(*more)[3:], log)
+        return log.read_text()
 
     @property
     def runs(self) -> dict[str, dict]:

@@ -52,8 +52,8 @@ def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on(grid, che
     assert len(gone) == len(below)
     assert set(grid.statuses().values()) <= {"finished", "running"}
     before = mtimes(grid)
-    done = grid.finish()
-    assert f"5 of 5 finished ({len(before)} before)" in done.stderr
+    said = grid.finish()
+    assert f"5 of 5 finished ({len(before)} before)" in said
     after = mtimes(grid)
     assert {file: after[file] for file in before} == before
     check_same(grid)

@@ -55,7 +55,7 @@ def quiet(make_grid, kept):
     """The same sweep by one worker, without any fault; done once."""
     grid = make_grid(kept)
     if not grid.path.exists():
-        grid.said = grid.finish("--workers", "1").stderr
+        grid.said = grid.finish("--workers", "1")
         (kept / "said").write_text(grid.said)
     grid.said = (kept / "said").read_text()
     return grid
@@ -85,8 +85,8 @@ def test_baselines_are_a_group_and_then_what_was_pruned_side_by_side(quiet, make
     ]
     assert ways(quiet) == {(1, "stacked")}
     alone = make_grid(tmp_path)
-    done = alone.finish("--stack", "1")
-    assert "training together" not in done.stderr
+    said = alone.finish("--stack", "1")
+    assert "training together" not in said
     assert ways(alone) == {(1, "dense")}
     assert [Mask.load(it).sparsity for it in alone.path.glob("*/mask.safetensors")]
     for name, record in alone.runs.items():
@@ -140,8 +140,8 @@ def test_whatever_is_killed_a_group_goes_on_to_the_same_results(quiet, make_grid
     assert process.returncode == 130, said
     assert "Traceback" not in said
 
-    done = grid.finish("--workers", "1")
-    assert "6 of 6 finished (2 before)" in done.stderr
+    said = grid.finish("--workers", "1")
+    assert "6 of 6 finished (2 before)" in said
     check_same(grid, quiet)
 
 
