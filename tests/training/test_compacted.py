@@ -185,6 +185,22 @@ def test_a_mask_named_as_in_a_compiled_network(few):
     assert not any(network.get_parameter(name)[~kept].any() for name, kept in mask.items())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("build", [plain, residual])
+def test_on_a_gpu(few, build):
+    dense = build()
+    mask = cutting(dense)
+    mask.apply_(dense)
+    compacted = copy.deepcopy(dense).cuda()
+    train_epoch(dense, few, begun(dense, mask), generator=seeded(1))
+    training = CompactedTraining(compacted, mask, few.to(torch.device("cuda")))
+    training.train_epoch(begun(compacted, mask), generator=seeded(1))
+    for name, parameter in dense.named_parameters():
+        # Convolutions there may round their inputs to TensorFloat-32.
+        found = compacted.get_parameter(name).cpu()
+        torch.testing.assert_close(found, parameter, atol=2e-3, rtol=0, msg=name)
+
+
 def test_a_loss_that_is_not_finite(few):
     network = plain()
     mask = cutting(network)

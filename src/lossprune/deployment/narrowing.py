@@ -84,9 +84,11 @@ def narrow(model: nn.Module, mask: Mapping[str, Tensor]) -> Narrowing:
             raise NotNarrowableError("it does otherwise in training than in evaluation")
     except UntraceableError as error:
         raise NotNarrowableError(str(error)) from None
-    tensors = [*small.named_parameters(remove_duplicate=False), *small.named_buffers()]
-    index = {name: index.get(name, ...) for name, _ in tensors}
-    kept = {name: it[index[name]].contiguous() for name, it in mask.items()}
+    tensors = dict([*small.named_parameters(remove_duplicate=False), *small.named_buffers()])
+    index = {name: index.get(name, ...) for name in tensors}
+    kept = {
+        name: it.to(tensors[name].device)[index[name]].contiguous() for name, it in mask.items()
+    }
     return Narrowing(small, Mask(kept, criterion=mask.criterion), index)
 
 
