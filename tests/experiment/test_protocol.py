@@ -142,7 +142,7 @@ def test_the_mnist_loop_runs_on_mnist_and_goes_on_when_killed(tmp_path, root, mn
     done = bash(loop, tmp_path, real_python(root))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["Experiment already exists!"] * 2
-    assert re.search("^going on after pruning stage \d", done.stderr, re.MULTILINE)
+    assert re.search(r"^going on after pruning stage \d", done.stderr, re.MULTILINE)
     records = results(tmp_path)
     assert sorted(records) == [
         "arch=MLP,dec=1.0,dec_every=1,exp=False,l2=0.0005,lr=0.01,model_0=None,nepochs=1,nex=1000,"
