@@ -58,8 +58,8 @@ seed = [1, 2]
 
 
 @pytest.mark.slow
-def test_a_lost_node_loses_none_of_a_group(new_grid, cluster):
-    """Two baselines on the one node there is; another one goes on from where they were."""
+def test_a_lost_node_loses_none_of_a_group(new_grid, cluster, tmp_path):
+    """Two baselines on the one node there is; another one goes on to the same bits."""
     grid, node = new_grid, add_node(cluster)
     grid.plan.write_text(GROUP)
     process = grid.start_on_ray(cluster.address)
@@ -71,8 +71,14 @@ def test_a_lost_node_loses_none_of_a_group(new_grid, cluster):
     assert "training together: baseline seed=1; baseline seed=2" in said
     assert "they go on elsewhere" in said
     assert "2 of 2 finished" in said
-    for run in grid.runs.values():
+    (tmp_path / "quiet").mkdir()
+    quiet = type(grid)(tmp_path / "quiet", "--threads", "1")
+    quiet.plan.write_text(GROUP)
+    quiet.finish("--workers", "1")
+    assert grid.networks() == quiet.networks()
+    for name, run in quiet.runs.items():
         assert [row["epoch"] for row in run["epochs"]] == list(range(1, 101))
+        assert grid.runs[name]["epochs"] == run["epochs"]
 
 
 def test_no_cluster_is_told_in_one_sentence(capfd, tmp_path, monkeypatch):

@@ -141,7 +141,8 @@ def choose_training(
         if train == "sparse":
             raise ValueError(f"train sparse cannot be done: {error}") from None
         if isinstance(error, NoCompiler | NoCudaCompiler):
-            return dense_training(network, dataset, str(error), forward)  # which is to be seen
+            # Sparse training would gain more than compaction: let the reason be read.
+            return dense_training(network, dataset, str(error), forward)
         return _compacted_or_dense(network, mask, dataset, str(error), forward)
 
 
