@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -268,7 +269,7 @@ def test_progress_is_plain_lines_on_standard_error_when_piped(command):
 
 @pytest.mark.skipif(shutil.which("script") is None, reason="no `script` to make a terminal")
 def test_progress_is_bars_on_a_terminal(tmp_path):
-    program = f"{sys.executable} -m lossprune.cli {' '.join(QUICK)} --path {tmp_path / 'r'}"
+    program = f"{sys.executable} -m lossprune {' '.join(QUICK)} --path {tmp_path / 'r'}"
     shown = subprocess.run(
         ["script", "-qec", program, "/dev/null"],
         capture_output=True,
@@ -290,7 +291,7 @@ def test_the_traceback_is_shown_with_debug_only(command):
 
 def test_an_interrupt_is_one_line_and_the_run_goes_on(tmp_path):
     flags = (*DIGITS, "--nepochs", "400", "--pe", "-1", "--path", str(tmp_path))
-    program = [sys.executable, "-m", "lossprune.cli", *flags]
+    program = [sys.executable, "-m", "lossprune", *flags]
     with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert any(line.startswith("epoch 2/400") for line in process.stderr)
@@ -308,6 +309,14 @@ def test_alone_it_says_what_there_is(command):
     assert (answer.status, answer.err) == (0, "")
     for word in ("run", "prune", "deploy", "data", "demo"):
         assert re.search(rf"^  {word} ", answer.out, re.MULTILINE)
+
+
+def test_the_package_is_a_program_of_the_same_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/lossprune/__main__.py", "run", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("lossprune", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: lossprune run ")
 
 
 def test_a_wrong_command_is_answered_with_the_nearest(command):

@@ -1,4 +1,4 @@
-"""The command line: ``lossprune run | data | demo``.
+"""The command line: ``lossprune run | sweep | …``, or ``python -m lossprune``.
 
 A command is a frozen dataclass whose fields are its flags, and a function that takes it.  tyro
 parses and writes the help; what it cannot parse is answered here, in one sentence.

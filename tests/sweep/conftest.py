@@ -40,7 +40,7 @@ class Grid:
 
     def command(self, *more: str) -> list[str]:
         words = ["sweep", str(self.plan), "--path", str(self.path), "--workers", "2", *self.flags]
-        return [sys.executable, "-m", "lossprune.cli", *words, *more]
+        return [sys.executable, "-m", "lossprune", *words, *more]
 
     def start(self, *more: str, **options) -> subprocess.Popen[str]:
         return subprocess.Popen(self.command(*more), stderr=subprocess.PIPE, text=True, **options)
