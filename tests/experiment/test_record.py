@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -46,20 +47,31 @@ def test_the_log_has_the_published_format(record):
         "# pi=1",
         "# seed=1111",
         "# start weights sha256 " + "ab" * 32,
+        "# row n, counted from 0, is the network after epoch n + 1",
+        "# train_l and train_m are evaluations of it, as the other columns, without augmentation: "
+        "not means over the epoch's batches in training mode",
         "n\ttrain_l\ttrain_m\tvalid_l\tvalid_m\ttest_l\ttest_m\ttime",
-        "1\t1.00000\t0.10000\t2.00000\t0.05000\t3.00000\t0.03333\t0.50",
-        "2\t0.50000\t0.05000\t1.50000\t0.02500\t2.50000\t0.01667\t0.50",
+        "0\t1.00000\t0.10000\t2.00000\t0.05000\t3.00000\t0.03333\t0.50",
+        "1\t0.50000\t0.05000\t1.50000\t0.02500\t2.50000\t0.01667\t0.50",
         "# before pruning: train_l 0.50000 train_m 0.05000 valid_l 1.50000 valid_m 0.02500 "
         "test_l 2.50000 test_m 0.01667",
         "# stage 1/1: sparsity 0.50000 loss 0.25000 -> 0.75000 predicted change 0.12500",
         "# after pruning: train_l 2.00000 train_m 0.20000 valid_l 3.00000 valid_m 0.10000 "
         "test_l 4.00000 test_m 0.06667",
         "# removed 5 of 10: sparsity 0.5000000",
-        "3\t0.33333\t0.03333\t1.33333\t0.01667\t2.33333\t0.01111\t0.50",
+        "2\t0.33333\t0.03333\t1.33333\t0.01667\t2.33333\t0.01111\t0.50",
         "# finished",
-        "# best epoch 3: train_l 0.33333 train_m 0.03333 valid_l 1.33333 valid_m 0.01667 "
+        "# best epoch 3 (n 2): train_l 0.33333 train_m 0.03333 valid_l 1.33333 valid_m 0.01667 "
         "test_l 2.33333 test_m 0.01111",
     ]
+
+
+def test_the_log_names_the_row_of_an_epoch_where_it_has_one(record):
+    training = ({"from_epoch": 3, "mode": "dense", "reason": "asked for"},)
+    log = replace(record, best=record.after_pruning, training=training).to_log()
+    assert "# training from epoch 3 (n 2): dense, asked for\n" in log
+    unpruned = replace(record, best=EpochRecord(0, scores(1.0)), epochs=())
+    assert "# best epoch 0: train_l" in unpruned.to_log()
 
 
 def test_a_record_survives_json_to_the_last_bit(record):

@@ -208,7 +208,7 @@ def test_the_way_of_training_is_recorded_and_logged(config):
     dense = run(replace(config, train="dense"))
     assert [(it["from_epoch"], it["mode"]) for it in automatic.training] == [(3, "sparse")]
     assert [(it["from_epoch"], it["mode"]) for it in dense.training] == [(3, "dense")]
-    told = f"# training from epoch 3: sparse, {automatic.training[0]['reason']}"
+    told = f"# training from epoch 3 (n 2): sparse, {automatic.training[0]['reason']}"
     assert told in (config.folder / "log.txt").read_text().splitlines()
     assert run(replace(config, prune_epoch=-1)).training == ()
 

@@ -11,6 +11,14 @@ from typing import Any
 
 LOG_HEADER = "n\ttrain_l\ttrain_m\tvalid_l\tvalid_m\ttest_l\ttest_m\ttime"
 
+# The published log's rows are counted from 0, and its training columns are means over the epoch's
+# batches while the network was trained.  Ours are what every other column is: an evaluation.
+_LOG_COMMENT = (
+    "row n, counted from 0, is the network after epoch n + 1",
+    "train_l and train_m are evaluations of it, as the other columns, without augmentation: "
+    "not means over the epoch's batches in training mode",
+)
+
 RUNNING, FINISHED, DIVERGED = "running", "finished", "diverged"
 
 
@@ -159,14 +167,14 @@ class RunRecord:
         lines += [f"# start weights sha256 {self.start.weights_sha256}"]
         pruning = [f"# {line}" for line in self._pruning_lines()]
         lines += pruning if not self.epochs or pruned_at == 0 else []
-        lines += [LOG_HEADER]
+        lines += [*(f"# {line}" for line in _LOG_COMMENT), LOG_HEADER]
         for row in self.epochs:
             lines.append(_log_line(row))
             lines += pruning if self._log_pruning_after(row.epoch, pruned_at) else []
         if self.status != RUNNING:
             lines.append(f"# {self.status}" + (f": {self.message}" if self.message else ""))
             if self.best is not None:
-                lines.append(f"# best epoch {self.best.epoch}: {describe(self.best.scores)}")
+                lines.append(f"# best {_epoch_and_row(self.best.epoch)}: {describe(self.best.scores)}")
         return "\n".join(lines) + "\n"
 
     def _log_pruning_after(self, epoch: int, pruned_at: int | None) -> bool:
@@ -182,7 +190,7 @@ class RunRecord:
             lines.append(f"after pruning: {describe(self.after_pruning.scores)}")
             lines.append(f"removed {self.removed} of {self.prunable}: sparsity {self.sparsity:.7f}")
         lines += [
-            f"training from epoch {it['from_epoch']}: {it['mode']}, {it['reason']}"
+            f"training from {_epoch_and_row(it['from_epoch'])}: {it['mode']}, {it['reason']}"
             for it in self.training
         ]
         return lines
@@ -231,7 +239,12 @@ def summarise(record: RunRecord) -> str:
 
 def _log_line(row: EpochRecord) -> str:
     scores = (f"{value:.5f}" for value in vars(row.scores).values())
-    return "\t".join([str(row.epoch), *scores, f"{row.seconds:.2f}"])
+    return "\t".join([str(row.epoch - 1), *scores, f"{row.seconds:.2f}"])
+
+
+def _epoch_and_row(epoch: int) -> str:
+    """Name an epoch in the log; epoch 0, before all training, has no row there."""
+    return f"epoch {epoch} (n {epoch - 1})" if epoch else "epoch 0"
 
 
 def _epoch(values: Mapping[str, Any] | None) -> Any:
