@@ -174,7 +174,8 @@ class RunRecord:
         if self.status != RUNNING:
             lines.append(f"# {self.status}" + (f": {self.message}" if self.message else ""))
             if self.best is not None:
-                lines.append(f"# best {_epoch_and_row(self.best.epoch)}: {describe(self.best.scores)}")
+                best = _epoch_and_row(self.best.epoch)
+                lines.append(f"# best {best}: {describe(self.best.scores)}")
         return "\n".join(lines) + "\n"
 
     def _log_pruning_after(self, epoch: int, pruned_at: int | None) -> bool:
