@@ -10,7 +10,10 @@ import lossprune
 
 
 class Network(nn.Module):
-    """Convolutions, batch norm that tracks, dropout, a buffer that forward writes, and a switch."""
+    """Convolutions, batch norm that tracks, dropout, a buffer that forward writes, and a switch.
+
+    A cell that runs twice and the norm have several names each.
+    """
 
     def __init__(self):
         super().__init__()
@@ -18,6 +21,9 @@ class Network(nn.Module):
         self.norm = nn.BatchNorm2d(4)
         self.frozen_norm = nn.BatchNorm2d(4).eval()
         self.dropout = nn.Dropout(0.5)
+        self.recurrent = nn.LSTM(4, 4, batch_first=True)
+        self.cells = nn.ModuleList([nn.Linear(4, 4)] * 2)
+        self.last_norm = self.frozen_norm
         self.head = nn.Linear(4, 3)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.fails = False
@@ -28,7 +34,10 @@ class Network(nn.Module):
         x = self.dropout(self.frozen_norm(torch.relu(self.norm(self.conv(x)))))
         if self.fails:
             raise ArithmeticError("as the test wants it")
-        return self.head(x.mean((2, 3))) + 0 * noise
+        x = self.recurrent(x.mean((2, 3))[:, None])[0][:, -1]
+        for cell in self.cells:
+            x = torch.tanh(cell(x))
+        return self.head(x) + 0 * noise
 
 
 def batches():
@@ -58,8 +67,12 @@ def snapshot(network):
     return {
         "parameters": {
             name: (id(p), p.data_ptr(), p._version, p.requires_grad)
-            for name, p in network.named_parameters()
+            for name, p in network.named_parameters(remove_duplicate=False)
         },
+        "buffers": {
+            name: (id(b), b._version) for name, b in network.named_buffers(remove_duplicate=False)
+        },
+        "weights of the LSTM": [id(p) for p in network.recurrent._flat_weights],
         "state": {name: value.tolist() for name, value in network.state_dict().items()},
         "gradients": {
             name: None if p.grad is None else p.grad.tolist()
@@ -86,7 +99,7 @@ USES = {
         criterion: lambda network, criterion=criterion: lossprune.prune(
             network, criterion, sparsity=0.5, data=batches(), stages=2
         )
-        for criterion in ("MP", "LM", "QM", "OBD")
+        for criterion in lossprune.CRITERIA
     },
     "MP without data": lambda network: lossprune.prune(network, "MP", sparsity=0.5),
 }

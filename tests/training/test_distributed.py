@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from lossprune.training.batch_norm import SharedBatchNorm, share_batch_norm_
 from tests.processes import begin, free_port
 
 MEMBER = Path(__file__).with_name("group_member.py")
@@ -85,6 +87,14 @@ def test_batch_norm_is_that_of_the_whole_batch(alone, group, norm):
         else:
             for it in found:
                 assert_close(it[name], value, name, tolerance)
+
+
+def test_a_batch_norm_of_several_names_is_replaced_under_all():
+    norm = nn.BatchNorm1d(4)
+    network = nn.ModuleDict({"twice": nn.Sequential(norm, nn.ReLU(), norm), "again": norm})
+    share_batch_norm_(network)
+    assert isinstance(network["again"], SharedBatchNorm)
+    assert network["twice"][0] is network["twice"][2] is network["again"]
 
 
 def assert_close(found, expected, name, tolerance):

@@ -52,6 +52,14 @@ def random_data(shape: tuple[int, int, int], examples: int, classes: int, seed: 
     return Dataset("random", split(examples), split(50), split(50), names, means, stds)
 
 
+TANH = nn.Tanh()
+
+
+def the_same_tanh() -> nn.Module:
+    """One module after every layer: in a network of several layers it has several names."""
+    return TANH
+
+
 def perceptron(sizes: list[int], activation: Callable[[], nn.Module], bias: bool, seed: int):
     layers: list[nn.Module] = [nn.Flatten()]
     for number, (inputs, outputs) in enumerate(pairwise(sizes)):
@@ -96,7 +104,7 @@ def sparse_gradients(
 @given(
     shape=st.sampled_from([(1, 1, 1), (1, 3, 5), (1, 4, 4), (1, 5, 7), (3, 4, 7), (2, 1, 17)]),
     hidden=st.lists(st.integers(1, 40), max_size=3),
-    activation=st.sampled_from([nn.Tanh, nn.ReLU]),
+    activation=st.sampled_from([nn.Tanh, nn.ReLU, the_same_tanh]),
     bias=st.booleans(),
     examples=st.integers(3, 300),
     left=st.sampled_from([0.05, 0.3, 1.0]),
@@ -243,6 +251,17 @@ def frozen() -> nn.Module:
     return network
 
 
+def cell_twice() -> nn.Module:
+    cell = nn.Linear(64, 64)
+    return nn.Sequential(nn.Flatten(), cell, nn.Tanh(), cell, nn.Tanh(), nn.Linear(64, 10))
+
+
+def tied() -> nn.Module:
+    network = perceptron([64, 64, 64, 10], nn.Tanh, bias=True, seed=1)
+    network[3].weight = network[1].weight
+    return network
+
+
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
@@ -254,6 +273,8 @@ def frozen() -> nn.Module:
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 10).double()), "1.weight is torch.float64"),
         (hooked(), "it has hooks"),
         (frozen(), "1.bias is not trained"),
+        (cell_twice(), "a parameter that is used twice"),
+        (tied(), "a parameter that is used twice"),
     ],
 )
 def test_what_cannot_be_trained_sparsely_says_why_and_is_trained_densely(digits, network, reason):

@@ -19,10 +19,12 @@ from lossprune.training import (
     make_optimizer,
     train_epoch,
 )
+from lossprune.training.stacked_memory import bytes_per_member
 from tests.training.stacks import (
     Runs,
     assert_equal_states,
     convolutions,
+    drawn,
     make_runs,
     normalised,
     optimizers_of,
@@ -184,6 +186,27 @@ def test_a_step_on_all_examples_is_that_of_autograd(digits, build, together, mom
             torch.testing.assert_close(parameter.detach(), weights[name], atol=FLOAT64, rtol=0)
             has_momentum = optimizer.state[parameter].get("momentum_buffer") is not None
             assert has_momentum == (momentum > 0)
+
+
+def test_a_layer_of_two_names_keeps_its_parameters(digits):
+    """The first network is the one that vmap runs, and whose memory is counted."""
+
+    def build(seed):
+        cell = nn.Linear(64, 64)
+        return drawn(nn.Sequential(nn.Flatten(), cell, nn.Tanh(), cell, nn.Linear(64, 10)), seed)
+
+    networks = [build(seed).double() for seed in (1, 2)]
+    before = [list(it.parameters()) for it in networks]
+    expected = [oracle_step(it, digits, lr=0.3) for it in networks]
+    assert bytes_per_member(networks[0], digits) > 0
+    optimizers = [make_optimizer(it, lr=0.3, l2=0.0, momentum=0.0) for it in networks]
+    training = StackedTraining(networks, [None] * 2, [digits] * 2)
+    training.train_epoch(optimizers, batch_size=2000, generators=[seeded(0), seeded(0)])
+    training.store(range(2))
+    for network, parameters, weights in zip(networks, before, expected, strict=True):
+        for (name, parameter), own in zip(network.named_parameters(), parameters, strict=True):
+            assert parameter is own
+            torch.testing.assert_close(parameter.detach(), weights[name], atol=FLOAT64, rtol=0)
 
 
 @kinds

@@ -70,12 +70,15 @@ def share_batch_norm_(network: nn.Module) -> None:
     ``nn.SyncBatchNorm`` where the network is on a GPU, else :class:`SharedBatchNorm`.  Parameters
     and buffers stay the same objects under the same names.
     """
+    replaced: dict[nn.Module, nn.Module] = {}
     for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # a norm of two names has both in it
             if isinstance(child, _BatchNorm) and not isinstance(
                 child, (SharedBatchNorm, nn.SyncBatchNorm)
             ):
-                setattr(parent, name, _shared(child))
+                if child not in replaced:
+                    replaced[child] = _shared(child)
+                setattr(parent, name, replaced[child])
 
 
 def _shared(norm: _BatchNorm) -> _BatchNorm:

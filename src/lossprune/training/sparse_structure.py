@@ -75,7 +75,7 @@ def read_layers(network: nn.Module) -> tuple[Stage, ...]:
     """
     if type(network) is not nn.Sequential:
         raise NotSparseError(f"{type(network).__name__} is not a Sequential of linear layers")
-    modules = list(network.named_children())
+    modules = list(network._modules.items())  # named_children gives a module of two names once
     if not modules or type(modules[0][1]) is not nn.Flatten or modules[0][1].start_dim != 1:
         raise NotSparseError("it does not begin with Flatten")
     stages: list[Stage] = []
@@ -90,8 +90,9 @@ def read_layers(network: nn.Module) -> tuple[Stage, ...]:
                 f"{name} is {type(module).__name__}; only linear layers with tanh or ReLU after "
                 "them are trained sparsely"
             )
-    if not stages or len({id(stage.linear) for stage in stages}) < len(stages):
-        raise NotSparseError("it has no linear layer, or one that runs twice")
+    parameters = [id(it) for stage in stages for it in stage.linear.parameters()]
+    if len(set(parameters)) < max(1, len(parameters)):
+        raise NotSparseError("it has no linear layer, or a parameter that is used twice")
     for module in network.modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             raise NotSparseError("it has hooks, which sparse training would not run")

@@ -4,9 +4,9 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lossprune.data import Dataset
+from lossprune.pruning.substitution import call_with
 
 _TRIED = 2  # examples whose activations are counted
 
@@ -45,6 +45,6 @@ def _saved_bytes(network: nn.Module, dataset: Dataset) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda it: it):
-        logits = functional_call(network, {**parameters, **buffers}, (inputs,))
+        logits = call_with({**parameters, **buffers}, network, inputs)
     del logits  # which kept them all until here, so that no two had one address
     return sum(found.values())

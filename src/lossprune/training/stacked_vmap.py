@@ -1,4 +1,4 @@
-"""Steps of stacked networks of any kind: ``torch.func.vmap`` over ``functional_call``.
+"""Steps of stacked networks of any kind: ``torch.func.vmap`` over ``call_with``.
 
 Running statistics of batch norm are updated in place, each member's in its own row: inside vmap
 they are batched as the activations are, which is the one case in which torch allows that.
@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
+from lossprune.pruning.substitution import call_with
 from lossprune.training.stacked_state import Stack
 
 
@@ -55,7 +56,7 @@ class AnySteps:
     def _one(
         self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor
     ) -> Tensor:
-        return functional_call(self.network, {**parameters, **buffers}, (inputs,))
+        return call_with({**parameters, **buffers}, self.network, inputs)
 
 
 @contextmanager

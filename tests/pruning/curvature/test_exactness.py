@@ -176,6 +176,21 @@ class LayerUsedTwice(nn.Module):
         return self.out(self.conv(x[:, :, ::2]).mean((2, 3)))
 
 
+class LayerOfThreeNames(nn.Module):
+    """A cell that runs twice, and norms and layers under several names."""
+
+    def __init__(self):
+        super().__init__()
+        cell, norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+        norm.running_var.mul_(2)
+        self.net = nn.Sequential(cell, norm, nn.Tanh(), cell, norm, nn.Linear(4, CLASSES))
+        self.cells = nn.ModuleList([cell] * 2)
+        self.head = self.net[-1]
+
+    def forward(self, x):
+        return self.head(self.net[:-1](torch.tanh(self.cells[1](x))))
+
+
 class SharedWeights(nn.Module):
     """Two layers with one weight and biases of their own."""
 
@@ -333,6 +348,7 @@ class EmbeddedTokens(nn.Module):
 
 NETWORKS = {
     LayerUsedTwice: ((2, 4, 4), ["conv.weight", "out.weight"]),
+    LayerOfThreeNames: ((4,), ["net.0.weight", "net.5.weight"]),
     SharedWeights: ((4,), ["a.weight", "out.weight"]),
     SharedByLinearAndConvolution: ((3, 4), ["conv.weight", "out.weight"]),
     Functional: ((2, 5, 5), ["conv.weight", "hidden.weight", "out.weight"]),
@@ -373,7 +389,7 @@ def test_whole_number_inputs(agrees):
     agrees(statistics, model, inputs, targets)
 
 
-@pytest.mark.parametrize("network", [Residual, SharedWeights, Attention])
+@pytest.mark.parametrize("network", [Residual, LayerOfThreeNames, SharedWeights, Attention])
 def test_under_a_mask(network, agrees):
     shape, _ = NETWORKS[network]
     torch.manual_seed(2)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call
 
 from lossprune.pruning.curvature.batch import Batch, Forward, default_forward
 from lossprune.pruning.curvature.examples import device_of
@@ -18,6 +17,7 @@ from lossprune.pruning.curvature.layers import LayerCall, Probe
 from lossprune.pruning.curvature.losses import FullLoss
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.prunable import Choices, prunable_weights
+from lossprune.pruning.substitution import call_with
 
 _FEW = 4  # examples that a probe looks at
 
@@ -69,7 +69,7 @@ class Network:
         """Outputs of the network at θ ⊙ m, (n, ...), and targets."""
         values = {f"model.{name}": v for name, v in (self._constants | self.weights).items()}
         # A copy, in case the network changes its inputs in place.
-        result = functional_call(self._step, values, (batch.map(torch.clone).value,))
+        result = call_with(values, self._step, batch.map(torch.clone).value)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise PruningError(
                 f"forward must return a pair (outputs, targets), got {type(result).__name__}"
