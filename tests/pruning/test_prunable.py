@@ -1,5 +1,7 @@
 """Which weights count, under which names, and what cannot be pruned."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -89,6 +91,16 @@ def test_weights_computed_from_other_parameters(parametrise, criterion):
     batch = (torch.randn(4, 3), torch.arange(4) % 3)
     with pytest.raises(PruningError, match=r"'1\.weight' is computed from other parameters"):
         lossprune.prune(model, criterion, sparsity=0.5, data=[batch])
+
+
+@pytest.mark.parametrize("exclude", [None, "1"])
+def test_a_computed_weight_is_looked_at_without_changing_the_network(exclude):
+    model = nn.Sequential(nn.Linear(3, 3), parametrizations.spectral_norm(nn.Linear(3, 3)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with contextlib.suppress(PruningError):
+        lossprune.prune(model, "MP", sparsity=0.5, exclude=exclude)
+    assert model[1].parametrizations.weight.training
+    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
 
 
 def test_lazy_layers_wait_for_their_first_batch():

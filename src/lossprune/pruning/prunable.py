@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import did_you_mean, listed, without_wrappers
@@ -147,7 +147,7 @@ def _uses(model: nn.Module, *, others: bool) -> Iterable[_Use]:
         usual = isinstance(layer, LAYERS) or _is_conv1d(layer)
         if usual:
             here = f"{prefix}weight"
-            weight: Any = layer.weight
+            weight = _weight(layer)
             name = names.get(id(weight), here)
             yield _Use(name, here, layer, weight, True, id(weight) not in names)
         if not others or isinstance(layer, _NEVER):
@@ -158,6 +158,22 @@ def _uses(model: nn.Module, *, others: bool) -> Iterable[_Use]:
             if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.ndim > 1:
                 here = f"{prefix}{attribute}"
                 yield _Use(names[id(parameter)], here, layer, parameter, False, False)
+
+
+def _weight(layer: Any) -> Tensor:
+    """Return the layer's weight; where it is computed, as in evaluation mode.
+
+    In training mode that would change the network: a spectral norm goes on with its iteration.
+    """
+    if not is_parametrized(layer, "weight"):
+        return layer.weight
+    modes = [(part, part.training) for part in layer.parametrizations.weight.modules()]
+    try:
+        layer.parametrizations.weight.eval()
+        return layer.weight
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 def _check_initialised(use: _Use) -> None:
