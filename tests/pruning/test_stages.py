@@ -423,6 +423,85 @@ class TestNumbersThatAreNotFinite:
         assert issubclass(PruningError, ValueError)
 
 
+class Parts(nn.Module):
+    """Two layers that work, behind ReLUs; a head used in training only, and a copy of everything.
+
+    ``expert`` works for examples whose first number is positive only.
+    """
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.expert = nn.Linear(4, 6, bias=False)
+        self.auxiliary = nn.Linear(6, 3)
+        self.average = nn.ModuleDict({"first": nn.Linear(4, 6), "head": nn.Linear(6, 3)})
+
+    def forward(self, x):
+        chosen = x[:, :1] > 0
+        hidden = self.first(x).relu()
+        if chosen.any():
+            hidden = hidden + chosen * self.expert(x)
+        self.auxiliary(hidden)
+        return self.head(hidden)
+
+
+def parts_data(experts: bool) -> list:
+    inputs = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
+    inputs[:, 0] = -inputs[:, 0].abs()
+    if experts:
+        inputs[7, 0] = 1.0
+    return [(inputs[:5], torch.arange(5) % 3), (inputs[5:], torch.arange(4) % 3)]
+
+
+class TestUnusedParts:
+    @pytest.mark.parametrize("criterion", lossprune.CRITERIA)
+    def test_are_named_whatever_the_criterion(self, criterion):
+        model, settings = Parts(), {"sparsity": 0.5, "data": parts_data(True), "stages": 2}
+        with pytest.warns(UserWarning, match="do not depend") as told:
+            result = lossprune.prune(model, criterion, **settings)
+        assert result.unused == ("auxiliary.weight", "average.first.weight", "average.head.weight")
+        (warning,) = told
+        assert str(warning.message) == (
+            "the outputs do not depend on auxiliary.weight, average.first.weight, "
+            "average.head.weight in evaluation mode (60 of 126 prunable weights): they count in "
+            "the sparsity, and criteria that look at the loss remove them first; "
+            "exclude=['auxiliary', 'average'] leaves them out"
+        )
+        assert warning.filename == __file__
+        exclude = ["auxiliary", "average"]
+        result = lossprune.prune(model, criterion, exclude=exclude, **settings)  # warns no more
+        assert result.unused == ()
+        assert result.mask.removed == 33
+
+    def test_those_that_only_other_examples_use_are_not_among_them(self):
+        with pytest.warns(UserWarning, match="auxiliary"):
+            result = lossprune.prune(Parts(), "LM", sparsity=0.5, data=parts_data(False))
+        assert "expert.weight" in result.unused
+
+    def test_a_layer_behind_a_relu_that_is_shut_is_used(self):
+        model = network()[-3:].float()
+        model[1] = nn.ReLU()
+        with torch.no_grad():
+            model[0].bias.fill_(-1e6)
+        data = [(torch.randn(6, 16), torch.arange(6) % 3)]
+        result = lossprune.prune(model, "LM", sparsity=0.5, data=data)
+        assert result.unused == ()
+
+    def test_nothing_is_known_without_data(self):
+        assert lossprune.prune(Parts(), "MP", sparsity=0.5).unused == ()
+
+    @pytest.mark.parametrize("criterion", ["LM", "QM", "EF-OBD"])
+    def test_outputs_without_a_graph_are_no_zero_gradient(self, criterion):
+        def forward(model, batch):
+            return model(batch[0]).detach(), batch[1]
+
+        settings = {"sparsity": 0.5, "data": [pool()], "forward": forward}
+        with pytest.raises(PruningError, match="stage 1 of 1: the outputs do not depend on any"):
+            lossprune.prune(network(), criterion, **settings)
+        assert lossprune.prune(network(), "MP", **settings).unused == ()
+
+
 @pytest.mark.parametrize("reg", [-1e-9, math.nan, math.inf, None, "1"])
 def test_reg_must_be_a_number_of_at_least_zero(reg):
     with pytest.raises(ValueError, match=f"reg must be .* got {reg!r}"):

@@ -27,8 +27,16 @@ class Net(nn.Module):
     def forward(self, x):
         return self.second(torch.tanh(self.first(x)))
 
+class WithCopy(Net):
+    def __init__(self):
+        super().__init__()
+        self.average = Net()
+
 def build():
     return Net()
+
+def build_with_copy():
+    return WithCopy()
 
 def batches():
     generator = torch.Generator().manual_seed(7)
@@ -175,6 +183,21 @@ def test_weights_scope_pattern_and_parameters_reach_the_pruning(command, mine, t
         "--weights: other.safetensors does not hold this Net: "
         "'first.weight' has shape (2, 2), the network (20, 12)"
     )
+
+
+def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, mine, tmp_path):
+    answer = command("prune", f"{mine}:build_with_copy", "--data", f"{mine}:batches", *FLAGS)
+    assert answer.status == 0, answer.err
+    assert "\naverage.first.weight (unused) " in answer.out
+    assert "\nfirst.weight  " in answer.out
+    assert (
+        "\nnote: the outputs do not depend on average.first.weight, average.second.weight in "
+        "evaluation mode (300 of 600 prunable weights): they count in the sparsity, and criteria "
+        "that look at the loss remove them first; --exclude average leaves them out\n"
+    ) in answer.out
+    record = json.loads((tmp_path / "pruned" / "record.json").read_text())
+    assert record["unused"] == ["average.first.weight", "average.second.weight"]
+    assert "Warning" not in answer.err
 
 
 @pytest.mark.parametrize(

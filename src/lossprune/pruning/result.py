@@ -33,7 +33,17 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class PruningResult:
-    """A mask, and how it came about stage by stage."""
+    """A mask, and how it came about stage by stage.
+
+    Attributes:
+        mask: which weights are kept.
+        stages: one record each.
+        unused: names of the prunable weights that the outputs of the first stage's examples do not
+            depend on in evaluation mode, by the graph, such as those of a head that is used in
+            training only.  They count in the sparsity, and criteria that look at the loss remove
+            them first.  None without data, as only a forward pass shows it.
+    """
 
     mask: Mask
     stages: tuple[StageRecord, ...]
+    unused: tuple[str, ...] = ()

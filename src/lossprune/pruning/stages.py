@@ -1,6 +1,7 @@
 """The stage loop: measure → score → select."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,10 @@ from lossprune.pruning.curvature.estimators import Estimator, find_estimator
 from lossprune.pruning.curvature.examples import check_examples, device_of, take
 from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.measure import Statistics, mean_loss, measure
+from lossprune.pruning.curvature.reach import together
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
+from lossprune.pruning.names import listed
 from lossprune.pruning.patterns import Pattern, final_sparsity, find_pattern
 from lossprune.pruning.prunable import (
     Choices,
@@ -31,6 +34,9 @@ from lossprune.pruning.scopes import Scope, find_scope
 from lossprune.pruning.scoring import predicted_change, saliencies
 from lossprune.pruning.selection import Selection
 from lossprune.pruning.statistics import Setting, find_statistic
+
+# Names that a warning gives in full.
+_NAMED = 4
 
 
 def prune(
@@ -92,6 +98,10 @@ def prune(
         seed: of what an estimator or a criterion draws, for each stage apart; if not given it
             draws from torch's global generator as it stands, and leaves that as it was.
 
+    Weights that the network's outputs do not depend on in evaluation mode, such as those of a copy
+    or a head that is used in training only, count in the sparsity, and criteria that look at the
+    loss remove them first: a warning and ``result.unused`` name them, where there is data.
+
     Under an initialised ``torch.distributed`` group every process must call this with the same
     model and data; they share the work, and each gets the same mask.
 
@@ -130,9 +140,13 @@ def prune(
     )
     mask, records = Mask({}), []
     for after, record in pruning:
+        if not records and pruning.unused:
+            names = list(pruning.unused_modules)
+            instead = f"exclude={names if len(names) <= _NAMED else 'result.unused'}"
+            warnings.warn(f"{pruning.told_unused()}; {instead} leaves them out", stacklevel=2)
         mask = after
         records.append(record)
-    return PruningResult(mask, tuple(records))
+    return PruningResult(mask, tuple(records), pruning.unused)
 
 
 def prune_by_stage(
@@ -157,8 +171,11 @@ def prune_by_stage(
     start: Mask | None = None,
     completed: int = 0,
     recall: Callable[[int, Callable[[], Statistics]], Statistics] | None = None,
-) -> Iterator[tuple[Mask, StageRecord]]:
+) -> "Stages":
     """Prune as :func:`prune`, giving mask and record after every stage.
+
+    What is returned is an iterator; after its first step ``unused`` is as in
+    :class:`PruningResult`.
 
     ``start`` is the mask after ``completed`` stages, to go on from there: the masks are those of
     a pruning that was never stopped, if the data gives the same examples at the same stage.
@@ -202,7 +219,7 @@ def prune_by_stage(
         start = Mask({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()})
     else:
         pruning.check_start(start, steps, completed)
-    return pruning.run(start.to(device), steps, completed)
+    return Stages(pruning, pruning.run(start.to(device), steps, completed))
 
 
 def _selection(
@@ -252,6 +269,7 @@ class _Pruning:
         self.memory = memory
         self.seed = seed
         self.recall = recall or (lambda stage, measure: measure())
+        self.unused: tuple[str, ...] | None = None  # known after the first stage, given data
 
     def check(self, steps: Sequence[float]) -> None:
         if not (isinstance(self.reg, (int, float)) and 0 <= self.reg < float("inf")):
@@ -311,6 +329,8 @@ class _Pruning:
             kept = mask  # as it is now: the name goes on to this stage's own mask
             statistics = self.recall(stage, lambda: self._measure(batches, kept, stage))
             before = statistics.loss
+            if self.unused is None:
+                self.unused = statistics.unused
         other = self._measure_other(batches, mask, stage)
         with torch.no_grad():
             marked = self.selection.mark(
@@ -382,6 +402,37 @@ class _Pruning:
         if self.seed is None:
             return None
         return torch.Generator().manual_seed(_mixed(self.seed, stage))
+
+
+class Stages(Iterator[tuple[Mask, StageRecord]]):
+    """The mask and the record after each stage, computed as they are asked for."""
+
+    def __init__(self, pruning: _Pruning, stages: Iterator[tuple[Mask, StageRecord]]) -> None:
+        self._pruning = pruning
+        self._stages = stages
+
+    def __next__(self) -> tuple[Mask, StageRecord]:
+        return next(self._stages)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """As in :class:`PruningResult`; empty before the first stage."""
+        return self._pruning.unused or ()
+
+    @property
+    def unused_modules(self) -> tuple[str, ...]:
+        """Names to exclude for all that is unused: of whole modules where possible."""
+        return together(self.unused, self._pruning.weights)
+
+    def told_unused(self) -> str:
+        """Return what to tell of the weights that are unused, in one sentence without its end."""
+        gone = sum(self._pruning.weights[name].numel() for name in self.unused)
+        total = sum(weight.numel() for weight in self._pruning.weights.values())
+        return (
+            f"the outputs do not depend on {listed(self.unused, most=_NAMED)} in evaluation mode "
+            f"({gone:,} of {total:,} prunable weights): they count in the sparsity, and criteria "
+            "that look at the loss remove them first"
+        )
 
 
 def _mixed(seed: int, stage: int) -> int:

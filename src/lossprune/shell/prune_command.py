@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lossprune.experiment.prepare import environment_of
 from lossprune.experiment.progress import Progress, shown_progress
 from lossprune.experiment.record import describe_stage
 from lossprune.pruning import CRITERIA, LOSSES, Mask, StageRecord, prune_by_stage
+from lossprune.pruning.stages import Stages
 from lossprune.shell.config import PruneConfig
 from lossprune.shell.output import check_out, json_bytes, markdown_table, open_out, print_table
 from lossprune.shell.threads import using_threads
@@ -41,9 +42,9 @@ def prune_network(config: PruneConfig, build: str) -> None:
     with _drawing(config.seed), using_threads(config.threads):
         network = _build(build, config.weights)
         with shown_progress() as progress:
-            mask, stages = _prune(network, config, progress)
+            mask, stages, pruning = _prune(network, config, progress)
         found = count_live(network, mask)
-        rows = _rows(found)
+        rows = _rows(found, pruning.unused)
         record = {
             "format": FORMAT,
             "settings": _settings(config, build),
@@ -57,6 +58,7 @@ def prune_network(config: PruneConfig, build: str) -> None:
             "sparsity": mask.sparsity,
             "effective_sparsity": found.effective_sparsity,
             "layers": [_layer(row) for row in found.layers],
+            "unused": pruning.unused,
             "untraced": found.left_dense,
             "stages": [asdict(stage) for stage in stages],
             "seconds": time.perf_counter() - began,
@@ -70,6 +72,9 @@ def prune_network(config: PruneConfig, build: str) -> None:
     times = "1 stage" if len(stages) == 1 else f"{len(stages)} stages"
     print_table(f"{build}, {mask.criterion}, {times}", _COLUMNS, rows)
     print(f"effective sparsity {found.effective_sparsity:.5f}")
+    if pruning.unused:
+        names = ",".join(pruning.unused_modules)
+        print(f"note: {pruning.told_unused()}; --exclude {names} leaves them out")
     for name, reason in found.left_dense.items():
         print(f"note: units of {name} could not all be followed: {reason}")
     print(f"written: {', '.join((MASK, NETWORK, RECORD, TABLE))} in {config.out}")
@@ -94,7 +99,7 @@ def _build(build: str, weights: Path | None) -> nn.Module:
 
 def _prune(
     network: nn.Module, config: PruneConfig, progress: Progress
-) -> tuple[Mask, list[StageRecord]]:
+) -> tuple[Mask, list[StageRecord], Stages]:
     data = forward = None
     loss: Any = config.loss
     if config.data is not None:
@@ -134,17 +139,17 @@ def _prune(
         if stage.loss_before is not None:
             told = describe_stage(asdict(stage), total).split(": ", 1)[1]
         progress.advance("stage", stage.stage, total, told)
-    return pruned, stages
+    return pruned, stages, pruning
 
 
 def _listed(names: str | None) -> Any:
     return None if names is None else [name.strip() for name in names.split(",")]
 
 
-def _rows(found: Connectivity) -> list[list[str]]:
+def _rows(found: Connectivity, unused: Collection[str]) -> list[list[str]]:
     rows = [
         [
-            layer.name,
+            layer.name + (" (unused)" if layer.name in unused else ""),
             " × ".join(map(str, layer.shape)),
             f"{layer.total:,}",
             f"{layer.kept:,}",

@@ -20,6 +20,7 @@ from lossprune.pruning.curvature.layers import LayerCalls
 from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import Network, check_outputs
 from lossprune.pruning.curvature.passes import add_squared_gradients_
+from lossprune.pruning.curvature.reach import NOTHING
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.prunable import Choices
 from lossprune.pruning.randomness import PrivateRandomness
@@ -43,6 +44,9 @@ class Statistics:
             measured or not, as it falls: nothing is said of it.
         examples: how many examples the means are over.
         skipped: share of the output Hessian's trace that the estimator left out.
+        unused: names of the weights that the outputs of no example depend on in evaluation mode,
+            by the graph (a layer behind a ReLU that is shut is not among them); none where the
+            outputs depend on no weight at all.
     """
 
     loss: float
@@ -50,6 +54,7 @@ class Statistics:
     ggn_diagonal: Mapping[str, Tensor]
     examples: int
     skipped: float = 0.0
+    unused: tuple[str, ...] = ()
 
 
 def measure(
@@ -201,6 +206,8 @@ class _Measurement:
         self.scalars = torch.zeros(5, dtype=torch.float64, device=network.device)
         self.gradient = network.zeros() if gradient else {}
         self.ggn_diagonal = network.zeros() if estimator else {}
+        # in how many processes the outputs depend on each weight
+        self.reached = torch.zeros(len(network.weights), dtype=torch.float64, device=network.device)
 
     def add(self, batches: Iterable[Batch]) -> None:
         """Add examples, in chunks that keep to the budget."""
@@ -215,6 +222,8 @@ class _Measurement:
         else:
             for batch in regroup(batches, min(budget.examples(columns), most)):
                 self._add_chunk(batch, budget)
+        names = self.network.weights
+        self.reached += self.reached.new_tensor([n not in self.network.unreached for n in names])
 
     def add_share(self, batches: Iterable[Batch]) -> None:
         """Add this process's share of the examples, and everybody else's sums."""
@@ -226,7 +235,7 @@ class _Measurement:
             error = raised
         distributed.raise_together(error, self.network.device)
         distributed.sum_over_processes_(
-            [self.scalars, *self.gradient.values(), *self.ggn_diagonal.values()]
+            [self.scalars, self.reached, *self.gradient.values(), *self.ggn_diagonal.values()]
         )
 
     def means(self) -> Statistics:
@@ -242,7 +251,17 @@ class _Measurement:
             self.ggn_diagonal,
             int(examples),
             skipped / trace if trace else 0.0,
+            self._unused(),
         )
+
+    def _unused(self) -> tuple[str, ...]:
+        reached = self.reached.tolist()
+        if not any(reached):
+            if self.gradient or self.estimator is not None:
+                raise PruningError(NOTHING)
+            return ()
+        names = self.network.weights
+        return tuple(name for name, times in zip(names, reached, strict=True) if not times)
 
     def _plan(self, batch: Batch) -> tuple[Budget, int, int]:
         """Check the network on the first examples.
@@ -263,12 +282,16 @@ class _Measurement:
 
     def _add_chunk(self, batch: Batch, budget: Budget, columns: Columns | None = None) -> None:
         """Add a chunk's examples; their columns are chosen here unless given."""
-        differentiates = bool(self.gradient) or self.estimator is not None
+        # A weight that the first few examples do not need may be one that others do: an expert's.
+        looks = bool(self.network.unreached)
+        differentiates = looks or bool(self.gradient) or self.estimator is not None
         with (
             torch.set_grad_enabled(differentiates),
             LayerCalls(self.network.weights if self.estimator else {}) as recorder,
         ):
             outputs, targets = self.network(batch)
+        if looks:
+            self.network.note_reached(outputs)
         for call in recorder.calls:
             call.check()
             call.check_rows(len(outputs))

@@ -1,7 +1,7 @@
 """A network at θ ⊙ m, evaluated without touching the module it was made from."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from lossprune.pruning.curvature.batch import Batch, Forward, default_forward
 from lossprune.pruning.curvature.examples import device_of
 from lossprune.pruning.curvature.layers import LayerCall, Probe
 from lossprune.pruning.curvature.losses import FullLoss
+from lossprune.pruning.curvature.reach import NOTHING, reached
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.prunable import Choices, prunable_weights
 from lossprune.pruning.substitution import call_with
@@ -40,6 +41,7 @@ class Network:
     Attributes:
         kept: m by parameter name; None where everything is kept.
         weights: θ ⊙ m by parameter name: leaves of a graph, apart from the module's own.
+        unreached: names of the weights that no outputs have depended on so far.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Network:
             name: _masked(weight.detach(), self.kept, name).requires_grad_()
             for name, weight in weights.items()
         }
+        self.unreached = set(self.weights)
         # Everything else enters as a constant; buffers as copies, in case the network writes them.
         self._constants = {name: p.detach() for name, p in model.named_parameters()}
         self._constants |= {name: b.clone() for name, b in model.named_buffers()}
@@ -144,6 +147,7 @@ class Network:
             Probe(self.weights, dict(self.model.named_parameters())) as recorder,
         ):
             outputs, targets = self(batch)
+        self.note_reached(outputs, recorder.calls)
         check_outputs(outputs, targets, batch, loss)
         if curvature and outputs.isfinite().all():  # else the loss will be refused for it
             self._check_only_layers(outputs)
@@ -161,10 +165,15 @@ class Network:
             math.ceil(column_bytes / len(outputs)),
         )
 
+    def note_reached(self, outputs: Tensor, calls: Iterable[LayerCall] = ()) -> None:
+        """Take the weights that these outputs depend on from those that none has depended on."""
+        if self.unreached:
+            self.unreached -= reached(outputs, self.weights, calls)
+
     def _check_only_layers(self, outputs: Tensor) -> None:
         """Raise if a weight reaches the outputs by a way that was not recorded, and detached."""
         if not outputs.requires_grad:
-            return
+            raise PruningError(NOTHING)
         elsewhere = torch.autograd.grad(
             outputs.sum(), list(self.weights.values()), retain_graph=True, allow_unused=True
         )
