@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.pruning.criteria import Criterion, find_criterion
+from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Batch, Forward
-from lossprune.pruning.curvature.distributed import shared_random_state
 from lossprune.pruning.curvature.estimators import Estimator, find_estimator
 from lossprune.pruning.curvature.examples import check_examples, device_of, take
 from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
@@ -58,6 +58,7 @@ def prune(
     estimator: str | Estimator = "exact",
     memory: int | None = None,
     seed: int | None = None,
+    sharded: bool = False,
 ) -> PruningResult:
     """Find which weights of ``model`` to remove so that a model of its loss rises least.
 
@@ -97,13 +98,15 @@ def prune(
         memory: bytes that a measurement may take at once; as in :func:`measure`.
         seed: of what an estimator or a criterion draws, for each stage apart; if not given it
             draws from torch's global generator as it stands, and leaves that as it was.
+        sharded: whether the data of each process of a ``torch.distributed`` group is its own share;
+            as in :func:`measure`.
 
     Weights that the network's outputs do not depend on in evaluation mode, such as those of a copy
     or a head that is used in training only, count in the sparsity, and criteria that look at the
     loss remove them first: a warning and ``result.unused`` name them, where there is data.
 
     Under an initialised ``torch.distributed`` group every process must call this with the same
-    model and data; they share the work, and each gets the same mask.
+    model, and with the same data or ``sharded``; they share the work, and each gets the same mask.
 
     Raises:
         ValueError: an argument out of range.
@@ -137,6 +140,7 @@ def prune(
         estimator=estimator,
         memory=memory,
         seed=seed,
+        sharded=sharded,
     )
     mask, records = Mask({}), []
     for after, record in pruning:
@@ -168,6 +172,7 @@ def prune_by_stage(
     estimator: str | Estimator = "exact",
     memory: int | None = None,
     seed: int | None = None,
+    sharded: bool = False,
     start: Mask | None = None,
     completed: int = 0,
     recall: Callable[[int, Callable[[], Statistics]], Statistics] | None = None,
@@ -211,15 +216,15 @@ def prune_by_stage(
         find_estimator(estimator),
         memory,
         seed,
+        sharded,
         recall,
     )
     pruning.check(steps)
-    device = device_of(weights.values())
     if start is None:
         start = Mask({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()})
     else:
         pruning.check_start(start, steps, completed)
-    return Stages(pruning, pruning.run(start.to(device), steps, completed))
+    return Stages(pruning, pruning.run(start.to(pruning.device), steps, completed))
 
 
 def _selection(
@@ -253,10 +258,12 @@ class _Pruning:
         estimator: Estimator,
         memory: int | None,
         seed: int | None,
+        sharded: bool,
         recall: Callable[[int, Callable[[], Statistics]], Statistics] | None,
     ) -> None:
         self.model = model
         self.weights = weights
+        self.device = device_of(weights.values())
         self.names = names  # None for all, which is quicker to find
         self.selection = selection
         self.criterion = criterion
@@ -268,6 +275,7 @@ class _Pruning:
         self.estimator = estimator
         self.memory = memory
         self.seed = seed
+        self.sharded = sharded
         self.recall = recall or (lambda stage, measure: measure())
         self.unused: tuple[str, ...] | None = None  # known after the first stage, given data
 
@@ -295,6 +303,8 @@ class _Pruning:
                 f"data is iterated anew at each of {len(steps)} stages, but an iterator can be "
                 "used only once: give a list or a DataLoader"
             )
+        if not self.sharded:
+            distributed.check_undivided(self.data)
         self.selection.check(steps[-1])
 
     def check_start(self, start: Mask, steps: Sequence[float], completed: int) -> None:
@@ -311,7 +321,7 @@ class _Pruning:
         self, mask: Mask, steps: tuple[float, ...], completed: int
     ) -> Iterator[tuple[Mask, StageRecord]]:
         # Processes that prune together draw together: their loaders shuffle alike.
-        randomness = PrivateRandomness(shared_random_state())
+        randomness = PrivateRandomness(distributed.shared_random_state())
         for stage, sparsity in enumerate(steps[completed:], start=completed + 1):
             try:
                 with randomness:
@@ -325,7 +335,8 @@ class _Pruning:
         batches: list[Batch] = []
         statistics = before = after = None
         if self.data is not None:
-            batches = list(take(self.data, self.examples, self.forward))
+            with distributed.together(self.device):
+                batches = list(take(self.data, self.examples, self.forward, sharded=self.sharded))
             kept = mask  # as it is now: the name goes on to this stage's own mask
             statistics = self.recall(stage, lambda: self._measure(batches, kept, stage))
             before = statistics.loss
@@ -352,6 +363,7 @@ class _Pruning:
                 memory=self.memory,
                 forward=self.forward,
                 parameters=self.names,
+                sharded=self.sharded,
             )
         return mask, StageRecord(
             stage=stage,
@@ -377,6 +389,7 @@ class _Pruning:
             memory=self.memory,
             generator=self._generator(stage),
             parameters=self.names,
+            sharded=self.sharded,
         )
 
     def _measure_other(
@@ -385,18 +398,22 @@ class _Pruning:
         """What the criterion ranks by instead of the curvature, if anything."""
         if self.criterion.statistic is None:
             return None
-        return find_statistic(self.criterion.statistic).compute(
-            Setting(
-                self.model,
-                self.weights,
-                mask,
-                batches,
-                self.loss,
-                self.forward,
-                self.memory,
-                self._generator(stage) or torch.default_generator,
-            )
+        setting = Setting(
+            self.model,
+            self.weights,
+            mask,
+            batches,
+            self.loss,
+            self.forward,
+            self.memory,
+            self._generator(stage) or torch.default_generator,
+            self.sharded,
         )
+        with distributed.together(self.device):
+            found = find_statistic(self.criterion.statistic).compute(setting)
+        found = {name: values.contiguous() for name, values in found.items()}
+        distributed.as_the_first_has_(found.values())
+        return found
 
     def _generator(self, stage: int) -> torch.Generator | None:
         if self.seed is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Batch, Forward
 from lossprune.pruning.curvature.budget import Budget
 from lossprune.pruning.curvature.examples import regroup
@@ -32,6 +33,7 @@ class Setting:
         weights: the prunable weights, by parameter name.
         batches: none where no data is given.
         generator: CPU generator of whatever is drawn.
+        sharded: whether the batches are this process's share of the data of several.
     """
 
     model: nn.Module
@@ -42,6 +44,7 @@ class Setting:
     forward: Forward | None
     memory: int | None
     generator: torch.Generator
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def empirical_fisher(setting: Setting) -> Mapping[str, Tensor]:
         estimator="empirical-fisher",
         memory=setting.memory,
         parameters=tuple(setting.weights),
+        sharded=setting.sharded,
     ).ggn_diagonal
 
 
@@ -78,11 +82,32 @@ def hessian_gradient(setting: Setting) -> Mapping[str, Tensor]:
         ggn_diagonal=False,
         memory=setting.memory,
         parameters=tuple(setting.weights),
+        sharded=setting.sharded,
     )
     network = Network(setting.model, setting.mask, setting.forward, tuple(setting.weights))
     batches = [batch.to(network.device) for batch in setting.batches]
+    if distributed.processes() > 1 and not setting.sharded:
+        batches = list(distributed.share(batches))
     direction = {name: g * setting.mask[name] for name, g in found.gradient.items()}
-    product, amount = network.zeros(), 0.0
+    product = network.zeros()
+    amount = torch.zeros((), dtype=torch.float64, device=network.device)
+    with distributed.together(network.device):
+        if batches:
+            _add_hessian_products_(product, amount, network, batches, setting, direction)
+    if distributed.processes() > 1:
+        distributed.sum_over_processes_([*product.values(), amount])
+    return {name: part / float(amount) for name, part in product.items()}
+
+
+def _add_hessian_products_(
+    product: Mapping[str, Tensor],
+    amount: Tensor,
+    network: Network,
+    batches: Sequence[Batch],
+    setting: Setting,
+    direction: Mapping[str, Tensor],
+) -> None:
+    """Add the products of these batches, and what their examples count."""
     # Of torch's ways to compute attention only the plain one has a second derivative.
     with network.evaluating(), sdpa_kernel(SDPBackend.MATH):
         costs = network.probe(batches[0], setting.loss, curvature=False)
@@ -91,9 +116,8 @@ def hessian_gradient(setting: Setting) -> Mapping[str, Tensor]:
         for batch in regroup(batches, budget.examples(0)):
             outputs, targets = network(batch)
             total = setting.loss.value(outputs, targets).sum()
-            amount += float(setting.loss.amount(outputs.detach(), targets).sum())
+            amount += setting.loss.amount(outputs.detach(), targets).sum()
             _add_hessian_product_(product, total, network.weights, direction)
-    return {name: part / amount for name, part in product.items()}
 
 
 def _add_hessian_product_(
@@ -130,6 +154,8 @@ def synaptic_flow(setting: Setting) -> Mapping[str, Tensor]:
     replaced by ones.
     """
     network = Network(setting.model, setting.mask, setting.forward, tuple(setting.weights))
+    if not setting.batches:
+        raise PruningError("the share of a process has no example, and its shape is needed")
     first = setting.batches[0].to(network.device)
     ones = (first if first.size is None else first[:1]).map(
         lambda x: torch.ones_like(x, dtype=torch.float64) if x.is_floating_point() else x

@@ -6,8 +6,9 @@ Does everything that the tests look at, and saves what came out.
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.data_loader import BatchSamplerShard
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 import lossprune
 from lossprune.pruning import PruningError
@@ -42,22 +43,66 @@ def pruned(criterion):
 def shuffled():
     model = network()
     torch.manual_seed(dist.get_rank() if dist.is_initialized() else 0)
-    loader = DataLoader(
-        TensorDataset(*(torch.cat(parts) for parts in zip(*batches(), strict=True))),
-        batch_size=8,
-        shuffle=True,
-    )
+    loader = DataLoader(dataset(), batch_size=8, shuffle=True)
+    lossprune.measure(model, loader)  # else refused, as they would differ
     before = torch.get_rng_state()
     result = lossprune.prune(model, "LM", sparsity=0.5, data=loader, examples=10, stages=3)
     assert torch.equal(torch.get_rng_state(), before)
     return result
 
 
+def dataset(examples=EXAMPLES):
+    return TensorDataset(*(torch.cat(it)[:examples] for it in zip(*batches(), strict=True)))
+
+
+def divided():
+    """What a sampler gives this process of 18 examples: every second or third; alone, all."""
+    data = dataset(18)
+    sampler = DistributedSampler(data, shuffle=False) if dist.is_initialized() else None
+    return DataLoader(data, batch_size=4, sampler=sampler)
+
+
+def measured_in_shares():
+    return lossprune.measure(network(), divided(), sharded=True)
+
+
+def pruned_in_shares(criterion):
+    return lossprune.prune(
+        network(), criterion, sparsity=0.9, data=divided(), examples=12, stages=2, sharded=True
+    )
+
+
 def failing():
     """The second process has too few examples; neither may wait for the other for ever."""
     data = batches() if dist.get_rank() == 0 else batches()[:1]
-    with pytest.raises(PruningError):
-        lossprune.measure(network(), data, examples=EXAMPLES)
+    for use in (
+        lambda: lossprune.measure(network(), data, examples=EXAMPLES),
+        lambda: lossprune.prune(network(), "LM", sparsity=0.5, data=data, examples=EXAMPLES),
+    ):
+        with pytest.raises(PruningError, match=f"{EXAMPLES} examples were asked for"):
+            use()
+
+
+def refused():
+    """Each process has other data than the next, and nothing says that it is its share."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    shard = BatchSamplerShard(BatchSampler(range(EXAMPLES), 4, drop_last=False), world, rank)
+    by_accelerate = DataLoader(dataset(), batch_sampler=shard)
+    inputs, targets = batches()[0]
+    unalike = [(inputs, (targets + rank) % 5)]
+    for data, reason in (
+        (divided(), "DistributedSampler has num_replicas="),
+        (by_accelerate, "BatchSamplerShard has num_processes="),
+        (unalike, "different data, their first batches show"),
+        (iter(divided()), "different data, their first batches show"),
+    ):
+        with pytest.raises(PruningError, match=f"{reason}.* give sharded=True"):
+            lossprune.measure(network(), data)
+    with pytest.raises(PruningError, match="DistributedSampler has num_replicas="):
+        lossprune.prune(network(), "LM", sparsity=0.5, data=divided())
+    share = [it[: 3 if rank else 2] for it in batches()[0]]
+    with pytest.raises(PruningError, match=f"{3 * world} .*3 of them of this process,.* only 2"):
+        lossprune.measure(network(), [share], examples=3 * world, sharded=True)
 
 
 def one_example():
@@ -98,7 +143,12 @@ def outcomes():
         "one example": plain(one_example()),
         "shuffled": plain(shuffled()),
         "drawn": drawn(),
-        **{criterion: plain(pruned(criterion)) for criterion in ("MP", "LM", "QM")},
+        **{criterion: plain(pruned(criterion)) for criterion in ("MP", "LM", "QM", "GraSP")},
+        "in shares": plain(measured_in_shares()),
+        **{
+            f"{criterion} in shares": plain(pruned_in_shares(criterion))
+            for criterion in ("QM", "EF-OBD", "GraSP", "SynFlow", "random")
+        },
     }
 
 
@@ -111,5 +161,6 @@ def main(rank, world, port, out):
         world_size=world,
     )
     failing()
+    refused()
     torch.save(outcomes(), out)
     dist.destroy_process_group()

@@ -12,6 +12,12 @@ MEMBER = Path(__file__).with_name("group_member.py")
 PROGRAM = "import runpy; runpy.run_path(path)['main'](*arguments)"
 
 
+MASKS = [
+    *("MP", "LM", "QM", "GraSP", "shuffled"),
+    *(f"{criterion} in shares" for criterion in ("QM", "EF-OBD", "GraSP", "SynFlow", "random")),
+]
+
+
 @pytest.fixture(scope="module")
 def alone():
     spec = importlib.util.spec_from_file_location("group_member", MEMBER)
@@ -35,9 +41,12 @@ def group(request, tmp_path_factory):
     return [torch.load(file, weights_only=True) for file in files]
 
 
-@pytest.mark.parametrize("what", ["measured", "one example"])
+@pytest.mark.parametrize("what", ["measured", "one example", "in shares"])
 def test_statistics_are_those_of_one_process(alone, group, what):
-    """19 examples in parts of different sizes, and one: fewer than there are processes."""
+    """19 examples in parts of different sizes, one, and shares that a sampler gave them.
+
+    One is fewer than there are processes.
+    """
     expected = alone[what]
     for member in group:
         found = member[what]
@@ -49,9 +58,12 @@ def test_statistics_are_those_of_one_process(alone, group, what):
                 torch.testing.assert_close(found[statistic][name], tensor, rtol=1e-10, atol=1e-16)
 
 
-@pytest.mark.parametrize("what", ["MP", "LM", "QM", "shuffled"])
+@pytest.mark.parametrize("what", MASKS)
 def test_mask_is_that_of_one_process(alone, group, what):
-    """Also where every process has a loader that shuffles from another state of its own."""
+    """Also where every process has a loader that shuffles from another state of its own.
+
+    And where it has a share of its own of the data, from a ``DistributedSampler``.
+    """
     for member in group:
         assert same(member[what]["mask"], alone[what]["mask"])
         assert member[what]["losses"] == pytest.approx(alone[what]["losses"], rel=1e-12)

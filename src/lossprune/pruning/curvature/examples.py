@@ -8,13 +8,23 @@ import torch
 from torch import Tensor
 
 from lossprune.pruning.curvature.batch import Batch, Forward, join
+from lossprune.pruning.curvature.distributed import part_of
 from lossprune.pruning.errors import PruningError
+
+NO_EXAMPLES = "the data has no examples: it gave no batch, or only empty ones"
 
 
 def take(
-    batches: Iterable[Any], examples: int | None, forward: Forward | None = None
+    batches: Iterable[Any],
+    examples: int | None,
+    forward: Forward | None = None,
+    *,
+    sharded: bool = False,
 ) -> Iterator[Batch]:
     """Yield batches until exactly ``examples`` examples are read, the last one cut; None: all.
+
+    ``sharded`` says that the batches are this process's share of the data of several: it then
+    reads its part of so many examples, which may be none.
 
     Raises:
         PruningError: there are fewer (both numbers are named), none at all, or a batch is of no
@@ -26,8 +36,11 @@ def take(
     [3, 1]
     """
     check_examples(examples)
-    read, whole = 0, False
-    for given in batches:
+    wanted, read, whole = examples, 0, False
+    if sharded and examples is not None:
+        part = part_of(examples)
+        wanted = part.stop - part.start
+    for given in batches if wanted != 0 else ():
         batch = Batch.of(given, forward)
         if batch.size is None:
             if examples is not None:
@@ -39,17 +52,20 @@ def take(
             whole = True
             yield batch
             continue
-        if examples is not None:
-            batch = batch[: examples - read]
+        if wanted is not None:
+            batch = batch[: wanted - read]
         read += len(batch)
         if len(batch):
             yield batch
-        if read == examples:
+        if read == wanted:
             return
-    if read == 0 and not whole:
-        raise PruningError("the data has no examples: it gave no batch, or only empty ones")
-    if examples is not None:
-        raise PruningError(f"{examples} examples were asked for, but the data has only {read}")
+    if read == 0 and not whole and not sharded:
+        raise PruningError(NO_EXAMPLES)
+    if read != wanted and wanted is not None:
+        share = f", {wanted} of them of this process" if sharded else ""
+        raise PruningError(
+            f"{examples} examples were asked for{share}, but the data has only {read}"
+        )
 
 
 def peek(batches: Iterable[Batch]) -> tuple[Batch | None, Iterator[Batch]]:

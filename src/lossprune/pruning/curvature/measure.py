@@ -2,8 +2,9 @@
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lossprune.pruning.curvature.batch import Batch, Forward
 from lossprune.pruning.curvature.budget import Budget
 from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.curvature.estimators import Estimator, find_estimator
-from lossprune.pruning.curvature.examples import peek, regroup, take
+from lossprune.pruning.curvature.examples import NO_EXAMPLES, peek, regroup, take
 from lossprune.pruning.curvature.layers import LayerCalls
 from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import Network, check_outputs
@@ -72,6 +73,7 @@ def measure(
     forward: Forward | None = None,
     parameters: Choices | None = None,
     exclude: Choices | None = None,
+    sharded: bool = False,
 ) -> Statistics:
     r"""Measure loss, gradient and GGN diagonal of a network's prunable weights.
 
@@ -85,9 +87,9 @@ def measure(
     "Fast curvature matrix-vector products", 2002; the column form as in Dangel et al., "BackPACK",
     2020; the computation is described in docs/curvature.md.
 
-    Under an initialised ``torch.distributed`` group every process must call this with the same
-    batches; each takes its part of every batch, and all return the same sums.  What an estimator
-    draws depends on how many they are.
+    Under an initialised ``torch.distributed`` group every process must call this, with the same
+    batches, of each of which it takes its part, or with ``sharded`` and batches of its own; all
+    return the same sums.  What an estimator draws depends on how many they are.
 
     Args:
         model: left as it is, its gradients, hooks, mode and buffers included; measured in
@@ -110,9 +112,13 @@ def measure(
             joined as needed; others are taken whole.
         parameters: whose gradient and curvature to measure, and
         exclude: which of these not; as in :func:`lossprune.prune`.
+        sharded: whether the batches of each process of a ``torch.distributed`` group are its own
+            share of the data, as a ``DistributedSampler`` gives it.  ``examples`` counts those of
+            all processes together, of which each reads an equal part, to one.
 
     Raises:
-        PruningError: too few examples; outputs or targets that the loss cannot take; a prunable
+        PruningError: too few examples; processes with different data that is not ``sharded``, or
+            with a sampler that divides it; outputs or targets that the loss cannot take; a prunable
             weight used outside a linear or convolution function, or under examples that are not
             independent (named); a loss, gradient or curvature that is not finite (named).
 
@@ -135,11 +141,15 @@ def measure(
         memory,
         generator or torch.default_generator,
     )
-    with PrivateRandomness(), network.evaluating():
+    if not sharded:
+        distributed.check_undivided(batches)
+    # Processes that measure together draw together: their loaders shuffle alike.
+    with PrivateRandomness(distributed.shared_random_state()), network.evaluating():
+        given = take(batches, examples, forward, sharded=sharded)
         if distributed.processes() > 1:
-            measurement.add_share(take(batches, examples, forward))
+            measurement.add_share(given, sharded=sharded)
         else:
-            measurement.add(take(batches, examples, forward))
+            measurement.add(given)
     statistics = measurement.means()
     _check_finite(statistics)
     return statistics
@@ -155,6 +165,7 @@ def mean_loss(
     memory: int | None = None,
     forward: Forward | None = None,
     parameters: Choices | None = None,
+    sharded: bool = False,
 ) -> float:
     """Return the mean loss alone; arguments as :func:`measure`."""
     return measure(
@@ -168,6 +179,7 @@ def mean_loss(
         memory=memory,
         forward=forward,
         parameters=parameters,
+        sharded=sharded,
     ).loss
 
 
@@ -225,15 +237,20 @@ class _Measurement:
         names = self.network.weights
         self.reached += self.reached.new_tensor([n not in self.network.unreached for n in names])
 
-    def add_share(self, batches: Iterable[Batch]) -> None:
-        """Add this process's share of the examples, and everybody else's sums."""
-        error = None
+    def add_share(self, batches: Iterator[Batch], *, sharded: bool) -> None:
+        """Add this process's share of the examples, and everybody else's sums.
+
+        With ``sharded`` the batches are the share, else those of all, which must be alike.
+        """
+        device = self.network.device
         self.generator = distributed.own_generator(self.generator)
-        try:
-            self.add(distributed.share(batches))
-        except PruningError as raised:
-            error = raised
-        distributed.raise_together(error, self.network.device)
+        if not sharded:
+            with distributed.together(device):
+                first = next(batches, None)
+            distributed.check_alike(first, device)
+            batches = distributed.share(chain([first] if first else [], batches))
+        with distributed.together(device):
+            self.add(batches)
         distributed.sum_over_processes_(
             [self.scalars, self.reached, *self.gradient.values(), *self.ggn_diagonal.values()]
         )
@@ -241,6 +258,8 @@ class _Measurement:
     def means(self) -> Statistics:
         """Return the sums, each divided by the number of examples."""
         loss, examples, trace, skipped, amount = self.scalars.tolist()
+        if examples == 0:
+            raise PruningError(NO_EXAMPLES)
         if amount == 0:
             raise PruningError("no target counts: all are ignored, or of classes of weight 0")
         for total in (*self.gradient.values(), *self.ggn_diagonal.values()):
