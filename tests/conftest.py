@@ -27,6 +27,16 @@ def pytest_configure():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
 
 
+def pytest_collection_modifyitems(items):
+    """Leave out what takes long and says little that a shorter test does not, unless asked."""
+    if "LOSSPRUNE_FULL" in os.environ:
+        return
+    for item in items:
+        if (mark := item.get_closest_marker("full")) is not None:
+            reason = f"takes long: set LOSSPRUNE_FULL to run {mark.args[0]}"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Tests share the cores; small networks are no slower for it."""

@@ -39,8 +39,15 @@ def test_every_example_is_run(root):
     assert {path.name for path in (root / "examples").glob("*.py")} == set(EXAMPLES)
 
 
+# What these do is also tested where it costs no process and no compiler of its own.
+LONG = {"compiled.py", "lightning_trainer.py", "transformers_trainer.py"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.full(n) if n in LONG else ()) for n in EXAMPLES],
+)
 def test_runs_and_its_removed_weights_are_zero(root, name, tmp_path):
     out = run(root, name, tmp_path)
     found = re.findall(ALL_REMOVED, out)

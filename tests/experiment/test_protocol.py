@@ -204,16 +204,10 @@ def cifar_path(shared_data, tmp_path_factory) -> Path:
     return path
 
 
-FULL = pytest.mark.skipif(
-    "LOSSPRUNE_FULL" not in os.environ,
-    reason="takes minutes: set LOSSPRUNE_FULL to run PreActResNet18 by the verbatim commands",
-)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "runs"),
-    [("vgg11", 3), pytest.param("preactresnet18", 3, marks=FULL)],
+    [("vgg11", 3), pytest.param("preactresnet18", 3, marks=pytest.mark.full("PreActResNet18"))],
 )
 def test_the_cifar10_loops_run_on_real_images(tmp_path, root, cifar_path, name, runs):
     """The baseline, the magnitude run and one of the grid."""

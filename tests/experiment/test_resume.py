@@ -78,9 +78,9 @@ def way(request) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.full("two processes"))])
 def test_killed_at_random_moments_it_ends_as_if_never_stopped(tmp_path, way, count):
-    """Ten of them for one process; each takes two of them seconds more."""
+    """Six of them for one process; each takes two of them seconds more."""
     if count > 1 and way[-1] == "sparse":
         pytest.skip("several processes train densely")
     undisturbed, log = tmp_path / "undisturbed", tmp_path / "log"
@@ -89,7 +89,7 @@ def test_killed_at_random_moments_it_ends_as_if_never_stopped(tmp_path, way, cou
     record = json.loads((the_run(undisturbed) / "record.json").read_text())
     moments = random.Random(20)
     killed, states = tmp_path / "killed", []
-    kills = 10 if count == 1 else 5
+    kills = 6 if count == 1 else 5
     while len(states) < kills:
         told = tmp_path / f"log-{len(states)}"
         process = Processes([*flags, "--path", str(killed)], told, count)
@@ -191,8 +191,13 @@ def test_a_compacted_network_is_trained_on_as_if_never_stopped(tmp_path, stop_be
     assert result(tmp_path / "killed") == expected
 
 
+# While pruning; while training and while fine-tuning. Each takes the seconds that the other process
+# waits for a word; that no moment between two writes is another is tested with one process.
 @pytest.mark.slow
-def test_two_processes_of_which_one_is_killed_between_two_writes(tmp_path):
+@pytest.mark.parametrize(
+    "stops", [(14,), pytest.param((6, 26), marks=pytest.mark.full("more moments"))]
+)
+def test_two_processes_of_which_one_is_killed_between_two_writes(tmp_path, stops):
     """The one that writes; the other ends by itself, and both go on as if never stopped."""
     flags = shlex.split(
         "run --arch MLP --dataset digits --threads 1 --pm LM --exp --pr 0.9 --nex "
@@ -203,9 +208,7 @@ def test_two_processes_of_which_one_is_killed_between_two_writes(tmp_path):
         finish([*flags, "--path", str(path)], log, 2)
     expected = result(undisturbed)
     assert result(again) == expected, "the same command twice"
-    # While training, pruning and fine-tuning. Each takes the seconds that the other one waits for a
-    # word; that no moment between two writes is another is tested with one process.
-    for stop in (6, 14, 26):
+    for stop in stops:
         path = tmp_path / f"stop-{stop}"
         processes = Processes([*flags, "--path", str(path)], log, 2, stop=stop)
         processes.join(60)

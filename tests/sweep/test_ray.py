@@ -1,7 +1,5 @@
 """The Ray engine on a cluster of two nodes on this machine, one of which is lost."""
 
-import os
-
 import pytest
 
 from lossprune.cli import main
@@ -32,10 +30,7 @@ def running(grid):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "LOSSPRUNE_FULL" not in os.environ,
-    reason="a cluster of its own takes long: set LOSSPRUNE_FULL to lose a node of single runs too",
-)
+@pytest.mark.full("a cluster that loses a node of single runs")
 def test_a_lost_node_loses_no_run(grid, check_same, cluster):
     nodes = [add_node(cluster), add_node(cluster)]
     process = grid.start_on_ray(cluster.address)
