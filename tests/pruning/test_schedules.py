@@ -28,6 +28,17 @@ def test_literal_values(schedule, sparsity, stages, expected):
     assert lossprune.sparsities(schedule, sparsity, stages) == pytest.approx(expected, abs=1e-15)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_from_where_a_network_is(schedule):
+    """The steps after the second are those of a schedule of their own that begins there."""
+    whole = lossprune.sparsities(schedule, 0.9, 5)
+    rest = lossprune.sparsities(schedule, 0.9, 3, start=whole[1])
+    assert rest == pytest.approx(whole[2:], rel=1e-12)
+    assert lossprune.sparsities(schedule, 0.9, 2, start=0.9) == (0.9, 0.9)
+    with pytest.raises(ValueError, match=r"start must be at most the sparsity 0\.8, got 0\.9"):
+        lossprune.sparsities(schedule, 0.8, 3, start=0.9)
+
+
 def test_the_published_targets_leave_whole_powers_of_four_fifths():
     steps = lossprune.sparsities("exponential", 1 - 0.8**14, 14)
     assert steps == pytest.approx([1 - 0.8**i for i in range(1, 15)], rel=1e-12)

@@ -307,6 +307,113 @@ class TestResuming:
             )  # fmt: skip
 
 
+class TestFromAPrunedNetwork:
+    @staticmethod
+    def start():
+        return lossprune.prune(network(), "MP", sparsity=0.2).mask  # 24 of 119
+
+    @pytest.mark.parametrize(
+        ("schedule", "removed"),
+        [
+            # 24 + 71 i/3 by hand: 47.67, 71.33; 119 − 95 (24/95)^(i/3): 58.98, 81.07
+            ("linear", [48, 71, 95]),
+            ("exponential", [59, 81, 95]),
+            ((0.21, 0.5, 0.8), [25, 60, 95]),
+        ],
+    )
+    @pytest.mark.parametrize("criterion", ["MP", "QM", "random"])
+    def test_stages_begin_where_the_start_is(self, schedule, removed, criterion):
+        settings = {"sparsity": 0.8, "schedule": schedule, "stages": 3, "data": [pool()]}
+        start = self.start()
+        result = lossprune.prune(network(), criterion, start=start, seed=3, **settings)
+        assert [record.removed for record in result.stages] == removed
+        assert not any((result.mask[name] & ~kept).any() for name, kept in start.items())
+        assert result.stages[0].loss_before == pytest.approx(
+            mean_loss(network(), [pool()], start), rel=1e-12
+        )
+        *_, (mask, _) = prune_by_stage(network(), criterion, origin=start, seed=3, **settings)
+        assert mask == result.mask
+
+    def test_can_be_resumed(self):
+        settings = {"sparsity": 0.8, "stages": 4, "data": [pool()], "origin": self.start()}
+        whole = [mask for mask, _ in prune_by_stage(network(), "LM", **settings)]
+        rest = prune_by_stage(network(), "LM", start=whole[1], completed=2, **settings)
+        assert [mask for mask, _ in rest] == whole[2:]
+
+    def test_a_pattern_is_reached_from_what_it_allows(self):
+        layer = nn.Linear(8, 4)
+        kept = torch.ones(4, 8, dtype=torch.bool)
+        kept[:, ::4] = False  # one of four, at a sparsity of 1/4
+        stages = lossprune.prune(
+            layer,
+            "MP",
+            pattern="2:4",
+            stages=2,
+            schedule="linear",
+            start=lossprune.Mask({"weight": kept}),
+        ).stages
+        assert [record.removed for record in stages] == [12, 16]
+
+    def test_as_sparse_as_asked_for_removes_nothing_more(self):
+        # 60 of 119 is 0.504, yet what 0.5 rounds to
+        start = lossprune.prune(network(), "MP", sparsity=0.5).mask
+        again = lossprune.prune(network(), "LM", sparsity=0.5, stages=3, start=start, data=[pool()])
+        assert again.mask == start
+
+    @pytest.mark.parametrize(
+        ("start", "settings", "message"),
+        [
+            (
+                lambda: lossprune.prune(network(), "MP", sparsity=0.8).mask,
+                {"sparsity": 0.5},
+                "start has 95 of 119 weights removed, but sparsity 0.5 is 60 of them: it must be "
+                "at least 0.798",
+            ),
+            (
+                lambda: lossprune.prune(network(), "MP", sparsity=0.3).mask,
+                {"sparsity": 0.5, "schedule": [0.1, 0.5]},
+                "start has 36 weights removed, but stage 1 removes 12 in all",
+            ),
+            (lambda: lossprune.Mask.dense(network()[:2]), {"sparsity": 0.5}, r"'4\.weight'"),
+            (lambda: "mask.safetensors", {"sparsity": 0.5}, "must be a lossprune.Mask, got str"),
+        ],
+    )
+    def test_a_start_that_does_not_fit(self, start, settings, message):
+        with pytest.raises(ValueError, match=message):
+            lossprune.prune(network(), "MP", start=start(), **settings)
+
+
+class TestWeightsThatAreZero:
+    """They go before all others, and the rest as if they had not been there."""
+
+    @pytest.mark.parametrize("reg", [0.0, 0.1])
+    @pytest.mark.parametrize("criterion", lossprune.CRITERIA)
+    def test_go_first(self, criterion, reg):
+        start = TestFromAPrunedNetwork.start()
+        model = start.apply_(network())
+        settings = {"data": [pool()], "seed": 3, "reg": reg, "sparsity": 0.5}
+        settings["schedule"] = (0.1, 24 / 119, 0.5)
+        masks = prune_by_stage(model, criterion, **settings)
+        (first, _), (second, _), (third, _) = masks
+        assert first.removed == 12
+        assert not any((start[name] & ~kept).any() for name, kept in first.items())
+        assert second == start
+        ((mask, _),) = prune_by_stage(model, criterion, start=start, completed=2, **settings)
+        assert third == mask
+
+    def test_go_first_within_layers_and_groups(self):
+        backwards = lossprune.Criterion("largest first", lambda theta, g, h: -theta.abs())
+        model = nn.Sequential(nn.Linear(8, 1, bias=False), nn.Linear(4, 1, bias=False))
+        with torch.no_grad():
+            model[0].weight.copy_(torch.tensor([[0.0, 1.0, 0.0, -0.0, 4.0, 0.0, 3.0, 2.0]]))
+            model[1].weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 0.0]]))
+        layers = lossprune.prune(model, backwards, sparsity=0.5, scope="layer").mask
+        assert layers["0.weight"].tolist() == [[False, True, False, False, True, False, True, True]]
+        assert layers["1.weight"].tolist() == [[True, True, False, False]]
+        groups = lossprune.prune(model, backwards, pattern="2:4").mask
+        assert groups["0.weight"].tolist() == [[False, True, False, True, False, False, True, True]]
+
+
 class TestData:
     def test_an_iterator_does_for_one_stage_only(self):
         mask = lossprune.prune(network(), "LM", sparsity=0.5, data=iter([pool()])).mask

@@ -185,6 +185,23 @@ def test_weights_scope_pattern_and_parameters_reach_the_pruning(command, mine, t
     )
 
 
+def test_it_goes_on_from_an_earlier_mask(command, mine, tmp_path):
+    flags = ("prune", f"{mine}:build", "--criterion", "MP")
+    assert command(*flags, "--sparsity", 0.5).status == 0
+    more = ("--sparsity", 0.9, "--stages", 2, "--out", "more", "--start")
+    assert command(*flags, *more, "pruned/mask.safetensors").status == 0
+    record = json.loads((tmp_path / "more" / "record.json").read_text())
+    assert [stage["removed"] for stage in record["stages"]] == [233, 270]  # 300 (1 − √0.05) first
+    assert record["settings"]["start"] == "pruned/mask.safetensors"
+    first, second = (
+        lossprune.Mask.load(tmp_path / out / "mask.safetensors") for out in ("pruned", "more")
+    )
+    assert not any((second[name] & ~kept).any() for name, kept in first.items())
+    assert "--start: no mask at no" in said(
+        command(*flags, *more[:4], "--out", "x", "--start", "no")
+    )
+
+
 def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, mine, tmp_path):
     answer = command("prune", f"{mine}:build_with_copy", "--data", f"{mine}:batches", *FLAGS)
     assert answer.status == 0, answer.err

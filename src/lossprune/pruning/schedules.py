@@ -5,30 +5,36 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 
-def _linear(sparsity: float, stages: int) -> list[float]:
+def _linear(sparsity: float, stages: int, start: float = 0.0) -> list[float]:
     """Every stage removes the same number of weights."""
-    return [sparsity * stage / stages for stage in range(1, stages + 1)]
+    return [start + (sparsity - start) * stage / stages for stage in range(1, stages + 1)]
 
 
-def _exponential(sparsity: float, stages: int) -> list[float]:
+def _exponential(sparsity: float, stages: int, start: float = 0.0) -> list[float]:
     """Every stage removes the same fraction of the weights that remain."""
-    return [1.0 - (1.0 - sparsity) ** (stage / stages) for stage in range(1, stages + 1)]
+    left = (1.0 - sparsity) / (1.0 - start)
+    return [1.0 - (1.0 - start) * left ** (stage / stages) for stage in range(1, stages + 1)]
 
 
-SCHEDULES: dict[str, Callable[[float, int], list[float]]] = {
+SCHEDULES: dict[str, Callable[[float, int, float], list[float]]] = {
     "exponential": _exponential,
     "linear": _linear,
 }
 
 
 def sparsities(
-    schedule: str | Sequence[float], sparsity: float, stages: int | None = None
+    schedule: str | Sequence[float],
+    sparsity: float,
+    stages: int | None = None,
+    start: float = 0.0,
 ) -> tuple[float, ...]:
     r"""Cumulative sparsity after each stage, for a final sparsity κ in π stages.
 
-    - ``"linear"``: κ·i/π;
-    - ``"exponential"``: 1 − (1 − κ)^(i/π), so that each stage removes the same fraction
-      1 − (1 − κ)^(1/π) of what remains;
+    From a network that is dense, or of which the fraction κ₀, ``start``, is removed already:
+
+    - ``"linear"``: κ₀ + (κ − κ₀)·i/π;
+    - ``"exponential"``: 1 − (1 − κ₀) ((1 − κ) / (1 − κ₀))^(i/π), so that each stage removes the
+      same fraction 1 − ((1 − κ) / (1 − κ₀))^(1/π) of what remains;
     - a sequence of sparsities is itself the schedule: it must not fall, and end at κ.
 
     ``stages`` is 1 if not given, or the length of the sequence.
@@ -39,8 +45,13 @@ def sparsities(
     (0.3, 0.6, 0.9)
     >>> [round(kappa, 4) for kappa in sparsities("exponential", 0.875, 3)]
     [0.5, 0.75, 0.875]
+    >>> [round(kappa, 4) for kappa in sparsities("exponential", 0.875, 2, start=0.5)]
+    [0.75, 0.875]
     """
     check_sparsity(sparsity)
+    check_sparsity(start, "start")
+    if start > sparsity:
+        raise ValueError(f"start must be at most the sparsity {sparsity}, got {start}")
     if stages is None:
         stages = 1 if isinstance(schedule, str) else len(schedule)
     if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
@@ -52,10 +63,11 @@ def sparsities(
                 f"unknown schedule {schedule!r}; choose one of: {known}, "
                 "or give a sequence of rising sparsities"
             )
-        steps = SCHEDULES[schedule](sparsity, stages)
+        steps = SCHEDULES[schedule](sparsity, stages, start)
         # The last stage is κ itself, not κ to rounding: the final count must be exact. Where κ is
-        # near the spacing of numbers around 1, a stage before it may round to more.
-        return (*(min(step, sparsity) for step in steps[:-1]), sparsity)
+        # near the spacing of numbers around 1, a stage before it may round to more, as to less than
+        # the start.
+        return (*(max(start, min(step, sparsity)) for step in steps[:-1]), sparsity)
     return _checked_sequence(schedule, sparsity, stages)
 
 

@@ -20,6 +20,8 @@ def saliencies(
 ) -> dict[str, Tensor]:
     """Return the criterion's saliency + ½ λ θ² of every weight, by parameter name.
 
+    That of a weight which is exactly 0 is −∞, whatever the criterion: it has nothing to lose.
+
     ``other`` is what the criterion takes in the place of the curvature, if anything.
 
     Raises:
@@ -36,7 +38,7 @@ def saliencies(
             raise PruningError(
                 f"the saliency of {name!r} is not finite in {bad} of {saliency.numel()} entries"
             )
-        scores[name] = saliency
+        scores[name] = saliency.masked_fill(theta == 0, -torch.inf)
     return scores
 
 

@@ -58,10 +58,18 @@ class Selection:
 
         With a pattern, N is the number of weights that have it.
         """
+        return round(sparsity * self._counted())
+
+    def _counted(self) -> int:
+        """N."""
         sizes = self._sizes
         if self.pattern is not None and self.dense is not None:
             del sizes[self.dense]
-        return round(sparsity * sum(sizes.values()))
+        return sum(sizes.values())
+
+    def sparsity(self, removed: int) -> float:
+        """Return the sparsity at which so many weights are gone, the reverse of :meth:`count`."""
+        return removed / max(1, self._counted())
 
     def check(self, sparsity: float) -> None:
         """Raise unless the pattern fits the layers, and this sparsity is one they can have."""

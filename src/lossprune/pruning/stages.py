@@ -59,6 +59,7 @@ def prune(
     memory: int | None = None,
     seed: int | None = None,
     sharded: bool = False,
+    start: Mask | None = None,
 ) -> PruningResult:
     """Find which weights of ``model`` to remove so that a model of its loss rises least.
 
@@ -66,6 +67,7 @@ def prune(
     before, on fresh examples; every weight that is left gets its saliency + ½ λ θ²; and the
     smallest over all layers together, or as ``scope`` and ``pattern`` say, are removed until
     round(κᵢ · N) are gone.  θ itself never changes, and a weight once removed stays removed.
+    Weights that are exactly 0 go before all others, whatever the criterion; equal ones by position.
     Source: Laurent et al., "Revisiting Loss Modelling for Unstructured Pruning", 2020.
 
     Args:
@@ -100,6 +102,9 @@ def prune(
             draws from torch's global generator as it stands, and leaves that as it was.
         sharded: whether the data of each process of a ``torch.distributed`` group is its own share;
             as in :func:`measure`.
+        start: the mask of a network that is pruned already, to prune it further: what it removes
+            stays removed, and the schedule begins at its sparsity κ₀ (see
+            :func:`lossprune.sparsities`).  ``sparsity`` is still of all prunable weights.
 
     Weights that the network's outputs do not depend on in evaluation mode, such as those of a copy
     or a head that is used in training only, count in the sparsity, and criteria that look at the
@@ -109,7 +114,8 @@ def prune(
     model, and with the same data or ``sharded``; they share the work, and each gets the same mask.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range; ``start`` is not a mask of this network, or has more
+            removed than ``sparsity`` asks for.
         PruningError: no weight would be left; the data does not do (see :func:`measure`); a loss,
             gradient, curvature or saliency is not finite.  The stage is named.
 
@@ -141,6 +147,7 @@ def prune(
         memory=memory,
         seed=seed,
         sharded=sharded,
+        origin=start,
     )
     mask, records = Mask({}), []
     for after, record in pruning:
@@ -175,6 +182,7 @@ def prune_by_stage(
     sharded: bool = False,
     start: Mask | None = None,
     completed: int = 0,
+    origin: Mask | None = None,
     recall: Callable[[int, Callable[[], Statistics]], Statistics] | None = None,
 ) -> "Stages":
     """Prune as :func:`prune`, giving mask and record after every stage.
@@ -184,6 +192,9 @@ def prune_by_stage(
 
     ``start`` is the mask after ``completed`` stages, to go on from there: the masks are those of
     a pruning that was never stopped, if the data gives the same examples at the same stage.
+
+    ``origin`` is the mask before the first stage, :func:`prune`'s ``start``, where not all weights
+    were there: the schedule begins at its sparsity.
 
     ``recall(stage, measure)`` gives a stage's statistics where given: ``measure()``, or what that
     returned before for the same network, mask, examples and criterion.
@@ -198,15 +209,22 @@ def prune_by_stage(
     if stages is None and isinstance(schedule, str):
         stages = criterion.stages
     structure = find_pattern(pattern)
-    steps = sparsities(schedule, final_sparsity(sparsity, structure), stages)
+    final = final_sparsity(sparsity, structure)
+    steps = sparsities(schedule, final, stages)
     if not 0 <= completed < len(steps):
         raise ValueError(f"completed must be between 0 and {len(steps) - 1}, got {completed!r}")
     weights = prunable_weights(model, parameters, exclude)
+    selection = _selection(model, weights, find_scope(scope), structure)
+    if origin is not None:
+        _check_origin(origin, weights, selection, final)
+        began = min(final, selection.sparsity(origin.removed))  # above it by less than one weight
+        steps = sparsities(schedule, final, stages, began)
+        start = origin if start is None else start
     pruning = _Pruning(
         model,
         weights,
         None if parameters is None and exclude is None else tuple(weights),
-        _selection(model, weights, find_scope(scope), structure),
+        selection,
         criterion,
         data,
         examples,
@@ -238,6 +256,24 @@ def _selection(
         {} if pattern is None else input_dimensions(model),
         last if last in weights else None,
     )
+
+
+def _check_origin(
+    origin: Mask, weights: Mapping[str, Tensor], selection: Selection, sparsity: float
+) -> None:
+    _check_start_mask(origin, weights)
+    if origin.removed > selection.count(sparsity):
+        raise ValueError(
+            f"start has {origin.removed} of {origin.total} weights removed, but sparsity "
+            f"{sparsity} is {selection.count(sparsity)} of them: it must be at least "
+            f"{selection.sparsity(origin.removed)}"
+        )
+
+
+def _check_start_mask(start: Mask, weights: Mapping[str, Tensor]) -> None:
+    if not isinstance(start, Mask):
+        raise ValueError(f"start must be a lossprune.Mask, got {type(start).__name__}")
+    check_mask(start, weights, "start")
 
 
 class _Pruning:
@@ -308,7 +344,7 @@ class _Pruning:
         self.selection.check(steps[-1])
 
     def check_start(self, start: Mask, steps: Sequence[float], completed: int) -> None:
-        check_mask(start, self.weights, "start")
+        _check_start_mask(start, self.weights)
         self.selection.check_start(start)
         count = self.selection.count(steps[completed])
         if start.removed > count:

@@ -45,6 +45,9 @@ class PruneConfig:
     weights: Path | None = flag(
         None, "weights", "state dict (.pt), safetensors or sparse file to load into the network"
     )
+    start: Path | None = flag(
+        None, "start", "mask of an earlier prune (mask.safetensors) to go on from"
+    )
     seed: int = flag(1111, "seed", "of torch while the network is built, and of each stage")
     threads: int | None = flag(None, "threads", "CPU threads; if not given, torch's own choice")
     out: Path = flag(Path("pruned"), "out", "folder to write into")

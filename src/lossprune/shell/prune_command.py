@@ -18,7 +18,14 @@ from lossprune.experiment.network_file import load_weights_, read_network, weigh
 from lossprune.experiment.prepare import environment_of
 from lossprune.experiment.progress import Progress, shown_progress
 from lossprune.experiment.record import describe_stage
-from lossprune.pruning import CRITERIA, LOSSES, Mask, StageRecord, prune_by_stage
+from lossprune.pruning import (
+    CRITERIA,
+    LOSSES,
+    Mask,
+    PruningError,
+    StageRecord,
+    prune_by_stage,
+)
 from lossprune.pruning.stages import Stages
 from lossprune.shell.config import PruneConfig
 from lossprune.shell.output import check_out, json_bytes, markdown_table, open_out, print_table
@@ -129,6 +136,7 @@ def _prune(
         forward=forward,
         estimator=config.estimator,
         seed=config.seed,
+        origin=_start(config.start),
     )
     pruned, stages = Mask({}), []
     total = config.stages or CRITERIA[config.criterion].stages
@@ -140,6 +148,15 @@ def _prune(
             told = describe_stage(asdict(stage), total).split(": ", 1)[1]
         progress.advance("stage", stage.stage, total, told)
     return pruned, stages, pruning
+
+
+def _start(path: Path | None) -> Mask | None:
+    if path is None:
+        return None
+    try:
+        return Mask.load(path)
+    except (FileNotFoundError, PruningError) as error:
+        raise ValueError(f"--start: {error}") from error
 
 
 def _listed(names: str | None) -> Any:
@@ -181,8 +198,8 @@ def _settings(config: PruneConfig, build: str) -> dict[str, Any]:
     values = {item.metadata["flag"]: getattr(config, item.name) for item in fields(config)}
     for name in ("out", "overwrite", "debug", "threads"):
         del values[name]
-    weights = None if config.weights is None else str(config.weights)
-    return {"build": build, **values, "weights": weights}
+    paths = {name: values[name] and str(values[name]) for name in ("weights", "start")}
+    return {"build": build, **values, **paths}
 
 
 @contextlib.contextmanager
