@@ -126,7 +126,8 @@ def test_empirical_fisher_is_the_mean_squared_gradient(model, batch, by_autograd
         ("tolerance:-0.1", "does not take the value"),
         ("tolerance:nan", "does not take the value"),
         ("tolerance:", "does not take the value ''"),
-        ("exact:3", "'exact' does not take the value '3'"),
+        ("exact:0", "'exact' does not take the value '0'"),
+        ("exact:0.5", r"'exact' does not take the value '0\.5'"),
     ],
 )
 def test_what_is_not_accepted(model, batch, name, message):

@@ -12,8 +12,10 @@ from lossprune.pruning import (
     LOSSES,
     BinaryCrossEntropy,
     CrossEntropy,
+    Exact,
     MeanSquaredError,
     PruningError,
+    Tolerance,
 )
 
 N, POSITIONS, CLASSES = 5, 3, 4
@@ -359,13 +361,72 @@ def test_classes_last_are_told_from_classes_second():
         lossprune.measure(model, [(inputs, torch.zeros(N, POSITIONS).long())])
 
 
-def test_too_many_classes_for_the_exact_curvature_name_the_way_out():
-    model = nn.Sequential(nn.Linear(1, 20_000, bias=False)).double()
-    data = [(torch.ones(1, 1, dtype=torch.float64), torch.tensor([5]))]
-    with pytest.raises(PruningError, match=r"19999 backward passes.*monte-carlo"):
-        lossprune.measure(model, data)
-    h = lossprune.measure(model, data, estimator="monte-carlo:1").ggn_diagonal["0.weight"]
-    assert 0 < float(h.sum()) < 2
+SEGMENTS = torch.zeros(2, 32, 32, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "targets", "loss", "passes"),
+    [
+        (nn.Linear(1, 20_000), (2, 1), torch.zeros(2).long(), "cross_entropy", 19_999),
+        (nn.Conv2d(1, 21, 1), (2, 1, 32, 32), SEGMENTS, "cross_entropy", 20_480),
+        (nn.Conv2d(1, 3, 1), (2, 1, 64, 64), torch.zeros(2, 3, 64, 64), "mse", 12_288),
+        (nn.Linear(1, 50_000), (2, 3, 1), torch.zeros(2, 3).long(), "next_token", 99_998),
+    ],
+    ids=["classes", "segmentation", "images", "tokens"],
+)
+@pytest.mark.parametrize("estimator", ["exact", "tolerance"])
+def test_more_passes_than_end_are_refused_with_the_way_out(
+    model, inputs, targets, loss, passes, estimator
+):
+    data = [(torch.ones(inputs), targets)]
+    message = (
+        rf"{passes} backward passes for one .*'monte-carlo'.* estimator=\w+\(.*most={passes}\)"
+    )
+    with pytest.raises(PruningError, match=message) as error:
+        lossprune.prune(model, "QM", sparsity=0.5, data=data, loss=loss, estimator=estimator)
+    assert "\n" not in str(error.value)
+    h = lossprune.measure(model, data, loss=loss, estimator="monte-carlo:1").ggn_diagonal
+    assert float(h["weight"].sum()) > 0
+
+
+def test_passes_are_counted_and_taken_all_the_same_where_that_is_said():
+    """Two of three positions that count, four classes: 6 columns, whatever the third would add."""
+    model = nn.Conv1d(2, 4, 1).double()
+    targets = torch.tensor([[0, 1, -100], [-100, 2, -100]])
+    data = [(torch.randn(2, 2, 3, dtype=torch.float64), targets)]
+    all_of_them = lossprune.measure(model, data).ggn_diagonal["weight"]
+    for estimator in (Exact(6), "exact:6", Tolerance(0.0, most=6)):
+        taken = lossprune.measure(model, data, estimator=estimator).ggn_diagonal["weight"]
+        torch.testing.assert_close(taken, all_of_them, rtol=1e-9, atol=1e-15)
+    for estimator in (Exact(5), "exact:5", Tolerance(0.0, most=5)):
+        with pytest.raises(PruningError, match="6 backward passes for one example"):
+            lossprune.measure(model, data, estimator=estimator)
+
+
+def test_a_loss_of_few_columns_is_measured_on_outputs_of_any_size():
+    """The squared mean of an image: one column."""
+
+    class SquaredMean:
+        def check(self, outputs, targets):
+            pass
+
+        def value(self, outputs, targets):
+            return (outputs.flatten(1).mean(1) - targets) ** 2
+
+        def gradient(self, outputs, targets):
+            residual = outputs.flatten(1).mean(1) - targets
+            return (2 * residual / outputs[0].numel())[:, None, None, None].expand_as(outputs)
+
+        def hessian_factor(self, outputs):
+            return torch.full_like(outputs, 2**0.5 / outputs[0].numel())[None]
+
+    model = nn.Conv2d(1, 3, 1).double()
+    inputs = torch.randn(2, 1, 64, 64, dtype=torch.float64)
+    statistics = lossprune.measure(model, [(inputs, torch.ones(2))], loss=SquaredMean())
+    expected = 2 * inputs.flatten(1).mean(1).square().mean() / 9
+    torch.testing.assert_close(
+        statistics.ggn_diagonal["weight"].flatten(), expected.expand(3), rtol=1e-9, atol=0
+    )
 
 
 @pytest.mark.parametrize("loss", [3, None, "hinge"])

@@ -63,6 +63,10 @@ class AnyFunction:
             "or estimator='empirical-fisher'; criteria that need only the gradient take any loss"
         )
 
+    def rank(self, outputs: Tensor, targets: Any) -> NoReturn:
+        """Raise, naming the losses that have a Hessian."""
+        self.hessian_factor(outputs, targets)
+
     def draw(
         self, outputs: Tensor, targets: Any, count: int, generator: torch.Generator
     ) -> NoReturn:

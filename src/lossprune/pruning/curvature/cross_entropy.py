@@ -149,6 +149,11 @@ class CrossEntropy:
         """Return the dimensions of the outputs that are positions."""
         return tuple(range(2, outputs.ndim) if self.class_dim == 1 else range(1, outputs.ndim - 1))
 
+    def rank(self, outputs: Tensor, targets: Tensor) -> int:
+        """Return (C − 1) times the positions that are not ignored, of the example with most."""
+        counted = (self._aligned(targets) != self.ignore_index).reshape(len(targets), -1).sum(1)
+        return int(counted.max()) * (outputs.shape[self.class_dim] - 1)
+
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ∂ℓ/∂z: like the outputs."""
         targets = self._aligned(targets)
@@ -177,11 +182,11 @@ class CrossEntropy:
         Without targets, of what every position would have with s = 1.
         """
         classes = outputs.shape[self.class_dim]
-        if outputs[0].numel() * classes > _MOST:
-            places = outputs[0].numel() // classes
+        size = outputs[0].numel() * classes
+        if size > _MOST:
             raise PruningError(
-                f"the exact curvature of {classes} classes at {places} positions would take "
-                f"{places * (classes - 1)} backward passes for an example: give "
+                f"the exact curvature of outputs {tuple(outputs.shape[1:])} needs a factor of "
+                f"{size} numbers for an example, more than {_MOST}: give "
                 "estimator='monte-carlo:10' (or another number of draws)"
             )
         rows = outputs.movedim(self.class_dim, -1)

@@ -39,6 +39,10 @@ class MeanSquaredError:
         """Return the dimensions of the outputs that are positions: all but the examples'."""
         return tuple(range(1, outputs.ndim))
 
+    def rank(self, outputs: Tensor, targets: Tensor) -> int:
+        """Return D."""
+        return _size(outputs)
+
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ∂ℓ/∂z: like the outputs."""
         return 2 / _size(outputs) * (outputs - targets)
@@ -124,6 +128,10 @@ class BinaryCrossEntropy:
     def positions(self, outputs: Tensor) -> tuple[int, ...]:
         """Return the dimensions of the outputs that are positions: all but the examples'."""
         return tuple(range(1, outputs.ndim))
+
+    def rank(self, outputs: Tensor, targets: Tensor) -> int:
+        """Return D."""
+        return _size(outputs)
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ∂ℓ/∂z: like the outputs."""

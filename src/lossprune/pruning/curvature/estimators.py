@@ -7,10 +7,11 @@ the output Hessian H, or near it; the measured diagonal is the mean over example
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lossprune.pruning.curvature.columns import Columns
+from lossprune.pruning.errors import PruningError
 
 if TYPE_CHECKING:  # so that the names can be listed without torch
     from collections.abc import Callable
@@ -19,6 +20,11 @@ if TYPE_CHECKING:  # so that the names can be listed without torch
     from torch import Tensor
 
     from lossprune.pruning.curvature.losses import FullLoss
+
+
+# Ten times what a network of ImageNet's thousand classes takes.  More are many classes at many
+# positions, tokens or pixels: drawn labels say as much of them in far fewer passes.
+MOST_PASSES = 10_000
 
 
 class Estimator(Protocol):
@@ -40,14 +46,24 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True)
 class Exact:
-    """All columns of a factor of H: diag(G) to rounding, in rank(H) backward passes."""
+    """All columns of a factor of H: diag(G) to rounding, in rank(H) backward passes.
 
+    Attributes:
+        most: how many backward passes an example may take; where it would take more, that is
+            refused with their number before it begins.
+    """
+
+    most: int = MOST_PASSES
     packs = False
+
+    def __post_init__(self) -> None:
+        _check_most(self.most)
 
     def columns(
         self, outputs: Tensor, targets: Any, loss: FullLoss, generator: torch.Generator
     ) -> Columns:
         """Return the factor's columns."""
+        _check_passes(self, outputs, targets, loss)
         return Columns(
             loss.hessian_factor(outputs, targets).transpose(0, 1), loss.positions(outputs)
         )
@@ -62,16 +78,20 @@ class Tolerance:
     reported.  Networks that fit their data are confident, and few columns carry nearly all of the
     trace.  The estimate is never above the exact diagonal, and below it by the skipped columns.
 
+    ``most`` is that of :class:`Exact`, and counts the columns from which those are chosen.
+
     Source: this project; the eigenfactor as in Martens, "New insights and perspectives on the
     natural gradient method", 2020, section 9.
     """
 
     tolerance: float = 1e-3
+    most: int = MOST_PASSES
     packs = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance must be a number in [0, 1), got {self.tolerance!r}")
+        _check_most(self.most)
 
     def columns(
         self, outputs: Tensor, targets: Any, loss: FullLoss, generator: torch.Generator
@@ -79,6 +99,7 @@ class Tolerance:
         """Return the columns, largest first, and how many of each example to use."""
         import torch
 
+        _check_passes(self, outputs, targets, loss)
         factor = loss.hessian_factor(outputs.double(), targets)  # (k, *outputs)
         positions = loss.positions(outputs)
         places = [outputs.shape[dimension] for dimension in positions]
@@ -163,6 +184,27 @@ class EmpiricalFisher:
         return Columns(loss.gradient(outputs, targets)[:, None])
 
 
+def _check_most(most: int) -> None:
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ValueError(f"most must be a whole number of at least 1, got {most!r}")
+
+
+def _check_passes(
+    estimator: Exact | Tolerance, outputs: Tensor, targets: Any, loss: FullLoss
+) -> None:
+    """Raise where an example would take too many backward passes; nothing is computed for it."""
+    if outputs[0].numel() <= estimator.most:
+        return
+    passes = loss.rank(outputs, targets)
+    if passes > estimator.most:
+        raise PruningError(
+            f"the exact curvature takes {passes} backward passes for one example, whose outputs "
+            f"are {tuple(outputs.shape[1:])}, and no more than {estimator.most} are begun: give "
+            f"estimator='monte-carlo', or estimator={replace(estimator, most=passes)} to go on "
+            "all the same"
+        )
+
+
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "exact": Exact,
     "tolerance": Tolerance,
@@ -175,7 +217,7 @@ def find_estimator(estimator: str | Estimator) -> Estimator:
     """Return the estimator of that name, or the estimator given.
 
     A name may carry a value: ``"monte-carlo:20"`` draws 20 labels, ``"tolerance:0.01"`` skips up
-    to a hundredth of the trace.
+    to a hundredth of the trace, ``"exact:20000"`` takes up to so many backward passes an example.
 
     Raises:
         ValueError: a name that is not in :data:`ESTIMATORS`, or a value it does not take.

@@ -6,6 +6,7 @@ loss says how much each example counts, Σ ℓ divided by the sum of that.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -54,6 +55,10 @@ class FullLoss(Loss, Protocol):
 
         There each vector of the factor holds one column for every index (see ``columns.py``).
         """
+        ...
+
+    def rank(self, outputs: Tensor, targets: Any) -> int:
+        """Return how many columns the factor has, of the example with most: all positions' ones."""
         ...
 
     def draw(self, outputs: Tensor, targets: Any, count: int, generator: torch.Generator) -> Tensor:
@@ -119,7 +124,7 @@ def _known(loss: Any) -> Loss | None:
 
 
 def _lacks(loss: Any) -> bool:
-    return not all(hasattr(loss, method) for method in ("amount", "positions", "draw"))
+    return not all(hasattr(loss, method) for method in ("amount", "positions", "rank", "draw"))
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,12 @@ class _Complete:
         if hasattr(self.loss, "positions"):
             return cast(FullLoss, self.loss).positions(outputs)
         return ()
+
+    def rank(self, outputs: Tensor, targets: Any) -> int:
+        if hasattr(self.loss, "rank"):
+            return cast(FullLoss, self.loss).rank(outputs, targets)
+        places = (outputs.shape[dimension] for dimension in self.positions(outputs))
+        return len(self.hessian_factor(outputs, targets)) * math.prod(places)
 
     def draw(self, outputs: Tensor, targets: Any, count: int, generator: torch.Generator) -> Tensor:
         """Sums of the factor's columns with random signs, unless the loss draws its own."""
