@@ -1,5 +1,6 @@
 import copy
 import itertools
+import operator
 import pickle
 import threading
 
@@ -7,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from torch import nn
 
 import lossprune
@@ -55,9 +56,11 @@ def assert_equal_to_rounding(outputs, model, inputs):
     groups=st.sampled_from([1, 1, 2, 3]),
     height=st.integers(1, 19),
     width=st.integers(1, 37),
-    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    pool=st.sampled_from([None, 2, 2, (3, 2), (2, 1), (1, 3)]),
+    larger=st.tuples(st.integers(0, 9), st.integers(0, 9)),
     dilation=st.integers(1, 2),
     batch=st.sampled_from([1, 2, 4, 5, 16, 17, 33]),
     density=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
@@ -66,8 +69,8 @@ def assert_equal_to_rounding(outputs, model, inputs):
     data=st.data(),
 )
 def test_a_convolution_of_any_shape(
-    channels, outputs, groups, height, width, kernel, stride, padding, dilation, batch, density,
-    bias, few, data,
+    channels, outputs, groups, height, width, kernel, stride, padding, pool, larger, dilation,
+    batch, density, bias, few, data,
 ):  # fmt: skip
     if channels % groups or outputs % groups:
         groups = 1
@@ -80,13 +83,20 @@ def test_a_convolution_of_any_shape(
     layer = nn.Conv2d(
         channels, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=bias
     )
-    model = nn.Sequential(layer, data.draw(st.sampled_from([nn.Identity(), nn.ReLU(), nn.Tanh()])))
-    random_mask(model, density).apply_(model)
     inputs = torch.randn(batch, channels, height, width)
+    made = layer(inputs).shape[2:]
+    activation = data.draw(st.sampled_from([nn.Identity(), nn.ReLU(), nn.Tanh()]))
+    model = nn.Sequential(layer, activation)
+    if pool is not None:
+        model.append(nn.MaxPool2d(pool))
+        assume(all(map(operator.ge, made, (pool, pool) if isinstance(pool, int) else pool)))
+    random_mask(model, density).apply_(model)
     deployed = sparse(model.eval(), inputs)
     assert isinstance(deployed, SparseNetwork)
     deployed.few = few
     assert_equal_to_rounding(deployed(inputs), model, inputs)
+    others = torch.randn(2, channels, height + larger[0], width + larger[1])
+    assert_equal_to_rounding(deployed(others), model, others)
 
 
 @settings(max_examples=30, deadline=None)
@@ -300,6 +310,45 @@ def test_what_it_cannot_take_is_refused(make, message):
     deployed = sparse(nn.Sequential(nn.Linear(4, 2)).eval(), torch.randn(1, 4))
     with pytest.raises(PruningError, match=message):
         deployed(make())
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_an_image_too_small_for_the_maximum_is_refused(few):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.Tanh(), nn.MaxPool2d(3, 1)).eval()
+    deployed = sparse(model, torch.randn(1, 2, 9, 9))
+    assert isinstance(deployed, SparseNetwork)
+    deployed.few = few
+    for size in (3, 6):
+        with pytest.raises(PruningError, match="no window of its maximum fits"):
+            deployed(torch.randn(2, 2, size, size))
+
+
+class Positions(nn.Module):
+    """Adds one map for all images to each."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.positions = nn.Parameter(torch.randn(1, 8, 9, 9))
+        self.last = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        positions = self.positions  # so that torch is done before the first convolution
+        return self.last(torch.relu(self.first(x) + positions))
+
+
+@pytest.mark.parametrize("few", [0, 100])
+def test_what_all_images_share_is_no_batch_of_one(few):
+    torch.manual_seed(0)
+    model = Positions().eval()
+    deployed = sparse(model, torch.randn(1, 3, 9, 9))
+    (part,) = sparse_networks(deployed)
+    part.few = few
+    for batch in (4, 1, 0):
+        x = torch.randn(batch, 3, 9, 9)
+        assert_equal_to_rounding(deployed(x), model, x)
+    with pytest.raises(PruningError, match="of one shape in the example"):
+        deployed(torch.randn(1, 3, 12, 12))
 
 
 def test_activations_keep_nan_and_are_accurate():

@@ -245,7 +245,8 @@ def _join(
         known = other in earlier or other not in made
         if a.activation == IDENTITY and a.other is None and known and other != through:
             return a.replace(target=b.target, other=other, activation=b.activation), weight
-    halves = b.kind == "maximum" and b.size == (2, 2) and b.stride == (2, 2)
+    # No tile of the kernels has two columns at strides beyond 2.
+    halves = b.kind == "maximum" and b.size == b.stride == (2, 2) and a.stride[1] <= 2
     if halves and a.kind == "convolution" and a.pool == 1 and a.other is None:
         # The maximum of activations is the activation of the maximum: both activations increase.
         return a.replace(target=b.target, pool=2), weight

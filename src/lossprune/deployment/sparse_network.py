@@ -53,8 +53,8 @@ class SparseNetwork(nn.Module):
         """
         for tensor in inputs:
             self._check(tensor)
-        inputs = tuple(tensor.contiguous() for tensor in inputs)
-        images = inputs[0].shape[0]
+        images = _images(inputs)
+        inputs = tuple(tensor.expand(images, *tensor.shape[1:]).contiguous() for tensor in inputs)
         shapes = tuple([image_shape(tensor) for tensor in inputs])
         plan = self.plan(images >= self.few, shapes)
         outputs = [
@@ -125,6 +125,16 @@ class SparseNetwork(nn.Module):
         kept = sum(weight.values.numel() for weight in self.weights())
         names = ", ".join(step.name for step in self.steps if step.kind == "convolution")
         return f"{kept:,} kept weights in {names}"
+
+
+def _images(inputs: Sequence[Tensor]) -> int:
+    """Return how many images there are; one that all of them share, as a parameter is, is one."""
+    counts = {tensor.shape[0] for tensor in inputs}
+    if len(counts) > 1:
+        counts.discard(1)
+    if len(counts) > 1:
+        raise PruningError(f"the inputs of a deployed network are of {sorted(counts)} examples")
+    return counts.pop()
 
 
 def image_shape(tensor: Tensor) -> Shape:

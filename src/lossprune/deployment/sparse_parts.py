@@ -51,8 +51,15 @@ def _filled(output: Any, values: dict[str, Any]) -> Any:
     if isinstance(output, dict):
         return {key: _filled(value, values) for key, value in output.items()}
     if isinstance(output, (tuple, list)):
-        return type(output)(_filled(value, values) for value in output)
+        return _like(output, [_filled(value, values) for value in output])
     return output
+
+
+def _like(sequence: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
+    """Return the items in a sequence of Python's own, or of the same class of named ones."""
+    if hasattr(sequence, "_fields"):
+        return type(sequence)(*items)
+    return items if isinstance(sequence, list) else tuple(items)
 
 
 def in_parts(graph: fx.GraphModule, dense: Collection[str] = ()) -> nn.Module:
@@ -106,7 +113,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return (list if isinstance(value, list) else tuple)(_plain(item) for item in value)
+        return _like(value, [_plain(item) for item in value])
     return value
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import lossprune.kernels
 from lossprune.deployment.sparse_steps import Shape, Step, Weights, tiles
 from lossprune.kernels.compiler import load
+from lossprune.pruning.errors import PruningError
 
 SOURCE = Path(lossprune.kernels.__file__).with_name("sparse_network.c")
 KINDS = ("convolution", "affine", "addition", "maximum", "mean", "split", "read", "write")
@@ -174,6 +175,8 @@ class _Layout:
                 if step.kind == "split"
                 else step.output(self.shapes[step.source])
             )
+            if step.other is not None:
+                _check_addition(step, self.shapes)
         for step, weight in zip(steps, weights, strict=True):
             self._widen_halo(step, weight)
         room = self._place(steps)
@@ -351,6 +354,8 @@ class _Layout:
         return made
 
     def _pointer(self, tensor: Tensor, dtype: torch.dtype) -> int:
+        if dtype == torch.int32 and tensor.numel() and int(tensor.max()) >= 2**31:
+            raise PruningError("an input of this size is too large for the sparse kernels")
         tensor = tensor.detach().to(dtype).contiguous()
         self.keep.append(tensor)
         return tensor.data_ptr()
@@ -359,6 +364,17 @@ class _Layout:
 def _whole_lines(numbers: int) -> int:
     # Each thread's workspace begins with a cache line: a vector across two takes twice as long.
     return -(-numbers // 16) * 16
+
+
+def _check_addition(step: Step, shapes: Mapping[str, Shape]) -> None:
+    """Refuse maps that were alike at the example's size and are not at this one."""
+    made = step.convolved(shapes[step.source]) if step.kind == "convolution" else None
+    made, other = made or shapes[step.source], shapes[str(step.other)]
+    if made != other:
+        raise PruningError(
+            f"{step.name}: maps of shapes {made} and {other} are added here, "
+            "which were of one shape in the example"
+        )
 
 
 def _split_shape(step: Step, source: Shape) -> Shape:

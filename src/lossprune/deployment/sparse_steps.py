@@ -84,17 +84,23 @@ class Step:
         return outputs, channels, height, width
 
     def output(self, source: Shape) -> Shape:
-        """Return the shape of the step's output."""
+        """Return the shape of the step's output.
+
+        Raises:
+            PruningError: the input does not fit the step.
+        """
+        channels, height, width = source
         if self.kind == "convolution":
             channels, height, width = self.convolved(source)
-            return channels, height // self.pool, width // self.pool
-        if self.kind == "maximum":
-            return (
-                source[0],
-                (source[1] - self.size[0]) // self.stride[0] + 1,
-                (source[2] - self.size[1]) // self.stride[1] + 1,
-            )
-        return (source[0], 1, 1) if self.kind == "mean" else source
+            height, width = height // self.pool, width // self.pool
+        elif self.kind == "maximum":
+            height = (height - self.size[0]) // self.stride[0] + 1
+            width = (width - self.size[1]) // self.stride[1] + 1
+        elif self.kind == "mean":
+            height = width = 1
+        if min(height, width) < 1:
+            raise PruningError(f"{self.name}: no window of its maximum fits its input {source}")
+        return channels, height, width
 
     def taps(self, positions: Tensor, source: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return (output, input channel, dy, dx) of each kept weight.
