@@ -29,6 +29,7 @@ def sentence(answer) -> str:
     lines = [line for line in answer.err.splitlines() if not line.startswith("folder: ")]
     assert len(lines) == 1, answer.err
     assert lines[0].startswith("error: ")
+    assert len(lines[0]) < 500
     return lines[0].removeprefix("error: ")
 
 
@@ -38,10 +39,10 @@ def sentence(answer) -> str:
         ("--pr -0.1", "--pr must be a number in [0, 1), got -0.1"),
         ("--pr 1", "--pr must be a number in [0, 1), got 1.0"),
         ("--pr nan", "--pr must be a number in [0, 1), got nan"),
-        ("--pi 0", "--pi must be a whole number of at least 1, got 0"),
-        ("--reg -1e-3", "--reg must be a number of at least 0, got -0.001"),
-        ("--reg nan", "--reg must be a number of at least 0, got nan"),
-        ("--reg inf", "--reg must be a number of at least 0, got inf"),
+        ("--pi 0", "--pi must be a whole number from 1 to 1,000,000, got 0"),
+        ("--reg -1e-3", "--reg must be a number from 0 to 1e+30, got -0.001"),
+        ("--reg nan", "--reg must be a number from 0 to 1e+30, got nan"),
+        ("--reg inf", "--reg must be a number from 0 to 1e+30, got inf"),
         ("--nex 0", "--nex must be a whole number of at least 1, got 0"),
         ("--nex 1298", "--nex must be at most 1297, the training examples of digits, got 1298"),
         ("--pm WM", "--pm must be one of MP, LM, QM, OBD, "),
@@ -49,16 +50,16 @@ def sentence(answer) -> str:
             "--dataset minst",
             "--dataset must be one of mnist, cifar10, folder, imagenet, digits, got 'minst'",
         ),
-        ("--batch_size 0", "--batch_size must be a whole number of at least 1, got 0"),
+        ("--batch_size 0", "--batch_size must be a whole number from 1 to 1,000,000, got 0"),
         ("--image_size 64", "image size (--image_size) is for imagenet, not for digits"),
-        ("--pe -2", "--pe must be a whole number of at least -1, got -2"),
-        ("--nepochs -1", "--nepochs must be a whole number of at least 0, got -1"),
+        ("--pe -2", "--pe must be a whole number from -1 to 1,000,000, got -2"),
+        ("--nepochs -1", "--nepochs must be a whole number from 0 to 1,000,000, got -1"),
         ("--lr 0", "--lr must be a number greater than 0, got 0.0"),
         ("--dec nan", "--dec must be a number greater than 0, got nan"),
         ("--dec_every 0", "--dec_every must be a whole number of at least 1, got 0"),
         ("--l2 -1", "--l2 must be a number of at least 0, got -1.0"),
         ("--seed -1", "--seed must be a whole number from 0 to 2**62, got -1"),
-        ("--threads 0", "--threads must be a whole number of at least 1, got 0"),
+        ("--threads 0", "--threads must be a whole number from 1 to "),
         ("--num_workers -1", "--num_workers must be a whole number of at least 0, got -1"),
         ("--device tpu", "--device must be one of auto, cpu, cuda, got 'tpu'"),
         (
@@ -76,6 +77,22 @@ def sentence(answer) -> str:
         ("--zzz 3", "unknown flag --zzz; see --help"),
         ("fast", "unexpected argument 'fast': flags begin with --"),
         ("--pr 0.999999", "sparsity 0.999999 leaves none of the 50200 prunable weights"),
+        # What no machine can do, or would do for ever in silence.
+        ("--threads 100000", "--threads must be a whole number from 1 to "),
+        ("--pi 1000000000", "--pi must be a whole number from 1 to 1,000,000, got 1000000000"),
+        ("--pi 50201", "stages must be at most 50,200 for 50,200 prunable weights, "),
+        (f"--nepochs {10**26}", "--nepochs must be a whole number from 0 to 1,000,000, got 1000"),
+        (f"--batch_size {10**26}", "--batch_size must be a whole number from 1 to 1,000,000, got"),
+        (f"--seed {2**70}", "--seed must be a whole number from 0 to 2**62, got 1180"),
+        (f"--nex {10**26}", "--nex must be at most 1297, "),
+        ("--reg 1e39", "--reg must be a number from 0 to 1e+30, got 1e+39"),
+        ("--image_size 65536", "--image_size must be a whole number from 0 to 65,535, got 65536"),
+        (
+            "--estimator monte-carlo:1000000000",
+            "--estimator monte-carlo:1000000000: estimator 'monte-carlo' does not take the value "
+            "'1000000000': labels must be a whole number from 1 to 10,000, got 1000000000",
+        ),
+        (f"--pi {'9' * 5000}", "--pi must be a whole number, got '9999"),  # too long for Python
     ],
 )
 def test_a_wrong_flag_is_answered_by_one_sentence_and_nothing_is_written(
@@ -83,6 +100,44 @@ def test_a_wrong_flag_is_answered_by_one_sentence_and_nothing_is_written(
 ):
     assert sentence(command(*DIGITS, *flags.split())).startswith(said)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("demo --threads 100000", "--threads must be a whole number from 1 to "),
+        ("data digits --seed 1180591620717411303424", "--seed must be a whole number from 0 to "),
+        ("data imagenet --image_size 1000000000", "--image_size must be a whole number from 0 to"),
+        ("report . --epochs 1000000001", "--epochs must be a whole number from 1 to 1,000,000, "),
+        ("report . --embed_mb 1e308", "--embed_mb must be a number from 0 to 1,000, got 1e+308"),
+        ("deploy . --seconds 1e300", "--seconds must be a number greater than 0, at most 3,600, "),
+        ("deploy . --batch 1,1000000000", "--batch must be whole numbers from 1 to 65,536, such "),
+        (f"deploy . --batch {'9' * 5000}", "--batch must be whole numbers from 1 to 65,536, such "),
+        ("deploy . --threads 100000", "--threads must be a whole number from 1 to "),
+        ("prune m:b --sparsity .5 --threads 100000", "--threads must be a whole number from 1 to "),
+        ("prune m:b --sparsity .5 --stages 1000001", "--stages must be a whole number from 1 to "),
+        ("prune m:b --sparsity .5 --reg 1e39", "--reg must be a number from 0 to 1e+30, got "),
+        ("sweep mlp-mnist --workers 100000", "--workers must be a whole number from 1 to "),
+        ("sweep mlp-mnist --threads 100000", "--threads must be a whole number from 1 to "),
+        (f"sweep mlp-mnist --stack {'9' * 5000}", "--stack must be auto or a whole number from 1 "),
+        ("sweep mlp-mnist --cpus_per_run 1e9", "--cpus_per_run must be a number from 0 to 1,024"),
+        (f"sweep mlp-mnist --seeds {'9' * 5000}", "--seeds must be whole numbers, such as 1111,1"),
+        (f"sweep mlp-mnist --set pi={10**9}", "mlp-mnist: --pi must be a whole number from 1 to"),
+    ],
+)
+def test_a_number_beyond_all_sense_is_refused_at_once(command, tmp_path, words, said):
+    assert sentence(command(*words.split())).startswith(said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_reads_the_output_may_stop(tmp_path):
+    """As `head` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = [sys.executable, "-m", "lossprune", "--help"]
+    ended = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert ended.stderr == ""
 
 
 def test_an_unknown_network_is_answered_with_the_nearest(command, tmp_path):

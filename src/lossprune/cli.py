@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-from lossprune.data import DATASETS
+from lossprune.data import DATASETS, MOST_IMAGE_SIZE
+from lossprune.experiment.bounds import check_seed, check_threads, check_whole
 from lossprune.experiment.config import RunConfig, did_you_mean, flag
 from lossprune.experiment.ranks import ElsewhereError, alike, joined, launched, leave_word
 from lossprune.experiment.record import DIVERGED, RunRecord, summarise
@@ -25,12 +26,18 @@ from lossprune.report.config import CompareConfig, ReportConfig
 from lossprune.shell.config import DeployConfig, PruneConfig
 from lossprune.sweep.command import StatusConfig, SweepConfig, run_sweep, show_status
 
+_LONGEST = 500  # of an error's sentence, which may quote what a user wrote
+
 EXIT_OK, EXIT_ERROR, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Fetch, verify and describe a data set, or list those there are."""
+    """Fetch, verify and describe a data set, or list those there are.
+
+    Raises:
+        ValueError: a value that its flag does not accept.
+    """
 
     data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")  # noqa: RUF009
     mirror: str | None = flag(None, "mirror", "base URL to download missing files from")
@@ -38,13 +45,24 @@ class DataConfig:
     seed: int = flag(1111, "seed", "seed of the split")
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
+    def __post_init__(self) -> None:
+        check_whole("image_size", self.image_size, 0, MOST_IMAGE_SIZE)
+        check_seed("seed", self.seed)
+
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Train a small network on the bundled digits, prune it by every criterion, fine-tune it."""
+    """Train a small network on the bundled digits, prune it by every criterion, fine-tune it.
+
+    Raises:
+        ValueError: a value that its flag does not accept.
+    """
 
     threads: int = flag(1, "threads", "CPU threads; for so small a network one is as fast")
     debug: bool = flag(False, "debug", "show the traceback of an error")
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "lossprune") -> int:
@@ -55,7 +73,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "lossprune") -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments, prog)
+        status = _dispatch(arguments, prog)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         resumes = arguments[0] == "run"
         hint = ": the same command goes on from there" if resumes else ""
@@ -64,7 +84,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "lossprune") -> int:
     except ElsewhereError:
         leave_word()
         return EXIT_ERROR
-    except Exception as error:
+    except BrokenPipeError:  # who reads what is printed has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+    except BaseException as error:  # a user's code may raise anything: the exit status is ours
         if "--debug" in arguments:
             traceback.print_exc()
         print(f"error: {_sentence(error)}", file=sys.stderr)
@@ -232,14 +255,14 @@ def _misfit(kind: Any, value: str) -> str | None:
     return None
 
 
-def _sentence(error: Exception) -> str:
-    """Return what an error says, in one line; of a surprising one also its kind."""
+def _sentence(error: BaseException) -> str:
+    """Return what an error says, in one line of readable length; of a surprising one its kind."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, (ValueError, OSError)) and text:
-        return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
+        text = f"{error.filename}: {error.strerror}"
+    elif not isinstance(error, (ValueError, OSError)) or not text:
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    return text if len(text) < _LONGEST else f"{text[:300]} … {text[-150:]}"
 
 
 def _run(config: RunConfig) -> int:

@@ -609,7 +609,7 @@ class TestUnusedParts:
         assert lossprune.prune(network(), "MP", **settings).unused == ()
 
 
-@pytest.mark.parametrize("reg", [-1e-9, math.nan, math.inf, None, "1"])
+@pytest.mark.parametrize("reg", [-1e-9, math.nan, math.inf, None, "1", 10**400])
 def test_reg_must_be_a_number_of_at_least_zero(reg):
     with pytest.raises(ValueError, match=f"reg must be .* got {reg!r}"):
         lossprune.prune(network(), "MP", sparsity=0.5, reg=reg)
@@ -619,6 +619,29 @@ def test_reg_must_be_a_number_of_at_least_zero(reg):
 def test_sparsity_must_lie_below_one(sparsity):
     with pytest.raises(ValueError, match=f"sparsity must be .* got {sparsity!r}"):
         lossprune.prune(network(), "MP", sparsity=sparsity)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"stages": 10**9}, "stages must be a whole number from 1 to 1,000,000, got 1000000000"),
+        ({"stages": 1001}, "stages must be at most 1,000 for 119 prunable weights, .* got 1001"),
+        ({"seed": 1.5}, r"seed must be a whole number or None, got 1\.5"),
+    ],
+)
+def test_what_would_go_on_for_ever_or_break_later_is_refused_at_once(argument, message):
+    with pytest.raises(ValueError, match=message):
+        lossprune.prune(network(), "QM", sparsity=0.5, data=[pool()], **argument)
+
+
+def test_a_seed_may_be_any_whole_number():
+    """Also one of more than 64 bits, as hashes are."""
+    data, settings = [pool()], {"sparsity": 0.5, "estimator": "monte-carlo"}
+    one, other = (
+        lossprune.prune(network(), "QM", data=data, seed=seed, **settings).stages[0]
+        for seed in (2**70, 2**70 + 1)
+    )
+    assert one.predicted_change != other.predicted_change
 
 
 def test_wrong_arguments_are_answered_before_any_data_is_read():

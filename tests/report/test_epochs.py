@@ -52,4 +52,4 @@ def test_the_report_takes_longer_runs_as_shorter_ones(digits_runs, tmp_path, cap
     assert list(runs["epochs"]) == list(runs["trained_epochs"]) == [2, 2]
     assert runs["best_valid_error"].nunique() == 1
     assert main(["report", str(path), "--out", str(out), "--epochs", "0"]) == 2
-    assert "--epochs must be a whole number of at least 1, got 0" in capsys.readouterr().err
+    assert "--epochs must be a whole number from 1 to 1,000,000, got 0" in capsys.readouterr().err

@@ -184,7 +184,7 @@ def test_a_wrong_budget_is_told(command, maker, value, tmp_path):
     maker.run()
     answer = command("report", maker.root, f"--embed_mb={value}")
     assert answer.status == 2
-    assert answer.err.startswith("error: --embed_mb must be a number of at least 0, got ")
+    assert answer.err.startswith("error: --embed_mb must be a number from 0 to 1,000, got ")
     assert not (tmp_path / "report").exists()
 
 

@@ -127,13 +127,13 @@ def test_what_is_no_finished_pruning_is_refused(finished, command, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ("--batch 0", "--batch must be whole numbers of at least 1, such as 1,100, got '0'"),
-        ("--batch one", "--batch must be whole numbers of at least 1, such as 1,100, got 'one'"),
-        ("--seconds 0", "--seconds must be a number greater than 0, got 0.0"),
+        ("--batch 0", "--batch must be whole numbers from 1 to 65,536, such as 1,100, got '0'"),
+        ("--batch one", "--batch must be whole numbers from 1 to 65,536, such as 1,100, got 'one'"),
+        ("--seconds 0", "--seconds must be a number greater than 0, at most 3,600, got 0.0"),
         ("--values int8", "--values must be one of exact, float16, got 'int8'"),
-        ("--threads 0", "--threads must be a whole number of at least 1, got 0"),
+        ("--threads 0", "--threads must be a whole number from 1 to "),
     ],
 )
 def test_wrong_flags(finished, command, tmp_path, flags, told):
-    assert refused(command("deploy", finished[0].folder, *flags.split())) == told
+    assert refused(command("deploy", finished[0].folder, *flags.split())).startswith(told)
     assert list(tmp_path.iterdir()) == []

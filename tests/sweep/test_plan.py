@@ -161,10 +161,10 @@ def test_a_dry_run_lists_folders_commands_and_the_count(command, tmp_path):
         (["mlp-mnist", "--seeds", "a"], "--seeds must be whole numbers, such as 1111,1112"),
         (
             ["mlp-mnist", "--stack", "0"],
-            "--stack must be auto or a whole number of at least 1, got '0'",
+            "--stack must be auto or a whole number from 1 to 999,999,999, got '0'",
         ),
-        (["mlp-mnist", "--stack", "all"], "--stack must be auto or a whole number of at least 1"),
-        (["mlp-mnist", "--workers", "0"], "--workers must be a whole number of at least 1, got 0"),
+        (["mlp-mnist", "--stack", "all"], "--stack must be auto or a whole number from 1 to "),
+        (["mlp-mnist", "--workers", "0"], "--workers must be a whole number from 1 to "),
         (["mlp-mnist", "--ray", "auto", "--workers", "2"], "two engines: give one of them"),
     ],
 )
@@ -190,6 +190,13 @@ def test_a_wrong_command_is_told_in_one_sentence(command, tmp_path, arguments, s
         ("pi = 1\n[[drop]]\npi = 1", "plan own stands for no runs"),
         ("pi = 1\n[other]\npe = 1", "unknown flag 'other'"),
         ("[baseline]\nlr = -1.0", "own [baseline]: --lr must be a number greater than 0"),
+        ("pi = 1000000000", "own: --pi must be a whole number from 1 to 1,000,000, got 1000000000"),
+        (
+            "".join(f"{flag} = {list(range(1, 101))}\n" for flag in ("pi", "nex", "nepochs")),
+            "plan own stands for 1,000,000 combinations: it may be at most 100,000",
+        ),
+        ("pi = " + "[" * 9999 + "]" * 9999, "plan own: its lists or tables are nested too deeply"),
+        ("pi = " + "9" * 5000, "plan own is not TOML: Exceeds the limit"),
     ],
 )
 def test_a_wrong_plan_is_told_in_one_sentence(command, tmp_path, text, said):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lossprune.data.dataset import Dataset as Dataset
     from lossprune.data.dataset import Split as Split
 
+MOST_IMAGE_SIZE = 65_535  # of a JPEG
+
 __all__ = ["DATASETS", "Dataset", "DatasetEntry", "Source", "Split", "load"]
 
 
@@ -159,6 +161,8 @@ def load(
     entry = DATASETS[name]
     if entry.needs_path and path is None:
         raise ValueError(f"data set {name!r} needs a path (--data_path): {entry.summary}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed (--seed) must be a whole number of 64 bits, got {seed!r}")
     if image_size is not None:
         _check_image_size(name, image_size)
     source = Source(None if path is None else Path(path), seed, mirror, progress, image_size)
@@ -169,9 +173,10 @@ def _check_image_size(name: str, image_size: int) -> None:
     if not DATASETS[name].sized:
         sized = ", ".join(other for other, entry in DATASETS.items() if entry.sized)
         raise ValueError(f"image size (--image_size) is for {sized}, not for {name}")
-    if image_size < 1:
+    if not 1 <= image_size <= MOST_IMAGE_SIZE:
         raise ValueError(
-            f"image size (--image_size) must be a whole number of at least 1, got {image_size}"
+            f"image size (--image_size) must be a whole number from 1 to {MOST_IMAGE_SIZE:,}, "
+            f"got {image_size}"
         )
 
 

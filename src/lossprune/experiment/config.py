@@ -7,16 +7,27 @@ Flags keep their published spelling (``--pr``); the code uses the field's names
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
 import difflib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from lossprune.data import DATASETS
+from lossprune.data import DATASETS, MOST_IMAGE_SIZE
+from lossprune.experiment.bounds import (
+    MOST_BATCH,
+    MOST_EPOCHS,
+    MOST_REG,
+    check_fraction,
+    check_not_negative,
+    check_positive,
+    check_seed,
+    check_threads,
+    check_whole,
+)
 from lossprune.networks import NETWORKS
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS, find_estimator
+from lossprune.pruning.schedules import MOST_STAGES
 
 T = TypeVar("T")
 
@@ -126,22 +137,21 @@ class RunConfig:
             find_estimator(self.estimator)
         except ValueError as error:
             raise ValueError(f"--estimator {self.estimator}: {error}") from None
-        _check("pr", self.sparsity, 0 <= self.sparsity < 1, "a number in [0, 1)")
-        _at_least("pi", self.stages, 1)
-        _at_least("pe", self.prune_epoch, -1)
-        _not_negative("reg", self.reg)
-        _at_least("nex", self.examples, 1)
-        _at_least("nepochs", self.epochs, 0)
-        _positive("lr", self.lr)
-        _positive("dec", self.decay)
-        _at_least("dec_every", self.decay_every, 1)
-        _at_least("image_size", self.image_size, 0)
-        _at_least("batch_size", self.batch_size, 1)
-        _not_negative("l2", self.l2)
-        _check("seed", self.seed, 0 <= self.seed < 2**62, "a whole number from 0 to 2**62")
-        _at_least("num_workers", self.num_workers, 0)
-        if self.threads is not None:
-            _at_least("threads", self.threads, 1)
+        check_fraction("pr", self.sparsity)
+        check_whole("pi", self.stages, 1, MOST_STAGES)
+        check_whole("pe", self.prune_epoch, -1, MOST_EPOCHS)
+        check_not_negative("reg", self.reg, MOST_REG)
+        check_whole("nex", self.examples, 1)  # the data set says how many there are
+        check_whole("nepochs", self.epochs, 0, MOST_EPOCHS)
+        check_positive("lr", self.lr)
+        check_positive("dec", self.decay)
+        check_whole("dec_every", self.decay_every, 1)
+        check_whole("image_size", self.image_size, 0, MOST_IMAGE_SIZE)
+        check_whole("batch_size", self.batch_size, 1, MOST_BATCH)
+        check_not_negative("l2", self.l2)
+        check_seed("seed", self.seed)
+        check_whole("num_workers", self.num_workers, 0)
+        check_threads(self.threads)
         if self.prune_epoch > 0 and self.epochs <= self.prune_epoch:
             raise ValueError(
                 f"--pe {self.prune_epoch} with --nepochs {self.epochs}: pruning would never "
@@ -203,23 +213,6 @@ class RunConfig:
     def folder(self) -> Path:
         """The run's folder."""
         return self.path / self.name
-
-
-def _check(name: str, value: object, good: bool, accepted: str) -> None:
-    if not good:
-        raise ValueError(f"--{name} must be {accepted}, got {value}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    _check(name, value, value >= least, f"a whole number of at least {least}")
-
-
-def _positive(name: str, value: float) -> None:
-    _check(name, value, math.isfinite(value) and value > 0, "a number greater than 0")
-
-
-def _not_negative(name: str, value: float) -> None:
-    _check(name, value, math.isfinite(value) and value >= 0, "a number of at least 0")
 
 
 def _one_of(name: str, value: str, choices: Iterable[str]) -> None:

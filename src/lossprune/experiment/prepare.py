@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import lossprune
 from lossprune.data import Dataset, load
+from lossprune.experiment.bounds import MOST_THREADS
 from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
@@ -208,6 +209,8 @@ def computing(config: RunConfig, unfinished: RunRecord | None) -> Iterator[None]
     """
     threads = torch.get_num_threads()
     recorded = None if unfinished is None else unfinished.environment.get("threads")
+    if not (isinstance(recorded, int) and 1 <= recorded <= MOST_THREADS):
+        recorded = None  # a record can say anything
     try:
         torch.set_num_threads(config.threads or recorded or threads)
         with _deterministic():

@@ -83,7 +83,7 @@ def find_pattern(pattern: str | None) -> Pattern | None:
     """
     if pattern is None or pattern == "unstructured":
         return None
-    written = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
+    written = re.fullmatch(r"(\d{1,9}):(\d{1,9})", pattern) if isinstance(pattern, str) else None
     if written and 1 <= int(written[1]) < int(written[2]):
         return Pattern(int(written[1]), int(written[2]))
     raise ValueError(

@@ -1,8 +1,10 @@
 """The stage loop: measure → score → select."""
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ from lossprune.pruning.statistics import Setting, find_statistic
 
 # Names that a warning gives in full.
 _NAMED = 4
+_FEW_STAGES = 1000  # that any network may be pruned in, a toy with fewer weights as well
 
 
 def prune(
@@ -316,9 +319,17 @@ class _Pruning:
         self.unused: tuple[str, ...] | None = None  # known after the first stage, given data
 
     def check(self, steps: Sequence[float]) -> None:
-        if not (isinstance(self.reg, (int, float)) and 0 <= self.reg < float("inf")):
+        if not (isinstance(self.reg, (int, float)) and 0 <= self.reg <= sys.float_info.max):
             raise ValueError(f"reg must be a number of at least 0, got {self.reg!r}")
         check_examples(self.examples)
+        if self.seed is not None and not isinstance(self.seed, Integral):
+            raise ValueError(f"seed must be a whole number or None, got {self.seed!r}")
+        total = sum(weight.numel() for weight in self.weights.values())
+        if len(steps) > max(total, _FEW_STAGES):
+            raise ValueError(
+                f"stages must be at most {max(total, _FEW_STAGES):,} for {total:,} prunable "
+                f"weights, of which each stage is to remove some, got {len(steps)}"
+            )
         if self.data is None:
             statistic = self.criterion.statistic
             if (
@@ -454,7 +465,7 @@ class _Pruning:
     def _generator(self, stage: int) -> torch.Generator | None:
         if self.seed is None:
             return None
-        return torch.Generator().manual_seed(_mixed(self.seed, stage))
+        return torch.Generator().manual_seed(_mixed(int(self.seed), stage))
 
 
 class Stages(Iterator[tuple[Mask, StageRecord]]):

@@ -2,11 +2,13 @@
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from lossprune.experiment.bounds import MOST_EPOCHS, check_not_negative, check_whole
 from lossprune.experiment.config import flag
+
+_MOST_MB = 1000  # no browser opens a larger page
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,8 @@ class ReportConfig:
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and self.epochs < 1:
-            raise ValueError(f"--epochs must be a whole number of at least 1, got {self.epochs}")
-        if not (math.isfinite(self.embed_mb) and self.embed_mb >= 0):
-            raise ValueError(f"--embed_mb must be a number of at least 0, got {self.embed_mb}")
+        check_whole("epochs", self.epochs, 1, MOST_EPOCHS)
+        check_not_negative("embed_mb", self.embed_mb, _MOST_MB)
         if self.records is not None and self.records.is_dir():
             raise ValueError(f"--records must be a file to write, got the folder {self.records}")
 

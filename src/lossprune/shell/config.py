@@ -2,16 +2,28 @@
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from lossprune.experiment.bounds import (
+    MOST_REG,
+    check,
+    check_fraction,
+    check_not_negative,
+    check_positive,
+    check_seed,
+    check_threads,
+    check_whole,
+)
 from lossprune.experiment.config import did_you_mean, flag
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS
-from lossprune.pruning.schedules import SCHEDULES
+from lossprune.pruning.schedules import MOST_STAGES, SCHEDULES
 from lossprune.pruning.scopes import SCOPES
+
+_MOST_SECONDS = 3600.0
+_MOST_TIMED = 65_536  # images in a batch
 
 
 @dataclass(frozen=True)
@@ -60,14 +72,13 @@ class PruneConfig:
         _one_of("scope", self.scope, SCOPES)
         if self.sparsity is None and self.pattern == "unstructured":
             raise ValueError("--sparsity is missing: the fraction of the weights to remove")
-        if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise ValueError(f"--sparsity must be a number in [0, 1), got {self.sparsity}")
-        if not (math.isfinite(self.reg) and self.reg >= 0):
-            raise ValueError(f"--reg must be a number of at least 0, got {self.reg}")
-        if not 0 <= self.seed < 2**62:
-            raise ValueError(f"--seed must be a whole number from 0 to 2**62, got {self.seed}")
-        for name in ("stages", "examples", "threads"):
-            _at_least_one(name, getattr(self, name))
+        if self.sparsity is not None:
+            check_fraction("sparsity", self.sparsity)
+        check_not_negative("reg", self.reg, MOST_REG)
+        check_seed("seed", self.seed)
+        check_whole("stages", self.stages, 1, MOST_STAGES)
+        check_whole("examples", self.examples, 1)
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True)
@@ -90,9 +101,8 @@ class DeployConfig:
 
     def __post_init__(self) -> None:
         _one_of("values", self.values, ("exact", "float16"))
-        if not (math.isfinite(self.seconds) and self.seconds > 0):
-            raise ValueError(f"--seconds must be a number greater than 0, got {self.seconds}")
-        _at_least_one("threads", self.threads)
+        check_positive("seconds", self.seconds, _MOST_SECONDS)
+        check_threads(self.threads)
         _ = self.batch_sizes
 
     @property
@@ -102,10 +112,8 @@ class DeployConfig:
             sizes = tuple(int(size) for size in self.batch.split(","))
         except ValueError:
             sizes = (0,)
-        if min(sizes) < 1:
-            raise ValueError(
-                f"--batch must be whole numbers of at least 1, such as 1,100, got {self.batch!r}"
-            )
+        good = min(sizes) >= 1 and max(sizes) <= _MOST_TIMED
+        check("batch", self.batch, good, f"whole numbers from 1 to {_MOST_TIMED:,}, such as 1,100")
         return sizes
 
 
@@ -115,8 +123,3 @@ def _one_of(name: str, value: str, choices: Collection[str]) -> None:
             f"--{name} must be one of {', '.join(choices)}, got {value!r}"
             + did_you_mean(value, choices)
         )
-
-
-def _at_least_one(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"--{name} must be a whole number of at least 1, got {value}")

@@ -30,7 +30,13 @@ from lossprune.pruning.stages import Stages
 from lossprune.shell.config import PruneConfig
 from lossprune.shell.output import check_out, json_bytes, markdown_table, open_out, print_table
 from lossprune.shell.threads import using_threads
-from lossprune.shell.user_code import Batches, call, find_function, find_object
+from lossprune.shell.user_code import (
+    Batches,
+    blaming_users_code,
+    call,
+    find_function,
+    find_object,
+)
 
 FORMAT = "lossprune pruning 1"
 NETWORK, TABLE = "network.safetensors", "table.md"
@@ -45,8 +51,9 @@ def prune_network(config: PruneConfig, build: str) -> None:
             network, its data or the folder, in one sentence.
     """
     check_out(config.out, FORMAT, config.overwrite)
+    out = config.out.absolute()  # the user's code may change the working folder
     began = time.perf_counter()
-    with _drawing(config.seed), using_threads(config.threads):
+    with _drawing(config.seed), using_threads(config.threads), blaming_users_code():
         network = _build(build, config.weights)
         with shown_progress() as progress:
             mask, stages, pruning = _prune(network, config, progress)
@@ -70,7 +77,7 @@ def prune_network(config: PruneConfig, build: str) -> None:
             "stages": [asdict(stage) for stage in stages],
             "seconds": time.perf_counter() - began,
         }
-        folder = open_out(config.out)
+        folder = open_out(out)
         folder.remove(RECORD)
         folder.save(MASK, mask.save)
         folder.save(NETWORK, lambda path: save_sparse(network, mask, path))
@@ -88,6 +95,7 @@ def prune_network(config: PruneConfig, build: str) -> None:
 
 
 def _build(build: str, weights: Path | None) -> nn.Module:
+    here = Path.cwd()
     function = find_function(build, "MODULE:BUILD")
     network = call(function, build, "MODULE:BUILD")
     if not isinstance(network, nn.Module):
@@ -95,7 +103,9 @@ def _build(build: str, weights: Path | None) -> nn.Module:
             f"MODULE:BUILD {build} must return a torch.nn.Module, "
             f"it returned an object of type {type(network).__name__}"
         )
-    if weights is not None:
+    if weights is None:
+        return network
+    with contextlib.chdir(here):
         if weights.is_file() and is_sparse_file(weights):
             load_sparse(weights, network)
         else:

@@ -2,11 +2,28 @@
 
 import importlib
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lossprune
 from lossprune.experiment.config import did_you_mean
+from lossprune.pruning import PruningError
+
+# What is installed, Python's own modules and this library are nobody's own code.
+_OTHERS = tuple(
+    {
+        str(Path(lossprune.__file__).parent),
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    }
+)
+
+
+class UsersCodeError(ValueError):
+    """What the user's own code raised, as one sentence; the error itself is the cause."""
 
 
 def find_function(named: str, what: str) -> Callable[..., Any]:
@@ -30,7 +47,7 @@ def find_function(named: str, what: str) -> Callable[..., Any]:
 def find_object(named: str, what: str) -> Any:
     """Return whatever ``named`` says, as :func:`find_function`."""
     module_name, _, attribute = named.partition(":")
-    if not module_name or not attribute or named.endswith(".py"):
+    if not module_name or not attribute or module_name.endswith(".py"):
         raise ValueError(
             f"{what} must be MODULE:FUNCTION, such as mine.networks:build, got {named!r}"
         )
@@ -48,12 +65,27 @@ def call(function: Callable[[], Any], named: str, what: str) -> Any:
     """Return what the user's function returns.
 
     Raises:
-        ValueError: it raised an exception, which is the cause.
+        UsersCodeError: it raised an exception, or would have ended the process.
+    """
+    with _blaming(f"{what} {named}: it"):
+        return function()
+
+
+@contextmanager
+def blaming_users_code() -> Iterator[None]:
+    """Say of an error whether it is of the user's network, loss or forward function, and where.
+
+    Raises:
+        UsersCodeError: it is.
     """
     try:
-        return function()
-    except Exception as error:
-        raise _raised(named, what, error) from error
+        yield
+    except (KeyboardInterrupt, PruningError, UsersCodeError):
+        raise
+    except BaseException as error:  # the user's code may call sys.exit, or raise what it likes
+        if _place(error) is None:
+            raise
+        raise _raised("your code", error) from error
 
 
 class Batches:
@@ -77,12 +109,8 @@ class Batches:
                 )
             if not isinstance(batches, Iterator):
                 self._kept = batches
-        try:
+        with _blaming(f"{self._what} {self._named}: it"):
             yield from batches
-        except GeneratorExit:
-            raise
-        except Exception as error:
-            raise _raised(self._named, self._what, error) from error
 
 
 def _import(module_name: str, named: str, what: str) -> Any:
@@ -94,22 +122,46 @@ def _import(module_name: str, named: str, what: str) -> Any:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _raised(named, what, error, "importing it") from error
+            raise _raised(f"{what} {named}: importing it", error) from error
         nearby = [path.stem for path in Path().iterdir() if path.suffix == ".py" or path.is_dir()]
         raise ValueError(
             f"{what} {named}: no module {error.name!r} in {here} or among those installed"
             + did_you_mean(error.name, nearby)
         ) from None
-    except (Exception, SystemExit) as error:
-        raise _raised(named, what, error, "importing it") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as SystemExit
+        raise _raised(f"{what} {named}: importing it", error) from error
 
 
-def _raised(named: str, what: str, error: BaseException, doing: str = "it") -> ValueError:
+@contextmanager
+def _blaming(who: str) -> Iterator[None]:
+    """Take what is raised as an error of the user's code, but Ctrl-C and the end of a generator."""
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # as SystemExit
+        raise _raised(who, error) from error
+
+
+def _raised(who: str, error: BaseException) -> UsersCodeError:
     text = " ".join(str(error).split())
-    return ValueError(
-        f"{what} {named}: {doing} raised {type(error).__name__}{': ' if text else ''}{text} "
-        "(--debug shows where)"
+    place = _place(error)
+    where = "--debug shows where" if place is None else f"{place}; --debug shows more"
+    return UsersCodeError(
+        f"{who} raised {type(error).__name__}{': ' if text else ''}{text} ({where})"
     )
+
+
+def _place(error: BaseException | None) -> str | None:
+    """Return the file and line of the user's code that the error comes from, the innermost."""
+    while error is not None:
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if not frame.filename.startswith(("<", *_OTHERS)):
+                return f"{frame.filename}, line {frame.lineno}"
+        error = error.__cause__  # Python turns a StopIteration into another error
+    return None
 
 
 def _a_kind_of(value: Any) -> str:

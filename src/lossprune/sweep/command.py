@@ -2,7 +2,6 @@
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -10,12 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lossprune.experiment.bounds import (
+    MOST_WORKERS,
+    check,
+    check_not_negative,
+    check_threads,
+    check_whole,
+)
 from lossprune.experiment.config import DEVICES, flag
 from lossprune.experiment.record import DIVERGED
 from lossprune.sweep.board import BLOCKED, describe_outcome
 from lossprune.sweep.job import FAILED
 from lossprune.sweep.plan import PlannedRun, select
 from lossprune.sweep.plan_file import PLANS, parse_choices, read_plan
+
+_MOST_SHARE = 1024  # CPUs or GPUs: no node has more
 
 EXIT_OK, EXIT_FAILED, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
 
@@ -55,20 +63,15 @@ class SweepConfig:
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be a whole number of at least 1, got {value}")
-        if self.stack != "auto" and not (self.stack.isdecimal() and int(self.stack) >= 1):
-            raise ValueError(
-                f"--stack must be auto or a whole number of at least 1, got {self.stack!r}"
-            )
+        check_whole("workers", self.workers, 1, MOST_WORKERS)
+        check_threads(self.threads)
+        whole = self.stack.isdecimal() and len(self.stack) < 10 and int(self.stack) >= 1
+        good = self.stack == "auto" or whole
+        check("stack", self.stack, good, "auto or a whole number from 1 to 999,999,999")
         if self.device not in DEVICES:
             raise ValueError(f"--device must be one of {', '.join(DEVICES)}, got {self.device!r}")
         for name in ("cpus_per_run", "gpus_per_run"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"--{name} must be a number of at least 0, got {value}")
+            check_not_negative(name, getattr(self, name), _MOST_SHARE)
         if self.cpus_per_run == 0 and self.gpus_per_run == 0:
             raise ValueError("--cpus_per_run and --gpus_per_run must not both be 0")
         if self.ray is not None and self.workers is not None:

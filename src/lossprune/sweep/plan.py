@@ -9,9 +9,11 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from lossprune.experiment.bounds import MOST_RUNS
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import BEST
 
@@ -102,6 +104,12 @@ class Plan:
         return tuple({**runs, **baselines}[folder] for folder in {**baselines, **runs})
 
     def _combinations(self) -> Iterator[dict[str, Any]]:
+        count = prod(len(values) for values in self.axes.values())
+        if count > MOST_RUNS:
+            raise ValueError(
+                f"plan {self.name} stands for {count:,} combinations: it may be at most "
+                f"{MOST_RUNS:,}, those that [[drop]] and [[keep]] leave out among them"
+            )
         for values in product(*self.axes.values()):
             flags = dict(zip(self.axes, values, strict=True))
             kept = not self.keep or any(_matches(flags, rule) for rule in self.keep)

@@ -51,8 +51,10 @@ def parse_plan(text: str, name: str) -> Plan:
     """Return the plan that a TOML text describes; errors as :func:`read_plan`."""
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also of a number with more digits than Python reads
         raise ValueError(f"plan {name} is not TOML: {error}") from None
+    except RecursionError:
+        raise ValueError(f"plan {name}: its lists or tables are nested too deeply") from None
     baseline = content.pop("baseline", None)
     drop, keep = (_rules(content.pop(kind, []), kind, name) for kind in ("drop", "keep"))
     axes = {flag: _axis(flag, value, name) for flag, value in content.items()}

@@ -122,6 +122,8 @@ def test_empirical_fisher_is_the_mean_squared_gradient(model, batch, by_autograd
         ("hutchinson", r"estimator 'hutchinson'.*exact.*monte-carlo"),
         ("monte-carlo:0", "'monte-carlo' does not take the value '0'"),
         ("monte-carlo:2.5", r"'monte-carlo' does not take the value '2\.5'"),
+        ("monte-carlo:1000000000", "labels must be a whole number from 1 to 10,000, got 1000"),
+        ("monte-carlo:" + "9" * 5000, "'monte-carlo' does not take the value '999"),
         ("tolerance:1", "'tolerance' does not take the value '1'"),
         ("tolerance:-0.1", "does not take the value"),
         ("tolerance:nan", "does not take the value"),

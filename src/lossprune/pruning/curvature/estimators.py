@@ -139,6 +139,9 @@ class Tolerance:
         )
 
 
+_MOST_LABELS = 10_000  # each takes a backward pass, and the exact estimator one a class
+
+
 @dataclass(frozen=True)
 class MonteCarlo:
     """Labels drawn from the network's own predictions: unbiased, in ``labels`` backward passes.
@@ -156,8 +159,11 @@ class MonteCarlo:
     packs = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.labels, bool) or not isinstance(self.labels, int) or self.labels < 1:
-            raise ValueError(f"labels must be a whole number of at least 1, got {self.labels!r}")
+        whole = isinstance(self.labels, int) and not isinstance(self.labels, bool)
+        if not whole or not 1 <= self.labels <= _MOST_LABELS:
+            raise ValueError(
+                f"labels must be a whole number from 1 to {_MOST_LABELS:,}, got {self.labels!r}"
+            )
 
     def columns(
         self, outputs: Tensor, targets: Any, loss: FullLoss, generator: torch.Generator
@@ -232,7 +238,14 @@ def find_estimator(estimator: str | Estimator) -> Estimator:
         raise ValueError(f"unknown estimator {estimator!r}; choose one of: {', '.join(ESTIMATORS)}")
     if not colon:
         return ESTIMATORS[name]()
+    refused = f"estimator {name!r} does not take the value {value!r}"
     try:
-        return ESTIMATORS[name](int(value) if value.isdigit() else float(value))
-    except (TypeError, ValueError):
-        raise ValueError(f"estimator {name!r} does not take the value {value!r}") from None
+        number = int(value) if value.isdigit() else float(value)
+    except ValueError:
+        raise ValueError(refused) from None
+    try:
+        return ESTIMATORS[name](number)
+    except TypeError:  # this one takes none
+        raise ValueError(refused) from None
+    except ValueError as error:
+        raise ValueError(f"{refused}: {error}") from None
