@@ -132,6 +132,64 @@ def test_cross_entropy_of_positions(choice, estimator, layout, matches):
     )
 
 
+def probabilities(*shape: int, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(4)
+    return torch.randn(*shape, CLASSES, dtype=dtype, generator=generator).mul(2).softmax(-1)
+
+
+@pytest.mark.parametrize("choice", [c for c in SETTINGS if "ignore_index" not in SETTINGS[c]])
+@pytest.mark.parametrize("estimator", ["exact", "tolerance:0"])
+@pytest.mark.parametrize("layout", ["examples", "classes second", "classes last"])
+def test_cross_entropy_of_class_probabilities(choice, estimator, layout, matches):
+    model, inputs = flat() if layout == "examples" else tokens()
+    last = layout == "classes last"
+    targets = probabilities(N) if layout == "examples" else probabilities(N, POSITIONS)
+    if layout == "classes second":
+        model, targets = ClassesSecond(model), targets.movedim(-1, 1)
+    loss = CrossEntropy(**SETTINGS[choice], class_dim=-1 if last else 1)
+
+    statistics = lossprune.measure(
+        model, [(inputs, targets.float())], loss=loss, estimator=estimator, memory=1
+    )
+
+    targets = targets.float().double()
+    second = (model(inputs), targets)
+    second = [part.movedim(-1, 1) for part in second] if last else second
+    expected = F.cross_entropy(*second, **torch_settings(choice))
+    assert statistics.loss == pytest.approx(float(expected.detach()), rel=1e-12)
+
+    def total(z, t):
+        rows = [part.movedim(0, -1) for part in (z, t)] if layout == "classes second" else (z, t)
+        return F.cross_entropy(*rows, reduction="sum", **torch_settings(choice))
+
+    count = N if layout == "examples" else N * POSITIONS
+    matches(statistics, model, each(inputs, targets), total, count, tolerance=1e-8)
+
+
+def test_one_hot_probabilities_are_classes():
+    model, inputs = flat()
+    targets = torch.tensor([0, 1, 3, 3, 1])
+    hard, soft = (
+        lossprune.measure(model, [(inputs, t)])
+        for t in (targets, F.one_hot(targets, CLASSES).to(torch.float32))
+    )
+    assert soft.loss == pytest.approx(hard.loss, rel=1e-12)
+    for kind in ("gradient", "ggn_diagonal"):
+        for name, tensor in getattr(hard, kind).items():
+            torch.testing.assert_close(getattr(soft, kind)[name], tensor, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.bool])
+def test_classes_of_any_whole_type(dtype):
+    """Of uint8 the class 156 is the number −100 modulo 256."""
+    model, inputs = flat(outputs=200)
+    targets = torch.tensor([0, 1, 156, 156, 1]) if dtype != torch.bool else torch.arange(N) % 2
+    expected = lossprune.measure(model, [(inputs, targets)])
+    found = lossprune.measure(model, [(inputs, targets.to(dtype))])
+    assert found.loss == expected.loss
+    assert torch.equal(found.ggn_diagonal["0.weight"], expected.ggn_diagonal["0.weight"])
+
+
 def test_next_token_shifts_by_one(matches):
     model, inputs = tokens()
     labels = torch.tensor([[0, 1, 3], [3, -100, 2], [1, 1, 1], [2, 0, 0], [-100, -100, 3]])
@@ -160,16 +218,19 @@ def test_the_mean_is_over_everything_that_counts_however_examples_come():
     assert whole.loss == pytest.approx(float(expected.detach()), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "token_cross_entropy", "mse", "bce_with_logits"])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "probabilities", "token_cross_entropy", "mse", "bce_with_logits"]
+)
 def test_monte_carlo_is_unbiased(name):
     """Many draws agree with the exact diagonal within 5 standard errors."""
-    positions = name != "cross_entropy"
+    positions = name not in ("cross_entropy", "probabilities")
     model, inputs = tokens() if positions else flat()
     shape = (N, POSITIONS, CLASSES) if name in ("mse", "bce_with_logits") else inputs.shape[:-1]
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(0, 2, shape, generator=generator)
     targets = targets.double() if name in ("mse", "bce_with_logits") else targets
-    loss = CrossEntropy(WEIGHT) if name == "cross_entropy" else LOSSES[name]
+    targets = probabilities(N) if name == "probabilities" else targets
+    loss = LOSSES[name] if positions else CrossEntropy(WEIGHT)
     exact = lossprune.measure(model, [(inputs, targets)], loss=loss).ggn_diagonal
     draws = [
         lossprune.measure(
@@ -344,6 +405,11 @@ def test_settings_that_are_not_accepted(make, message):
         (CrossEntropy([1.0, 2.0]), torch.zeros(N).long(), "4 classes, got 2"),
         (BinaryCrossEntropy([1.0, 2.0]), torch.zeros(N, CLASSES), r"\(4,\), got shape \(2,\)"),
         ("cross_entropy", torch.full((N,), -100), "no target counts"),
+        ("cross_entropy", torch.full((N, CLASSES), -0.5), r"at least 0, got -0\.5 to -0\.5"),
+        ("cross_entropy", torch.full((N, CLASSES), torch.nan), "finite numbers of at least 0"),
+        ("cross_entropy", torch.zeros(N, 2), r"class probabilities of the outputs' shape, got"),
+        ("cross_entropy", torch.zeros(N, CLASSES).long(), "whole-number class per example"),
+        (CrossEntropy([1.0, 2.0]), torch.full((N, CLASSES), 0.5), "4 classes, got 2"),
         (lambda z, t: z, torch.zeros(N), r"one number per example, \(5,\).*got shape \(5, 4\)"),
         (lambda z, t: torch.ones(len(z)), torch.zeros(N), "does not depend on the outputs"),
         (lambda z, t: 0.0, torch.zeros(N), "must return a tensor, got float"),
@@ -353,6 +419,38 @@ def test_targets_that_do_not_fit(loss, targets, message):
     model, inputs = flat()
     with pytest.raises(PruningError, match=message):
         lossprune.measure(model, [(inputs, targets)], loss=loss, ggn_diagonal=False)
+
+
+@pytest.mark.parametrize("name", ["NLLLoss", "nll_loss", "BCELoss", "binary_cross_entropy"])
+def test_losses_on_probabilities_name_the_one_on_logits_that_is_the_same(name):
+    likely = name[0] in "Nn"
+    loss = getattr(nn if name[0].isupper() else F, name)
+    loss = loss() if name[0].isupper() else loss
+    plain, inputs = flat()
+    model = nn.Sequential(*plain, nn.LogSoftmax(1) if likely else nn.Sigmoid())
+    targets = torch.arange(N) % CLASSES if likely else torch.rand(N, CLASSES).double()
+    same = "cross_entropy" if likely else "bce_with_logits"
+    with pytest.raises(PruningError, match=f"^stage 1 of 1: the loss {name} .*loss='{same}'") as e:
+        lossprune.prune(model, "QM", sparsity=0.5, data=[(inputs, targets)], loss=loss)
+    assert len(str(e.value)) < 500
+    gradient = lossprune.measure(model, [(inputs, targets)], loss=loss, ggn_diagonal=False)
+    expected = lossprune.measure(plain, [(inputs, targets)], loss=same)
+    assert gradient.loss == pytest.approx(expected.loss, rel=1e-12)
+    for key, slope in expected.gradient.items():
+        torch.testing.assert_close(gradient.gradient[key], slope, rtol=1e-10, atol=1e-15)
+    if likely:  # the softmax of log-probabilities is that of the logits
+        found = lossprune.measure(model, [(inputs, targets)], loss=same)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+        for key, h in expected.ggn_diagonal.items():
+            torch.testing.assert_close(found.ggn_diagonal[key], h, rtol=1e-10, atol=1e-15)
+
+
+def test_a_weight_that_would_cancel_is_refused():
+    model, inputs = flat()
+    data = [(inputs, torch.arange(N) % CLASSES)]
+    loss = nn.NLLLoss(torch.tensor(WEIGHT).double())
+    with pytest.raises(ValueError, match=r"nn\.CrossEntropyLoss with the same weight"):
+        lossprune.prune(model, "LM", sparsity=0.5, data=data, loss=loss)
 
 
 def test_classes_last_are_told_from_classes_second():

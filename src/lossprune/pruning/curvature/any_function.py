@@ -25,10 +25,12 @@ class AnyFunction:
     Attributes:
         function: ``function(outputs, targets)``.
         known: names of the losses whose Hessian is known, for the error.
+        instead: which of them is the same, for the error, if any is.
     """
 
     function: Callable[[Tensor, Any], Tensor]
     known: tuple[str, ...] = ()
+    instead: str = ""
 
     def check(self, outputs: Tensor, targets: Any) -> None:
         """Do nothing: what does not fit, the function itself will say."""
@@ -59,8 +61,8 @@ class AnyFunction:
         """Raise, naming the losses that have one."""
         raise PruningError(
             f"the loss {self.name} is a plain function, whose Hessian in the outputs is not known: "
-            f"give one of {', '.join(self.known)} or a lossprune.pruning.Loss, "
-            "or estimator='empirical-fisher'; criteria that need only the gradient take any loss"
+            + (self.instead or f"give one of {', '.join(self.known)} or a lossprune.pruning.Loss")
+            + "; or give estimator='empirical-fisher', or a criterion that needs only the gradient"
         )
 
     def rank(self, outputs: Tensor, targets: Any) -> NoReturn:

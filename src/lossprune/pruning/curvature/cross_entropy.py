@@ -15,7 +15,7 @@ _MOST = 1 << 28
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    r"""Softmax cross-entropy with class indices: ℓ(z, t) = −log softmax(z)_t.
+    r"""Softmax cross-entropy with class indices, ℓ(z, t) = −log softmax(z)_t, or probabilities.
 
     With class weights w and label smoothing ε, as torch defines them,
 
@@ -32,9 +32,17 @@ class CrossEntropy:
 
         S_kk = √(p_k r_{k+1} / r_k),    S_jk = −(p_j / r_{k+1}) S_kk  for j > k,    k < C.
 
-    Every entry is a product of positive numbers, so unlike √p_k (e_k − p), which has one column
-    more, it loses no digits where the network is confident (1 − p_k small).  With T positions an
-    example has T (C − 1) columns, each a backward pass: for language models ask for
+    Targets of floating numbers in the outputs' shape are class probabilities y, as torch has them:
+    with y′ = (1 − ε) y + ε / C,
+
+        ℓ(z, y) = −Σ_c w_c y′_c log p_c,    ∂ℓ/∂z = s p − w y′,    s = Σ_c w_c y′_c,
+
+    and ∂²ℓ/∂z² = s (diag(p) − p pᵀ).  None is ignored, and each counts 1 whatever its weights, as
+    in torch's mean.
+
+    Every entry of S is a product of positive numbers, so unlike √p_k (e_k − p), which has one
+    column more, it loses no digits where the network is confident (1 − p_k small).  With T
+    positions an example has T (C − 1) columns, each a backward pass: for language models ask for
     ``estimator="monte-carlo"``.
 
     Attributes:
@@ -77,9 +85,21 @@ class CrossEntropy:
             raise ValueError(f"shift must be 0 or 1, got {self.shift!r}")
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise unless targets are whole numbers in [0, c) or ignored, one for each position."""
+        """Raise unless targets are whole numbers in [0, c) or ignored, one for each position.
+
+        They may also be class probabilities.
+        """
         self._check_shapes(outputs, targets)
         classes = outputs.shape[self.class_dim]
+        self._check_weight(classes)
+        if targets.is_floating_point():
+            if not bool((targets.isfinite() & (targets >= 0)).all()):
+                raise PruningError(
+                    "class probabilities must be finite numbers of at least 0, got "
+                    f"{float(targets.min())} to {float(targets.max())}"
+                )
+            return
+        targets = targets.long()
         lowest, highest = int(targets.min()), int(targets.max())
         if lowest < 0 or highest >= classes:
             counted = targets[targets != self.ignore_index]
@@ -91,6 +111,8 @@ class CrossEntropy:
                 f"targets must lie in [0, {classes}), the network's classes, "
                 f"got {lowest if lowest < 0 else highest}"
             )
+
+    def _check_weight(self, classes: int) -> None:
         if self.weight is not None and len(self.weight) != classes:
             raise PruningError(
                 f"weight must have one number for each of {classes} classes, got {len(self.weight)}"
@@ -109,7 +131,10 @@ class CrossEntropy:
                 f"cross-entropy needs a tensor of targets, got {type(targets).__name__}"
             )
         expected = outputs.movedim(self.class_dim, -1).shape[:-1]
-        if targets.shape == expected and not targets.is_floating_point():
+        if targets.is_floating_point():
+            if targets.shape == outputs.shape and not self.shift:
+                return
+        elif targets.shape == expected and not targets.is_complex():
             return
         if self.class_dim == 1 and outputs.ndim > 2 and targets.shape == outputs.shape[:-1]:
             raise PruningError(
@@ -120,24 +145,34 @@ class CrossEntropy:
         one = "example" if outputs.ndim == 2 else "position"
         raise PruningError(
             f"cross-entropy needs one whole-number class per {one}, shape {tuple(expected)} for "
-            f"outputs {layout} of {tuple(outputs.shape)}, got targets of shape "
-            f"{tuple(targets.shape)} and type {targets.dtype}"
+            f"outputs {layout} of {tuple(outputs.shape)}"
+            + ("" if self.shift else ", or floating class probabilities of the outputs' shape")
+            + f", got targets of shape {tuple(targets.shape)} and type {targets.dtype}"
         )
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ℓ of each example, summed over its positions: (n,)."""
+        soft = targets.is_floating_point()
         values = F.cross_entropy(
             outputs.movedim(self.class_dim, 1),
-            self._aligned(targets).long(),
+            targets.to(outputs.dtype).movedim(self.class_dim, 1)
+            if soft
+            else self._aligned(targets),
             weight=self._weights(outputs),
-            ignore_index=self.ignore_index,
+            ignore_index=-100 if soft else self.ignore_index,
             reduction="none",
             label_smoothing=self.label_smoothing,
         )
         return values if values.ndim == 1 else values.flatten(1).sum(1)
 
     def amount(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return how much each example counts, Σ w_t over what is not ignored: (n,)."""
+        """Return how much each example counts, Σ w_t over what is not ignored: (n,).
+
+        With probabilities, the number of its positions.
+        """
+        if targets.is_floating_point():
+            positions = targets[0].numel() // targets.shape[self.class_dim]
+            return outputs.new_full((len(targets),), positions, dtype=torch.float64)
         targets = self._aligned(targets)
         counts = (targets != self.ignore_index).to(torch.float64)
         weights = self._weights(counts)
@@ -156,8 +191,12 @@ class CrossEntropy:
 
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ∂ℓ/∂z: like the outputs."""
-        targets = self._aligned(targets)
         gradient = outputs.softmax(self.class_dim).movedim(self.class_dim, -1)
+        if targets.is_floating_point():
+            weighted = self._weighted(outputs, targets)
+            gradient = gradient * weighted.sum(-1, keepdim=True) - weighted
+            return gradient.movedim(-1, self.class_dim)
+        targets = self._aligned(targets)
         index = self._index(targets)[..., None]
         scale = self._scale(outputs, targets)
         if scale is None and not self.label_smoothing:
@@ -221,16 +260,18 @@ class CrossEntropy:
         return torch.stack(columns, 1).movedim(-1, self.class_dim if self.class_dim == -1 else 2)
 
     def _aligned(self, targets: Tensor) -> Tensor:
-        """What the output at each position is to predict."""
+        """What the output at each position is to predict: a class, or probabilities."""
+        if targets.is_floating_point():
+            return targets
+        targets = targets.long()  # of uint8, 156 equals −100
         if not self.shift:
             return targets
-        ahead = torch.full_like(targets, self.ignore_index, dtype=torch.long)
+        ahead = torch.full_like(targets, self.ignore_index)
         ahead[:, :-1] = targets[:, 1:]
         return ahead
 
     def _index(self, targets: Tensor) -> Tensor:
         """Targets that may be used as indices; class 0 where ignored."""
-        targets = targets.long()
         return targets.masked_fill(targets == self.ignore_index, 0)
 
     def _weights(self, like: Tensor) -> Tensor | None:
@@ -238,8 +279,17 @@ class CrossEntropy:
             return None
         return torch.tensor(self.weight, dtype=like.dtype, device=like.device)
 
+    def _weighted(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Class probabilities, smoothed and weighted, w y′: (n, *positions, c)."""
+        rows = targets.to(outputs.dtype).movedim(self.class_dim, -1)
+        rows = (1 - self.label_smoothing) * rows + self.label_smoothing / rows.shape[-1]
+        weights = self._weights(outputs)
+        return rows if weights is None else rows * weights
+
     def _scale(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """The factor s of every position, (n, *positions); None where it is 1 everywhere."""
+        if targets.is_floating_point():
+            return self._weighted(outputs, targets).sum(-1)
         ignored = targets == self.ignore_index
         if self.weight is None:  # (1 − ε) + (ε / C) C
             return (~ignored).to(outputs.dtype) if bool(ignored.any()) else None

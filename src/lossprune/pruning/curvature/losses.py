@@ -103,7 +103,7 @@ def find_loss(loss: "str | Loss | LossFunction") -> FullLoss:
             f"loss must be one of {', '.join(LOSSES)}, a lossprune.pruning.Loss or a function of "
             f"(outputs, targets), got {loss!r}"
         )
-    return cast(FullLoss, AnyFunction(loss, tuple(LOSSES)))
+    return cast(FullLoss, AnyFunction(loss, tuple(LOSSES), _same_on_logits(loss)))
 
 
 def _known(loss: Any) -> Loss | None:
@@ -121,6 +121,23 @@ def _known(loss: Any) -> Loss | None:
     if type(loss) is nn.BCEWithLogitsLoss:
         return BinaryCrossEntropy(loss.weight, loss.pos_weight)
     return None
+
+
+def _same_on_logits(loss: Any) -> str:
+    """What to give instead of one of torch's losses on (log-)probabilities, if it is one."""
+    if loss is F.nll_loss or type(loss) is nn.NLLLoss:
+        if getattr(loss, "weight", None) is not None and loss.reduction == "mean":
+            raise ValueError(  # the function is called on one example at a time
+                "loss NLLLoss divides by its weight, so that on one example it has none: give "
+                "nn.CrossEntropyLoss with the same weight, which is the same on log-probabilities"
+            )
+        return (
+            "on a network that ends in log_softmax loss='cross_entropy', or nn.CrossEntropyLoss "
+            "with the same arguments, has the same value, gradient and curvature"
+        )
+    if loss is F.binary_cross_entropy or type(loss) is nn.BCELoss:
+        return "on the network without its last sigmoid loss='bce_with_logits' is the same"
+    return ""
 
 
 def _lacks(loss: Any) -> bool:
