@@ -287,7 +287,7 @@ class Odd(nn.Module):
         ("size", "last", "the network's code computes with the sizes of its layers"),
         ("literal", "second", "what it reads is not traced: the method 'reshape' is not traced"),
         ("dropout", "first", "what reads it is not traced: the function 'dropout' is not traced"),
-        ("values", "second", "the network cannot be traced: symbolically traced variables"),
+        ("values", "second", "the network cannot be traced: its code branches on the value"),
     ],
 )
 def test_what_cannot_be_followed_is_left_dense_and_said(how, layer, reason):

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx, nn
 
+from lossprune.deployment.calls import Bound
 from lossprune.deployment.channels import Channels, Identities, Unknown
 from lossprune.deployment.interpretation import interpret, size_query
 from lossprune.deployment.layers import Connected, Depthwise
 from lossprune.deployment.operations import Operation, UnknownEffectError, Value
-from lossprune.deployment.tracing import overwritten, trace, untouchable
+from lossprune.deployment.tracing import Trace, overwritten, trace, untouchable
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Analysis:
     """The graph of a network, and what is known of the tensors in it.
 
     Attributes:
-        graph: its operations.
+        trace: its operations.
         constants: whether channels without inputs are known by the constant that they hold.
         operations: those that are known, by node.
         values: what is known of each node's output.
@@ -34,7 +35,7 @@ class Analysis:
         identities: of the channels.
     """
 
-    graph: fx.Graph
+    trace: Trace
     constants: bool = True
     operations: dict[fx.Node, Operation] = field(default_factory=dict)
     values: dict[fx.Node, Value] = field(default_factory=dict)
@@ -42,6 +43,11 @@ class Analysis:
     held: list[tuple[fx.Node, str | None]] = field(default_factory=list)
     refused: dict[fx.Node, str] = field(default_factory=dict)
     identities: Identities = field(default_factory=Identities)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of ``trace``."""
+        return self.trace.graph
 
     def inputs(self, node: fx.Node) -> list[Value]:
         """Return what is known of the inputs of ``node``, in order."""
@@ -67,8 +73,10 @@ class Analysis:
         return operation.kept & live & useful
 
 
-def analyse(model: nn.Module, mask: Mapping[str, Tensor], *, constants: bool = True) -> Analysis:
-    """Follow the channels of ``model`` through its graph, forward and back.
+def analyse(
+    model: nn.Module, mask: Mapping[str, Tensor], call: Bound, *, constants: bool = True
+) -> Analysis:
+    """Follow the channels of ``model``, called so, through its graph, forward and back.
 
     ``model`` is in evaluation mode, and its weights are zero where ``mask`` removes them.  Without
     ``constants`` no channel is known to hold one, as where biases are still trained.
@@ -76,7 +84,7 @@ def analyse(model: nn.Module, mask: Mapping[str, Tensor], *, constants: bool = T
     Raises:
         UntraceableError: the network has no graph.
     """
-    analysis = Analysis(trace(model), constants)
+    analysis = Analysis(trace(model, call), constants)
     locked = untouchable(model, analysis.graph)
     changed = overwritten(model, analysis.graph)
     for node in analysis.graph.nodes:

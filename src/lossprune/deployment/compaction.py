@@ -6,14 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from lossprune.deployment.agreement import same_outputs
+from lossprune.deployment.analysis import Analysis, analyse
+from lossprune.deployment.calls import (
+    TooManyCallsError,
+    arguments,
+    calls,
+    differing,
+    usual_call,
+)
 from lossprune.deployment.connectivity import Connectivity, LayerConnectivity, connectivity_of
 from lossprune.deployment.costs import multiply_adds
 from lossprune.deployment.surgery import cut_
-from lossprune.deployment.tracing import code, trace
+from lossprune.deployment.tracing import UntraceableError, apart, trace
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.matching import match
+from lossprune.pruning.names import listed
 
 
 @dataclass(frozen=True)
@@ -61,11 +73,12 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any = None) -
     Args:
         model: left unchanged.  The first dimension of its inputs is the batch.
         mask: which weights are kept, by parameter name; a weight it does not name is kept.
-        example: a batch of inputs, or a tuple of the network's arguments; used to count
-            multiply-adds.
+        example: a batch of inputs, a tuple of the network's arguments or a dict of them by name;
+            to count multiply-adds, and to compare the two networks' outputs.
 
     Raises:
-        PruningError: the mask names a parameter that the model lacks or has in another shape.
+        PruningError: the mask names a parameter that the model lacks or has in another shape; or
+            the model does not take such an ``example``.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     >>> mask = Mask.dense(model)
@@ -81,16 +94,16 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any = None) -
     (0.3, 0.5)
     """
     masked, mask = masked_copy(model, mask)
-    found, analysis = connectivity_of(masked, mask)
+    found, analysis = connectivity_of(masked, mask, usual_call(masked, example))
     small, left = masked, mask
     if analysis is not None:
-        small = copy.deepcopy(masked)
-        kept = cut_(small, analysis)
-        if code(trace(small)) == code(analysis.graph):
-            left = _mask(mask, kept, small)
-        else:  # literal sizes in the network's own code would no longer be the same
-            reason = "the network's code computes with the sizes of its layers"
-            small, found = masked, found.with_reason(reason)
+        cut = copy.deepcopy(masked)
+        kept = cut_(cut, analysis)
+        reason = _doubt(cut, analysis, masked, mask, example)
+        if reason is None:
+            small, left = cut, _mask(mask, kept, cut)
+        else:
+            found = found.with_reason(reason)
     costs = (None, None)
     if example is not None:
         costs = multiply_adds(masked, example), multiply_adds(small, example)
@@ -120,7 +133,62 @@ def count_live(model: nn.Module, mask: Mapping[str, Tensor]) -> Connectivity:
     0.weight 12 9 4 1
     2.weight 6 6 2 0
     """
-    return connectivity_of(*masked_copy(model, mask))[0]
+    masked, mask = masked_copy(model, mask)
+    return connectivity_of(masked, mask, usual_call(masked))[0]
+
+
+def _doubt(
+    cut: nn.Module, analysis: Analysis, masked: nn.Module, mask: Mask, example: Any
+) -> str | None:
+    """Why ``cut`` may not do what ``masked`` does, however that is called; None: it does."""
+    try:
+        usual, *others = calls(masked, example)
+    except TooManyCallsError as error:
+        return str(error)
+    changes = "the network's code computes with the sizes of its layers"
+    try:
+        if not trace(cut, usual).same(analysis.trace):
+            return changes
+        for other in others:
+            elsewhere, again = analyse(masked, mask, other), copy.deepcopy(masked)
+            cut_(again, elsewhere)
+            if not _equal(again, cut):
+                names = listed(map(repr, differing(usual, other)))
+                return f"what the network computes depends on the argument {names}"
+            if not trace(again, other).same(elsewhere.trace):
+                return changes
+    except UntraceableError as error:
+        return str(error)
+    return None if example is None else _difference(cut, masked, example)
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks of the same code have the same numbers."""
+    tensors, others = ([*it.named_parameters(), *it.named_buffers()] for it in (one, other))
+    return len(tensors) == len(others) and all(
+        mine[0] == its[0] and torch.equal(mine[1], its[1])
+        for mine, its in zip(tensors, others, strict=True)
+    )
+
+
+@torch.no_grad()
+def _difference(cut: nn.Module, masked: nn.Module, example: Any) -> str | None:
+    """How ``cut`` differs from ``masked`` on ``example``; None: not beyond rounding."""
+
+    def run(network: nn.Module) -> Any:
+        inputs, named = tree_map_only(Tensor, torch.clone, arguments(example))
+        torch.manual_seed(0)  # should it draw random numbers
+        return apart(network)(*inputs, **named)
+
+    with torch.random.fork_rng():
+        expected = run(masked)
+        try:
+            outputs = run(cut)
+        except Exception as error:  # whatever the network's own code raises on other sizes
+            said = " ".join(str(error).split()) or type(error).__name__
+            return f"without these channels it fails on the example: {said}"
+    same = same_outputs(outputs, expected)
+    return None if same else "without these channels its outputs on the example are others"
 
 
 def masked_copy(model: nn.Module, mask: Mapping[str, Tensor]) -> tuple[nn.Module, Mask]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx, nn
 
 from lossprune.deployment.analysis import Analysis, analyse
+from lossprune.deployment.calls import Bound
 from lossprune.deployment.channels import Channels, Unknown
 from lossprune.deployment.tracing import UntraceableError
 from lossprune.pruning.prunable import input_dimensions
@@ -74,15 +75,16 @@ class Connectivity:
 
 
 def connectivity_of(
-    masked: nn.Module, mask: Mapping[str, Tensor]
+    masked: nn.Module, mask: Mapping[str, Tensor], call: Bound
 ) -> tuple[Connectivity, Analysis | None]:
     """Return what ``mask`` leaves of ``masked``, to which it has been applied, and the analysis.
 
-    The analysis is None where the network cannot be traced, which ``left_dense`` then says.
+    ``call`` says with which arguments the network is called (``calls.py``).  The
+    analysis is None where the network cannot be traced, which ``left_dense`` then says.
     """
     inputs = input_dimensions(masked)
     try:
-        analysis = analyse(masked, mask)
+        analysis = analyse(masked, mask, call)
     except UntraceableError as error:
         layers = tuple(_dense(name, kept, inputs.get(name)) for name, kept in mask.items())
         return Connectivity(layers, {}).with_reason(str(error)), None

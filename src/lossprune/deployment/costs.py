@@ -1,12 +1,14 @@
 """What running a network costs."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from lossprune.deployment.calls import arguments
+from lossprune.deployment.tracing import apart
 from lossprune.pruning.prunable import LAYERS
 
 
@@ -28,17 +30,10 @@ def multiply_adds(model: nn.Module, example: Any) -> int:
         assert isinstance(layer.weight, Tensor)
         total += output.numel() * math.prod(layer.weight.shape[1:])
 
-    modes = {module: module.training for module in model.modules()}
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, LAYERS)]
-    try:
-        model.eval()
-        if isinstance(example, Mapping):
-            model(**example)
-        else:
-            model(*(example if isinstance(example, tuple) else (example,)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    network = apart(model).eval()
+    for layer in network.modules():
+        if isinstance(layer, LAYERS):
+            layer.register_forward_hook(count)
+    inputs, named = tree_map_only(Tensor, torch.clone, arguments(example))
+    network(*inputs, **named)
     return total

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from lossprune.deployment.agreement import same_outputs
+from lossprune.deployment.calls import call_of
 from lossprune.deployment.compaction import compact
 from lossprune.deployment.csr import csr_layer
 from lossprune.deployment.layer_by_layer import layer_by_layer, sparse_layer
@@ -130,7 +132,7 @@ def deploy(
         candidates["CSR"] = layer_by_layer(compacted, inputs, seconds, csr_layer)
         return _fastest(candidates, inputs, compacted, seconds, notes)
     try:
-        graph = fx.GraphModule(compacted, trace(compacted))
+        graph = trace(compacted, call_of(compacted, inputs)).module(compacted)
         ShapeProp(graph).propagate(*inputs)
         candidates |= _sparse_candidates(graph, compacted, inputs, seconds)
     except UntraceableError as error:
@@ -185,7 +187,7 @@ def _fastest(
     """Return the candidate that is fastest on the whole network and gives the same outputs."""
     expected = candidates["masked"](*inputs)
     for name in list(candidates):
-        if not _same(candidates[name](*inputs), expected):
+        if not same_outputs(candidates[name](*inputs), expected):
             del candidates[name]
             notes.append(f"{name} was left out: on the example it differs from the masked network")
     calls: list[Callable[[], object]] = [
@@ -201,17 +203,6 @@ def _fastest(
         notes.append(f"{best} was fastest: torch's dense layers all through")
     dense = dense_seconds(compacted, inputs, seconds)
     return Deployed(network, _account(network, compacted, inputs, dense, seconds), taken, notes)
-
-
-def _same(outputs: Any, expected: Any) -> bool:
-    if isinstance(expected, Tensor):
-        scale = float(expected.abs().max()) if expected.numel() else 0.0
-        return torch.allclose(outputs, expected, rtol=1e-4, atol=1e-4 * scale, equal_nan=True)
-    if isinstance(expected, dict):
-        return all(_same(outputs[key], value) for key, value in expected.items())
-    if isinstance(expected, (tuple, list)):
-        return all(_same(*pair) for pair in zip(outputs, expected, strict=True))
-    return True
 
 
 def _account(

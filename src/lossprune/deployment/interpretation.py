@@ -30,6 +30,8 @@ from lossprune.deployment.vocabulary import (
 )
 from lossprune.pruning.prunable import LAYERS
 
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def interpret(
     model: nn.Module,
@@ -84,8 +86,12 @@ def _module(
     name: str, module: nn.Module, node: fx.Node, mask: Mapping[str, Tensor]
 ) -> Operation | str:
     kind = type(module)
-    if len(node.args) != 1 or node.kwargs:
+    if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
         return f"{kind.__name__} with other arguments than a tensor is not traced"
+    for tensor in (*module.parameters(), *module.buffers()):
+        # Constants are followed as real numbers; an integer buffer counts batches.
+        if tensor.dtype not in _REAL and not (tensor.dim() == 0 and tensor.dtype == torch.int64):
+            return f"its numbers are {str(tensor.dtype).removeprefix('torch.')}"
     operation: Operation | None = None
     if kind in LAYERS and isinstance(module, LAYERS):
         kept = mask.get(f"{name}.weight")

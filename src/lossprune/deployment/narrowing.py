@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.deployment.analysis import analyse
+from lossprune.deployment.calls import usual_call
 from lossprune.deployment.compaction import masked_copy
 from lossprune.deployment.layers import BatchNorm, Normalised
 from lossprune.deployment.surgery import Extent, cut_norm_, extents, replace_
-from lossprune.deployment.tracing import UntraceableError, code, trace
+from lossprune.deployment.tracing import UntraceableError, trace
 from lossprune.pruning.mask import Mask
 
 Index = tuple[Tensor, ...] | EllipsisType
@@ -46,6 +47,8 @@ class Narrowing:
 def narrow(model: nn.Module, mask: Mapping[str, Tensor]) -> Narrowing:
     """Return ``model`` without the channels from which no kept weight leads on to an output.
 
+    It is to be called with the arguments that have no default, as ``model`` is in training.
+
     Args:
         model: left unchanged.
         mask: which weights are kept, by parameter name; a weight it does not name is kept.
@@ -72,15 +75,16 @@ def narrow(model: nn.Module, mask: Mapping[str, Tensor]) -> Narrowing:
             raise NotNarrowableError(f"{name} draws random numbers")
     small, mask = masked_copy(model, mask)
     try:
-        analysis = analyse(small, mask, constants=False)
+        call = usual_call(small)
+        analysis = analyse(small, mask, call, constants=False)
         found = {extent.operation.name: extent for extent in extents(analysis)}
         index: dict[str, Index] = {}
         for name, extent in found.items():
             if not _whole(extent):
                 index |= _cut_(small.get_submodule(name), extent)
-        if code(trace(small)) != code(analysis.graph):
+        if not trace(small, call).same(analysis.trace):
             raise NotNarrowableError("the network's code computes with the sizes of its layers")
-        if code(trace(small.train())) != code(analysis.graph):
+        if not trace(small.train(), call).same(analysis.trace):
             raise NotNarrowableError("it does otherwise in training than in evaluation")
     except UntraceableError as error:
         raise NotNarrowableError(str(error)) from None

@@ -1,68 +1,120 @@
 """The graph of a network's operations, and what in it must be left alone."""
 
+import copy
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from operator import iadd, imul, isub
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
+from lossprune.deployment.stand_in import UnfollowedError, follow
 from lossprune.deployment.vocabulary import FRESH_NAMES
+from lossprune.pruning.names import listed
 
 _IN_PLACE = (iadd, isub, imul)
+_CONSTANT = "_tensor_constant"  # so torch.fx calls the tensors that a network's code makes
 
 
 class UntraceableError(Exception):
     """The operations of a network cannot be known without running it; the message says why."""
 
 
-class _Tracer(fx.Tracer):
-    """Takes modules that it is told of as single operations, beside those of torch itself."""
+@dataclass(frozen=True)
+class Trace:
+    """The operations of a network, and the tensors that its code makes anew, by name."""
 
-    def __init__(self, whole: frozenset[nn.Module]) -> None:
-        super().__init__()
-        self.whole = whole
+    graph: fx.Graph
+    constants: Mapping[str, Tensor]
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self.whole or super().is_leaf_module(m, module_qualified_name)
+    def same(self, other: "Trace") -> bool:
+        """Whether the other network does the same with other weights."""
+        texts = [trace.graph.python_code("self").src for trace in (self, other)]
+        return (
+            texts[0] == texts[1]
+            and self.constants.keys() == other.constants.keys()
+            and all(_equal(it, other.constants[name]) for name, it in self.constants.items())
+        )
+
+    def module(self, model: nn.Module) -> fx.GraphModule:
+        """Return a module that computes this, with the layers of ``model``."""
+        root = apart(model)
+        for name, tensor in self.constants.items():
+            setattr(root, name, tensor)
+        return fx.GraphModule(root, self.graph)
 
 
-def trace(model: nn.Module) -> fx.Graph:
-    """Return the operations of ``model`` as it is, without running it.
+def trace(model: nn.Module, bound: Mapping[str, Any]) -> Trace:
+    """Return the operations of ``model`` as it is, called with the arguments ``bound`` as given.
 
-    A module inside that cannot be traced becomes one operation as a whole.
+    The other arguments are tensors. Nothing is computed, and ``model`` is left as it is.  A module
+    inside that cannot be traced becomes one operation as a whole.
 
     Raises:
-        UntraceableError: the network's own ``forward`` depends on values that only inputs have.
+        UntraceableError: the network's own ``forward`` depends on values that only inputs have, or
+            does not do the same every time.
     """
-    try:
-        return _Tracer(frozenset()).trace(model)
-    except Exception as error:  # whatever the network's own code raises on a stand-in for a tensor
-        whole = frozenset(
-            child for child in model.modules() if child is not model and not _traceable(child)
-        )
-        first = error
-    try:
-        if whole:
-            return _Tracer(whole).trace(model)
-    except Exception as error:
-        first = error
-    said = " ".join(str(first).split()) or type(first).__name__
-    raise UntraceableError(f"the network cannot be traced: {said}") from first
+    root, whole = apart(model), frozenset[nn.Module]()
+    parts = frozenset(part for part in root.modules() if part is not root)
+    if "forward" in vars(root):
+        raise UntraceableError("the network cannot be traced: its forward method was replaced")
+    while True:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                with torch.enable_grad():
+                    first = _trace_once(root, whole, bound)
+                with torch.inference_mode():
+                    second = _trace_once(root, whole, bound)
+            break
+        except UnfollowedError as error:
+            if error.culprit not in parts - whole:
+                reason = f"the network cannot be traced: {error}"
+                raise UntraceableError(reason) from error.__cause__
+            whole |= parts & {error.culprit}
+    if not first.same(second):
+        raise UntraceableError("the network cannot be traced: it does not do the same every time")
+    return first
 
 
-def _traceable(module: nn.Module) -> bool:
-    if type(module).forward in (nn.ModuleList.forward, nn.ModuleDict.forward):
-        return True  # a container, whose contents are asked one by one
+def apart(model: nn.Module) -> nn.Module:
+    """Return a copy that shares the parameters, for code that may leave something in its module."""
+    return copy.deepcopy(model, {id(it): it for it in model.parameters()})
+
+
+def _trace_once(root: nn.Module, whole: frozenset[nn.Module], bound: Mapping[str, Any]) -> Trace:
+    before, made = _state(root), dict[str, Tensor]()
+    own = {k: copy.copy(it) if isinstance(it, list | dict) else it for k, it in bound.items()}
     try:
-        _Tracer(frozenset()).trace(module)
-    except Exception:
+        graph = follow(root, whole, own)
+    finally:
+        for name in [name for name in vars(root) if name.startswith(_CONSTANT)]:
+            made[name] = vars(root).pop(name)
+    changed = [name for name, value in _state(root).items() if not _equal(value, before.get(name))]
+    if changed:
+        raise UnfollowedError(f"its code changes {listed(map(repr, changed))} at every call", None)
+    return Trace(graph, made)
+
+
+def _state(root: nn.Module) -> dict[str, Any]:
+    """The numbers and buffers that the code of a network may change and come back to."""
+    found: dict[str, Any] = {name: buffer.clone() for name, buffer in root.named_buffers()}
+    for path, module in root.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, int | float | str):
+                found[f"{path}.{name}".lstrip(".")] = value
+    return found
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor):
+        return type(one) is type(other) and one == other
+    if not isinstance(other, Tensor) or one.dtype != other.dtype or one.device != other.device:
         return False
-    return True
-
-
-def code(graph: fx.Graph) -> str:
-    """Return the graph as text: equal for networks that do the same with other weights."""
-    return graph.python_code("self").src
+    return torch.equal(one, other) or (
+        one.is_floating_point() and torch.equal(one.nan_to_num(), other.nan_to_num())
+    )
 
 
 def untouchable(model: nn.Module, graph: fx.Graph) -> dict[str, str]:
@@ -74,6 +126,8 @@ def untouchable(model: nn.Module, graph: fx.Graph) -> dict[str, str]:
         if tensor is not None
     )
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    called = [model.get_submodule(name) for name in calls]
+    inside = {id(part) for module in called for part in module.modules() if part is not module}
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     reasons = {}
     for name, count in calls.items():
@@ -87,12 +141,16 @@ def untouchable(model: nn.Module, graph: fx.Graph) -> dict[str, str]:
             continue
         if count > 1:
             reasons[name] = f"the network uses it {count} times"
+        elif id(module) in inside:
+            reasons[name] = "it is also part of a module that is not traced"
         elif any(owners[id(tensor)] > 1 for tensor in tensors):
             reasons[name] = "it shares a parameter with another layer"
         elif name in read:
             reasons[name] = "the network also uses its parameters outside of it"
         elif module._forward_hooks or module._forward_pre_hooks:
             reasons[name] = "it has hooks"
+        elif "forward" in vars(module):
+            reasons[name] = "its forward method was replaced"
     return reasons
 
 

@@ -1,0 +1,141 @@
+"""The ways in which a network may be called: which of its arguments are tensors, which are not.
+
+Code such as ``if mask is None`` does one thing where an argument is left out and another where it
+is a tensor, and a graph holds one of the two.
+"""
+
+import dis
+import inspect
+from collections.abc import Mapping
+from itertools import pairwise, product
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lossprune.pruning.errors import PruningError
+
+Bound = dict[str, Any]
+
+_Kind = inspect.Parameter
+# What ``torch.fx`` puts before the names of arguments that stand for several.
+_MARKS = {_Kind.VAR_POSITIONAL: "*", _Kind.VAR_KEYWORD: "**"}
+_NOTHING = {_Kind.VAR_POSITIONAL: (), _Kind.VAR_KEYWORD: {}}
+_TENSOR = object()  # whatever tensor it may be
+_MOST = 4  # arguments that may be there or not: 2⁴ = 16 graphs
+
+
+class TooManyCallsError(Exception):
+    """There are too many ways to call a network to look at each of them; the message says so."""
+
+
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments of ``example``: a batch, a tuple or a mapping."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return example if isinstance(example, tuple) else (example,), {}
+
+
+def call_of(model: nn.Module, example: Any) -> Bound:
+    """Return the arguments of ``model`` that hold no tensor where it is called with ``example``.
+
+    Raises:
+        PruningError: ``example`` is not what it takes.
+    """
+    return _bound({name: usual for name, (usual, _) in _usual(model, example).items()})
+
+
+def usual_call(model: nn.Module, example: Any = None) -> Bound:
+    """Return the first of :func:`calls`."""
+    return _bound({name: values[0] for name, values in _choices(model, example).items()})
+
+
+def calls(model: nn.Module, example: Any = None) -> list[Bound]:
+    """Return the ways in which ``model`` may be called; first as in ``example``, or by default.
+
+    Each says which arguments hold no tensor, and what they are; numbers and strings count as
+    tensors.  What may be None, or True or False, is so in some ways and not in others; the first
+    argument is a tensor in all.
+
+    Raises:
+        PruningError: ``example`` is not what the network takes.
+        TooManyCallsError: there are more than sixteen.
+    """
+    choices = _choices(model, example)
+    optional = sum(len(values) > 1 for values in choices.values())
+    if optional > _MOST:
+        raise TooManyCallsError(
+            f"what it computes may depend on which of {optional} optional arguments it gets"
+        )
+    return [_bound(dict(zip(choices, it, strict=True))) for it in product(*choices.values())]
+
+
+def differing(one: Bound, other: Bound) -> list[str]:
+    """Return the names of the arguments that are not the same in two calls."""
+    return [
+        name
+        for name in dict.fromkeys((*one, *other))
+        if one.get(name, _TENSOR) is not other.get(name, _TENSOR)
+    ]
+
+
+def _bound(values: Mapping[str, Any]) -> Bound:
+    return {name: value for name, value in values.items() if value is not _TENSOR}
+
+
+def _choices(model: nn.Module, example: Any) -> dict[str, list[Any]]:
+    """What each argument may be, the usual first, by the name that ``torch.fx`` gives it."""
+    asked = any(_asks_for_none(type(module).forward) for module in model.modules())
+    choices: dict[str, list[Any]] = {}
+    for name, (usual, default) in _usual(model, example).items():
+        if not choices:
+            values = [_TENSOR]
+        elif isinstance(usual, bool) or isinstance(default, bool):
+            values = [usual, not usual] if isinstance(usual, bool) else [usual, True, False]
+        elif isinstance(usual, int | float | complex | str):
+            values = [_TENSOR, None] if asked else [_TENSOR]
+        elif usual is not _TENSOR:
+            values = [usual, _TENSOR]
+        elif default is _TENSOR or isinstance(default, int | float | complex | str):
+            values = [_TENSOR, None] if asked else [_TENSOR]
+        else:
+            values = [_TENSOR, default]
+        choices[name] = values
+    return choices
+
+
+def _usual(model: nn.Module, example: Any) -> dict[str, tuple[Any, Any]]:
+    """What each argument is in ``example``, and its default: itself, or that it is a tensor."""
+    signature = inspect.signature(type(model).forward)
+    given: Mapping[str, Any] = {}
+    if example is not None:
+        inputs, named = arguments(example)
+        try:
+            given = signature.bind(model, *inputs, **named).arguments
+        except TypeError as error:
+            raise PruningError(
+                f"example does not fit what {type(model).__name__} takes: {error}"
+            ) from None
+    found = {}
+    for name, parameter in list(signature.parameters.items())[1:]:
+        default: Any = _NOTHING.get(parameter.kind, parameter.default)
+        default = _TENSOR if default is parameter.empty else default
+        usual = given.get(name, default)
+        usual = _TENSOR if any(isinstance(it, Tensor) for it in tree_leaves(usual)) else usual
+        found[_MARKS.get(parameter.kind, "") + name] = usual, default
+    return found
+
+
+def _asks_for_none(forward: Any) -> bool:
+    """Whether the code asks if an argument is None."""
+    code = getattr(forward, "__code__", None)
+    if code is None:
+        return False
+    arguments = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    steps = list(dis.get_instructions(code))
+    return any(
+        step.opname == "LOAD_FAST"
+        and step.argval in arguments
+        and (after.opname.endswith("NONE") or (after.opname, after.argval) == ("LOAD_CONST", None))
+        for step, after in pairwise(steps)
+    )
