@@ -256,12 +256,15 @@ class TestLoops:
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("6 steps, zeros in each, equal everywhere") == 2
-        assert done.stdout.count("model must hold whole parameters; some of them are sharded") == 2
+        assert done.stdout.count("sharded (DTensor): prune before fully_shard; to train") == 20
+        assert done.stdout.count("sharded after write_torch_pruning_: trained as whole, 0") == 2
+        assert done.stdout.count("sharded after write_parametrizations_: trained as whole, 0") == 2
 
 
 TWO_PROCESSES = """
 import copy
 import torch, lossprune
+from lossprune import pruning
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -288,10 +291,49 @@ other = mine.clone()
 dist.broadcast(other, 0)
 if torch.equal(mine, other):
     print(f"{good} steps, zeros in each, equal everywhere")
-sharded = fully_shard(copy.deepcopy(network), mesh=init_device_mesh("cpu", (2,)))
-try:
-    mask.enforce(sharded, torch.optim.SGD(sharded.parameters()))
-except lossprune.PruningError as error:
-    print(error)
+
+mesh = init_device_mesh("cpu", (2,))
+data = [(torch.linspace(-1, 1, 96).view(12, 8), torch.arange(12) % 4)]
+sharded = fully_shard(copy.deepcopy(network), mesh=mesh)
+for call in [
+    lambda: mask.enforce(sharded, torch.optim.SGD(sharded.parameters())),
+    lambda: mask.apply_(sharded),
+    lambda: lossprune.Mask.dense(sharded),
+    lambda: lossprune.prune(sharded, "MP", sparsity=0.5),
+    lambda: lossprune.measure(sharded, data),
+    lambda: pruning.write_torch_pruning_(sharded, mask),
+    lambda: pruning.write_parametrizations_(sharded, mask),
+    lambda: lossprune.compact(sharded, mask),
+    lambda: lossprune.deploy(sharded, mask, data[0][0]),
+    lambda: lossprune.save_sparse(sharded, mask, "never"),
+]:
+    try:
+        call()
+    except lossprune.PruningError as error:
+        print(error)
+
+
+def trained(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for _ in range(4):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(data[0][0]), data[0][1]).backward()
+        optimizer.step()
+    model(data[0][0])  # torch's pruning computes its weights there
+    return model
+
+
+for write_ in (pruning.write_torch_pruning_, pruning.write_parametrizations_):
+    whole = trained(write_(copy.deepcopy(network), mask))
+    model = trained(fully_shard(write_(copy.deepcopy(network), mask), mesh=mesh))
+    states = whole.state_dict(), model.state_dict()
+    same = all(
+        torch.allclose(value, states[1][name].full_tensor())
+        for name, value in states[0].items()
+        if hasattr(states[1][name], "full_tensor")
+    )
+    model.unshard()
+    left = sum(int(model.get_submodule(n[0]).weight[~k].count_nonzero()) for n, k in mask.items())
+    print(f"sharded after {write_.__name__}: trained {'as whole' if same else 'apart'}, {left}")
 dist.destroy_process_group()
 """

@@ -26,6 +26,7 @@ from lossprune.deployment.tracing import UntraceableError, apart, trace
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.matching import match
 from lossprune.pruning.names import listed
+from lossprune.pruning.wholeness import check_whole
 
 
 @dataclass(frozen=True)
@@ -196,9 +197,10 @@ def masked_copy(model: nn.Module, mask: Mapping[str, Tensor]) -> tuple[nn.Module
 
     They may differ from the mask's by what wrappers such as ``torch.compile`` put before them.
     """
+    check_whole(model)
     mask = mask if isinstance(mask, Mask) else Mask(mask)
+    found = match(mask, model)  # before the copy, which a network that holds masks may not allow
     masked = mask.apply_(copy.deepcopy(model)).eval()
-    found = match(mask, masked)
     named = {found[name]: kept for name, kept in mask.items()}
     return masked, Mask(named, criterion=mask.criterion)
 

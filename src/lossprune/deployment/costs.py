@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lossprune.deployment.calls import arguments
 from lossprune.deployment.tracing import apart
 from lossprune.pruning.prunable import LAYERS
+from lossprune.pruning.wholeness import check_whole
 
 
 @torch.no_grad()
@@ -18,11 +19,16 @@ def multiply_adds(model: nn.Module, example: Any) -> int:
 
     Each output number of such a layer takes as many as one of its units has weights, zeros
     included.  ``example`` is a batch of inputs, a tuple of arguments, or a dict of keyword
-    arguments.
+    arguments.  On the meta device, a network without values and such an example will do.
+
+    Raises:
+        PruningError: the network's parameters are not initialised yet, sharded or without values.
 
     >>> multiply_adds(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.zeros(2, 3, 5, 5))
     1944
     """
+    if not any(isinstance(it, Tensor) and it.is_meta for it in tree_leaves(example)):
+        check_whole(model, offloaded=True)
     total = 0
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -5,7 +5,6 @@ kernel, whichever is faster here for a batch like the example.  Consecutive spar
 call, in one layout; see ``kernels/sparse_network.c``.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from lossprune.deployment.agreement import same_outputs
 from lossprune.deployment.calls import call_of
-from lossprune.deployment.compaction import compact
+from lossprune.deployment.compaction import compact, masked_copy
 from lossprune.deployment.csr import csr_layer
 from lossprune.deployment.layer_by_layer import layer_by_layer, sparse_layer
 from lossprune.deployment.semi_structured import with_semi_structured
@@ -121,7 +120,7 @@ def deploy(
     torch.Size([3, 10])
     """
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    masked = mask.apply_(copy.deepcopy(model)).eval()
+    masked, mask = masked_copy(model, mask)
     if inputs[0].is_cuda:
         return _on_gpu(masked, inputs, seconds)
     compacted = compact(model, mask).model.eval()

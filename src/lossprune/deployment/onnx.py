@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.wholeness import check_whole
 
 TOLERANCE = 1e-4
 
@@ -45,6 +46,7 @@ def export_onnx(
             else. Nothing is written then.
     """
     _check_installed()
+    check_whole(model)
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: its folder does not exist")

@@ -21,6 +21,7 @@ from lossprune.deployment.positions import Positions, decode, encode
 from lossprune.pruning.canonical import in_order
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
+from lossprune.pruning.wholeness import check_whole
 
 FORMAT = "lossprune sparse network 1"
 VALUES = ("exact", "float16")
@@ -143,6 +144,7 @@ def is_sparse_file(path: str | Path) -> bool:
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state dict, and for each further name of a tensor its first."""
+    check_whole(model)
     state: dict[str, Tensor] = {}
     same: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}

@@ -31,10 +31,6 @@ class Enforcement:
             PruningError: the optimizer holds none of the parameters that have removed weights.
         """
         optimizer = innermost(optimizer)
-        if any(hasattr(parameter, "placements") for parameter, _ in removed):
-            raise PruningError(
-                "model must hold whole parameters; some of them are sharded (DTensor)"
-            )
         removed = [(parameter, where) for parameter, where in removed if where.any()]
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if removed and not any(id(parameter) in held for parameter, _ in removed):

@@ -14,7 +14,8 @@ from torch.nn.utils import prune as torch_prune
 
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
-from lossprune.pruning.matching import match
+from lossprune.pruning.matching import made_of, match
+from lossprune.pruning.wholeness import check_whole
 
 
 class MaskParametrization(nn.Module):
@@ -50,7 +51,8 @@ def read_mask(source: nn.Module | Mapping[str, Tensor]) -> Mask:
     Several on one parameter are joined: kept is what all keep.
 
     Raises:
-        PruningError: there is no mask; or one has other values than 0 and 1.
+        PruningError: there is no mask; one has other values than 0 and 1; or it is offloaded, on
+            the meta device or sharded.
 
     >>> layer = torch_prune.l1_unstructured(nn.Linear(2, 2), "weight", amount=3)
     >>> read_mask(layer)
@@ -62,11 +64,11 @@ def read_mask(source: nn.Module | Mapping[str, Tensor]) -> Mask:
         else dict(source.named_parameters(remove_duplicate=False))
         | dict(source.named_buffers(remove_duplicate=False))
     )
+    masks = {key: name for key in tensors if (name := _masked_by(key, tensors)) is not None}
+    check_whole(source, {key: tensors[key] for key in masks})
     kept: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        name = _masked_by(key, tensors)
-        if name is None:
-            continue
+    for key, name in masks.items():
+        tensor = tensors[key]
         if not ((tensor == 0) | (tensor == 1)).all():
             raise PruningError(f"the mask {key!r} has other values than 0 and 1")
         kept[name] = kept[name] & tensor.bool() if name in kept else tensor.bool().clone()
@@ -138,9 +140,13 @@ def remove_masks_(model: nn.Module) -> nn.Module:
     exactly 0 where it is removed.  torch puts it behind the other parameters of its layer.
 
     Raises:
-        PruningError: there is no mask; or a parameter has other parametrisations beside it.
+        PruningError: there is no mask; a parameter has other parametrisations beside it; or it is
+            offloaded, on the meta device or sharded.
     """
     mask = read_mask(model)
+    originals = {original for name in mask for original in made_of(name)}
+    parameters = model.named_parameters(remove_duplicate=False)
+    check_whole(model, {name: it for name, it in parameters if name in originals})
     masked = list(_masked_modules(model))
     for module, attribute in masked:
         if torch_prune.is_pruned(module) and hasattr(module, f"{attribute}_orig"):

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import did_you_mean, look_up
+from lossprune.pruning.wholeness import check_whole
 
 
 def match(kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, str]:
@@ -14,8 +16,12 @@ def match(kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, str]:
     That is the same name, but for what ``torch.compile``, data parallel and the like put before it.
 
     Raises:
-        PruningError: the mask does not fit; every mismatch is listed.
+        PruningError: the mask does not fit, every mismatch is listed; or what it names is not whole
+            (see :func:`check_whole`).
     """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = {name for name in look_up(kept, parameters).values() if name is not None}
+    check_whole(model, {name: it for name, it in parameters.items() if name in found})
     names, faults = _compared(kept, model)
     if faults:
         raise PruningError(f"the mask does not fit {type(model).__name__}: {'; '.join(faults)}")
@@ -27,6 +33,16 @@ def mismatches(kept: Mapping[str, Tensor], model: nn.Module) -> tuple[str, ...]:
     return tuple(_compared(kept, model)[1])
 
 
+def made_of(name: str) -> tuple[str, str]:
+    """Return what a parameter is computed from: in torch's pruning, and parametrised.
+
+    >>> made_of("fc.weight")
+    ('fc.weight_orig', 'fc.parametrizations.weight.original')
+    """
+    path, dot, own = name.rpartition(".")
+    return f"{path}{dot}{own}_orig", f"{path}{dot}parametrizations.{own}.original"
+
+
 def _compared(kept: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, str], list[str]]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names, faults = {}, []
@@ -34,6 +50,8 @@ def _compared(kept: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, s
         if found is None:
             lacking = f"it names {name!r}, which {type(model).__name__} lacks"
             faults.append(lacking + _instead(name, parameters))
+        elif is_lazy(parameters[found]):
+            faults.append(f"{found!r} is not initialised yet there")
         elif parameters[found].shape != kept[name].shape:
             faults.append(
                 f"its {name!r} has shape {tuple(kept[name].shape)}, "
@@ -46,11 +64,10 @@ def _compared(kept: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, s
 
 def _instead(name: str, parameters: Iterable[str]) -> str:
     """What the network has instead of a parameter of this name."""
-    path, dot, own = name.rpartition(".")
-    for made_of in (f"{path}{dot}{own}_orig", f"{path}{dot}parametrizations.{own}.original"):
-        if made_of in parameters:
+    for original in made_of(name):
+        if original in parameters:
             return (
-                f" (there it is computed from {made_of!r}; lossprune.pruning.remove_masks_ makes "
+                f" (there it is computed from {original!r}; lossprune.pruning.remove_masks_ makes "
                 "masks of torch's pruning and parametrisations permanent)"
             )
     return did_you_mean(name, parameters)

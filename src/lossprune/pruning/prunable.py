@@ -6,10 +6,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import did_you_mean, listed, without_wrappers
+from lossprune.pruning.wholeness import check_whole
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -68,9 +70,9 @@ def prunable_weights(
 
     Raises:
         ValueError: a choice that matches nothing, or only what cannot be pruned; nothing is left.
-        PruningError: the network has no such layer; a layer is not initialised yet; or its weight
-            is computed from other parameters (a parametrisation, spectral norm, torch's own
-            pruning), so that removing an entry of it would not last.
+        PruningError: the network has no such layer; a weight is not initialised yet, offloaded, on
+            the meta device or sharded; or it is computed from other parameters (a parametrisation,
+            spectral norm, torch's own pruning), so that removing an entry of it would not last.
 
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 2), nn.Linear(2, 2))
@@ -100,6 +102,7 @@ def prunable_weights(
         if use.name in names:
             _check_ordinary(use)
             weights[use.name] = use.weight
+    check_whole(model, weights)
     return weights
 
 
@@ -155,7 +158,7 @@ def _uses(model: nn.Module, *, others: bool) -> Iterable[_Use]:
         for attribute, parameter in layer.named_parameters(recurse=False):
             if usual and attribute == "weight":
                 continue
-            if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.ndim > 1:
+            if is_lazy(parameter) or parameter.ndim > 1:
                 here = f"{prefix}{attribute}"
                 yield _Use(names[id(parameter)], here, layer, parameter, False, False)
 
@@ -176,15 +179,7 @@ def _weight(layer: Any) -> Tensor:
             part.training = mode
 
 
-def _check_initialised(use: _Use) -> None:
-    if isinstance(use.weight, nn.parameter.UninitializedParameter):
-        raise PruningError(
-            f"{use.name!r} is not initialised yet: run the network once on a batch before pruning"
-        )
-
-
 def _check_ordinary(use: _Use) -> None:
-    _check_initialised(use)
     if use.computed:
         raise PruningError(
             f"{use.name!r} is computed from other parameters: make it an ordinary parameter first "
@@ -222,8 +217,7 @@ def _matches(what: str, choice: Any, model: nn.Module, uses: Sequence[_Use]) -> 
     if isinstance(choice, (type, nn.Module)):
         return _within(choice, model, uses)
     if callable(choice):
-        for use in usual:
-            _check_initialised(use)
+        check_whole(model, {use.name: use.weight for use in usual})
         return {use.name for use in usual if choice(use.name, use.weight, use.layer)}
     raise ValueError(
         f"{what} must be names, patterns, types of modules or functions of (name, parameter, "

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossprune.data import Dataset, Split
+from lossprune.pruning.wholeness import check_whole
 
 MOST = 1000  # examples at a time, ...
 NUMBERS = 1 << 24  # ... and fewer where their inputs would be more numbers than these
@@ -60,6 +61,7 @@ def count_losses(
 
     Arguments are those of :func:`evaluate`; ``share`` is as in :meth:`Dataset.batches`.
     """
+    check_whole(network, offloaded=True)
     if batch_size is None:
         batch_size = max(1, min(MOST, NUMBERS // math.prod(dataset.shape)))
     forward = forward or network

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from lossprune.data import Dataset
+from lossprune.pruning.wholeness import check_whole
 
 CHECK_EVERY = 100  # steps between two looks at the loss
 
@@ -47,7 +48,9 @@ def train_epoch(
 
     Raises:
         DivergedError: the loss becomes infinite or NaN.
+        PruningError: parameters are offloaded, on the meta device, sharded or not initialised yet.
     """
+    check_whole(network)
     network.train()
     forward = forward or network
     examples = len(dataset.train)

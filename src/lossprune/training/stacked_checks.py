@@ -10,6 +10,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from lossprune.data import Dataset
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.matching import match
+from lossprune.pruning.wholeness import check_whole
 from lossprune.training.sparse_structure import NotSparseError, Stage, read_layers
 from lossprune.training.stacked_state import Member, Stack
 from lossprune.training.stacked_vmap import AnySteps
@@ -42,6 +43,7 @@ def read_members(
         raise NotStackableError("a network is given twice")
     _check_network(networks[0])
     for number, network in enumerate(networks):
+        check_whole(network)
         if _build(network) != _build(networks[0]):
             raise NotStackableError(f"network {number} is built otherwise than network 0")
         _check_hooks(network, number)

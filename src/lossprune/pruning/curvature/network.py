@@ -19,6 +19,7 @@ from lossprune.pruning.curvature.reach import NOTHING, reached
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.prunable import Choices, prunable_weights
 from lossprune.pruning.substitution import call_with
+from lossprune.pruning.wholeness import check_whole
 
 _FEW = 4  # examples that a probe looks at
 
@@ -52,6 +53,7 @@ class Network:
         parameters: Choices | None = None,
         exclude: Choices | None = None,
     ) -> None:
+        check_whole(model)
         self.model = model
         self._step = _Step(model, forward or default_forward)
         weights = prunable_weights(model, parameters, exclude)

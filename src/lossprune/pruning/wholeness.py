@@ -1,0 +1,74 @@
+"""Whether a network's tensors are here: whole, and with values to read and write."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lossprune.pruning.errors import PruningError
+from lossprune.pruning.names import listed
+
+# What a tensor may be instead, and what to do about it.
+_ADVICE = {
+    "not initialised yet": "run the network once on a batch first",
+    "sharded (DTensor)": (
+        "prune before fully_shard; to train the shards under a mask, call "
+        "lossprune.pruning.write_parametrizations_ or write_torch_pruning_ before fully_shard"
+    ),
+    "offloaded": (
+        "load the network whole, or call accelerate.hooks.remove_hook_from_submodules, first"
+    ),
+    "on the meta device, without values": "load the network's values first",
+}
+
+
+def check_whole(
+    model: nn.Module | Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor] | None = None,
+    *,
+    offloaded: bool = False,
+) -> None:
+    """Raise unless these tensors of ``model`` have their values in memory, all of them.
+
+    Args:
+        model: a network, which is not changed; or the state dict of one.
+        tensors: those of it that are needed, by name; all its parameters and buffers if not given.
+        offloaded: whether offloaded ones will do, as they do where the network is only run.
+
+    Raises:
+        PruningError: some are not initialised yet (lazy layers), sharded (``fully_shard``),
+            offloaded (accelerate) or on the meta device; the message names them.
+
+    >>> check_whole(nn.Linear(2, 2, device="meta"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    lossprune.pruning.errors.PruningError: Linear has 'weight', 'bias' on the meta device, ...
+    """
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    offloads = any(hasattr(module, "_hf_hook") for module in modules)
+    found: dict[str, list[str]] = {}
+    for name, tensor in _tensors(model) if tensors is None else tensors.items():
+        state = _state(tensor, offloads)
+        if state is not None and not (offloaded and state == "offloaded"):
+            found.setdefault(state, []).append(name)
+    for state, names in found.items():
+        owner = type(model).__name__ if isinstance(model, nn.Module) else "the state dict"
+        raise PruningError(f"{owner} has {listed(map(repr, names), 3)} {state}: {_ADVICE[state]}")
+
+
+def _tensors(model: nn.Module | Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(model, Mapping):
+        yield from model.items()
+    else:
+        yield from model.named_parameters()
+        yield from model.named_buffers()
+
+
+def _state(tensor: Tensor, offloads: bool) -> str | None:
+    """What the tensor is instead of whole, if anything."""
+    if is_lazy(tensor):
+        return "not initialised yet"
+    if hasattr(tensor, "placements"):
+        return "sharded (DTensor)"
+    if tensor.is_meta:
+        return "offloaded" if offloads else "on the meta device, without values"
+    return None
