@@ -1,7 +1,6 @@
 """Photographs in ImageNet's layout: what is decoded, mapped, resumed, split and refused."""
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from PIL import Image
 
 from lossprune.data import load
 from lossprune.data.crops import RandomWindows
+from lossprune.json_text import parse_digested
 from tests.data.photographs import photograph, write_photographs
 
 SIDE, STORED = 28, 32
@@ -250,7 +250,7 @@ def test_decoding_that_was_killed_goes_on(folder, cache):
     command = [sys.executable, "-c", KILLED + LOAD, folder, "val/n00000003/n00000003_2.JPEG"]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     # Images go to the disk in chunks of 20 there.
-    assert json.loads(progress.read_text()) == {"done": 120, "unreadable": []}
+    assert parse_digested(progress.read_text()) == {"done": 120, "unreadable": []}
     assert not index.exists()
     raw = bytearray(file.read_bytes())
     raw[: 3 * STORED**2] = bytes([7]) * 3 * STORED**2  # What is done is not done again, ...

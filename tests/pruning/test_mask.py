@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import os
+import random
 
 import pytest
 import torch
@@ -473,13 +474,44 @@ class TestFile:
         with pytest.raises(PruningError, match="not a mask of lossprune"):
             lossprune.Mask.load(path)
 
+    def test_masks_of_older_versions_have_no_digest_and_load(self, tmp_path):
+        mask = random_mask(network())
+        mask.save(tmp_path / "m")
+        self.rewrite(tmp_path / "m")
+        assert lossprune.Mask.load(tmp_path / "m") == mask
+
+    def test_every_changed_byte_is_noticed(self, tmp_path):
+        path = tmp_path / "kept.mask"
+        random_mask(network()).save(path)
+        whole = path.read_bytes()
+        for place in range(len(whole)):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << place % 8
+            path.write_bytes(changed)
+            with pytest.raises(PruningError, match=r"kept\.mask"):
+                lossprune.Mask.load(path)
+
+    def test_forged_files_without_a_digest_are_masks_or_refused(self, tmp_path):
+        path = tmp_path / "kept.mask"
+        random_mask(network()).save(path)
+        self.rewrite(path)
+        whole, generator = path.read_bytes(), random.Random(0)
+        for _ in range(300):
+            changed = bytearray(whole)
+            for _ in range(generator.choice((1, 2, 8))):
+                place = generator.randrange(len(changed))
+                changed[place] = generator.choice(b'[]{}",:-90eA\0\xff')
+            path.write_bytes(changed)
+            with contextlib.suppress(PruningError):
+                lossprune.Mask.load(path)
+
     def rewrite(self, path, *, tensors=None, **metadata):
         """Write a mask file with some of its contents replaced; None takes an entry away."""
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
             contents = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            entries = {**file.metadata(), **metadata}
+            entries = {**file.metadata(), "sha256": None, **metadata}
         save_file(
             tensors if tensors is not None else contents,
             path,
@@ -498,6 +530,19 @@ class TestFile:
             pytest.param({"shapes": json.dumps({})}, id="no shapes"),
             pytest.param({"shapes": json.dumps([1, 2])}, id="shapes of another kind"),
             pytest.param({"shapes": "{"}, id="shapes unreadable"),
+            pytest.param({"shapes": '{"a": ' + "[" * 10**5 + "]" * 10**5 + "}"}, id="deep shape"),
+            pytest.param({"shapes": '{"a": [9], "a": [9]}'}, id="one name twice"),
+            pytest.param({"shapes": json.dumps({"a": [9.0]})}, id="not a whole number"),
+            pytest.param({"shapes": json.dumps({"a": [True, 9]})}, id="not a number"),
+            pytest.param({"shapes": json.dumps({"a": 9})}, id="not a list"),
+            pytest.param({"shapes": json.dumps({"a": [1] * 64 + [9]})}, id="too many dimensions"),
+            pytest.param({"shapes": json.dumps({"a": [10**11]})}, id="far larger than its bits"),
+            pytest.param({"shapes": json.dumps({"a": [9], "b": [0, 10**30]})}, id="overflows"),
+            pytest.param({"tensors": {"a": torch.tensor([170, 129]).byte()}}, id="bits beyond"),
+            pytest.param(
+                {"tensors": {"a": torch.tensor([170, 128]).byte(), "b": torch.zeros(0)}}, id="more"
+            ),
+            pytest.param({"note": "?"}, id="more metadata"),
             pytest.param({"shapes": None}, id="shapes missing"),
             pytest.param({"sparsity": "0.123"}, id="other sparsity"),
             pytest.param({"sparsity": None}, id="sparsity missing"),

@@ -171,3 +171,23 @@ def test_a_run_whose_worker_always_dies_is_given_up(tmp_path, command, monkeypat
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert command("sweep", "own.toml", "--workers", "1").status == 0
+
+
+def test_a_damaged_record_is_told_and_stops_no_other_run(tmp_path, command):
+    (tmp_path / "own.toml").write_text(
+        'arch = "MLP"\ndataset = "digits"\nnepochs = 1\npe = -1\nseed = [1, 2]\n'
+    )
+    flags = ("--arch", "MLP", "--dataset", "digits", "--nepochs", 1, "--pe", -1)
+    for seed in (1, 2):
+        assert command("run", *flags, "--seed", seed).status == 0
+    (record,) = tmp_path.glob("results/*seed=1*/record.json")
+    record.write_text(record.read_text().replace('"epoch": 1', '"epoch": 3'))
+    answer = command("sweep", "own.toml", "--workers", "1")
+    assert answer.status == 2
+    assert "1 of 2 finished (2 before), 1 failed" in answer.err
+    assert "seed=1: failed: " in answer.err
+    assert f"{record.relative_to(tmp_path)} is not a record of a run: its contents" in answer.err
+    record.with_name("log.txt").write_bytes(b"\xff")
+    status = command("status", "results")
+    assert status.status == 0
+    assert "results: 1 finished, 1 failed" in status.out

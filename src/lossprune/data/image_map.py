@@ -31,6 +31,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from lossprune.data.image_cache import CACHE_VARIABLE, Decoded, cache_folder
 from lossprune.data.image_file import opened
+from lossprune.json_text import parse_digested, with_digest
 
 IMAGES, INDEX, PROGRESS = "images.u8", "index.json", "progress.json"
 CHUNK = 2048  # images between two looks back: some seconds of work
@@ -90,11 +91,12 @@ def mapped(
 def _index(folder: Path, side: int) -> dict | None:
     """Return the index of a cache that is whole, or None."""
     try:
-        index = json.loads((folder / INDEX).read_bytes())
+        index = parse_digested((folder / INDEX).read_bytes())
         size = (folder / IMAGES).stat().st_size
-    except (OSError, ValueError):
+        images = sum(map(sum, index["counts"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return index if size == sum(map(sum, index["counts"].values())) * 3 * side**2 else None
+    return index if size == images * 3 * side**2 else None
 
 
 def _opened(folder: Path, index: dict, side: int) -> Decoded:
@@ -193,9 +195,9 @@ class _Progress:
     @staticmethod
     def read(folder: Path) -> _Progress:
         try:
-            state = json.loads((folder / PROGRESS).read_bytes())
+            state = parse_digested((folder / PROGRESS).read_bytes())
             return _Progress(state["done"], tuple(state["unreadable"]))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return _Progress()
 
     def further(self, count: int, faults: Sequence[str]) -> _Progress:
@@ -205,11 +207,11 @@ class _Progress:
         _write(folder / PROGRESS, asdict(self))
 
 
-def _write(file: Path, value: object) -> None:
+def _write(file: Path, values: Mapping[str, object]) -> None:
     """Write JSON to the disk, whole or not at all."""
     temporary = file.with_suffix(".tmp")
     with temporary.open("w") as sink:
-        json.dump(value, sink)
+        json.dump(with_digest(values), sink)
         sink.flush()
         os.fsync(sink.fileno())
     temporary.replace(file)

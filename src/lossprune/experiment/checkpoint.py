@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lossprune.experiment.record import RunRecord
+from lossprune.experiment.seal import check_seal, sealed
 
 _FORMAT = "lossprune checkpoint 1"
 
@@ -41,7 +42,6 @@ class Checkpoint:
 
     def to_bytes(self) -> bytes:
         """Return the contents of ``checkpoint.pt``."""
-        buffer = io.BytesIO()
         contents = {
             "format": _FORMAT,
             "record": self.record.to_dict(),
@@ -51,8 +51,7 @@ class Checkpoint:
             "mask": dict(self.mask),
             "best": dict(self.best),
         }
-        torch.save(contents, buffer)
-        return buffer.getvalue()
+        return sealed(contents)
 
     @classmethod
     def from_bytes(cls, file: bytes, path: Path, device: torch.device) -> "Checkpoint":
@@ -61,6 +60,7 @@ class Checkpoint:
         Raises:
             ValueError: it is damaged, which no interruption of a run causes.
         """
+        check_seal(file, path)
         try:
             contents = torch.load(io.BytesIO(file), map_location=device, weights_only=True)
             if contents.pop("format") != _FORMAT:
@@ -68,7 +68,4 @@ class Checkpoint:
             contents["record"] = RunRecord.from_dict(contents["record"])
             return cls(**contents)
         except Exception as error:  # torch raises half a dozen kinds
-            raise ValueError(
-                f"{path} cannot be read ({type(error).__name__}); "
-                f"remove {path.parent} to start anew"
-            ) from error
+            raise ValueError(f"{path} cannot be read ({type(error).__name__})") from error

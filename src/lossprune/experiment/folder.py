@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lossprune.experiment.record import RUNNING, RunRecord
+from lossprune.json_text import parse_json
 
 RECORD, LOG, MASK = "record.json", "log.txt", "mask.safetensors"
 BEST, LAST, CHECKPOINT = "best_model.pt", "last_model.pt", "checkpoint.pt"
@@ -48,8 +49,12 @@ class RunFolder:
             return None
         except NotADirectoryError:
             raise ValueError(f"cannot use {self.path}: a part of it is not a folder") from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{self.path / RECORD} is not a record of a run: {error}") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            left = (self.path / CHECKPOINT).exists()
+            hint = f"; remove it, and the run goes on from {CHECKPOINT}" if left else ""
+            raise ValueError(
+                f"{self.path / RECORD} is not a record of a run: {error}{hint}"
+            ) from None
         except OSError as error:
             raise ValueError(f"cannot read {self.path / RECORD}: {error.strerror}") from None
 
@@ -111,9 +116,9 @@ class RunFolder:
 
     def _holder(self) -> str:
         try:
-            holder = json.loads(self.read(_HOLDER))
+            holder = parse_json(self.read(_HOLDER))
             return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return "another process"  # it took the lock a moment ago and has not signed yet
 
     def _sweep(self) -> None:

@@ -15,7 +15,7 @@ from lossprune.experiment.folder import RunFolder
 from lossprune.experiment.group_member import Member, Result
 from lossprune.experiment.group_size import most_together
 from lossprune.experiment.prepare import computing, dataset_key
-from lossprune.experiment.record import Scores
+from lossprune.experiment.record import RunRecord, Scores
 from lossprune.experiment.runner import Run
 from lossprune.training import (
     DivergedError,
@@ -71,7 +71,7 @@ def run_together(
     todo = [Member(configs[it]) for it in places]
     members = dict(zip(places, todo, strict=True))
     deadline, most = time.monotonic() + patience, len(todo)
-    with computing(configs[0], RunFolder(configs[0].folder).record()):
+    with computing(configs[0], _unfinished(configs[0])):
         while todo:
             with ExitStack() as exits:
                 part = _open_part(todo, most, exits, cache, deadline)
@@ -86,6 +86,14 @@ def run_together(
                         member.end(error)
             todo = [it for it in todo if it.result is None]
     return [members[place].told for place in range(len(configs))]
+
+
+def _unfinished(config: RunConfig) -> RunRecord | None:
+    """The record of a run, where it can be read; where not, the run itself will say so."""
+    try:
+        return RunFolder(config.folder).record()
+    except ValueError:
+        return None
 
 
 def _open_part(

@@ -1,18 +1,21 @@
 """What a run has in its folder, so that a kill at any moment loses little and breaks nothing."""
 
-import io
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from lossprune.experiment.checkpoint import Checkpoint
 from lossprune.experiment.folder import BEST, CHECKPOINT, LAST, LOG, MASK, RECORD
+from lossprune.experiment.network_file import network_in
 from lossprune.experiment.record import DIVERGED
 from lossprune.experiment.shared_folder import SharedFolder
 from lossprune.experiment.state import RunState
 from lossprune.pruning import Mask
+
+T = TypeVar("T")
 
 _DERIVING = 0.05  # of the time, at most, ...
 _CHEAP_SECONDS = 0.02  # ... unless it takes less than this
@@ -96,15 +99,15 @@ class Keeping:
         """Give the run the weights of its best epoch."""
         state = self._state
         if not state.is_best:
-            file = io.BytesIO(self._folder.read(BEST))
-            best = torch.load(file, map_location=state.device, weights_only=True)
-            state.network.load_state_dict(best["state_dict"])
+            weights, _ = self._needed(BEST, network_in)
+            state.network.load_state_dict(weights)
 
     def restore(self) -> bool:
         """Bring the run to where its checkpoint is; return whether there is one.
 
         Raises:
-            ValueError: it is damaged, or was begun from another start network.
+            ValueError: it, or what it needs beside it, is damaged; or it was begun from another
+                start network.
         """
         if not self._folder.has(CHECKPOINT):
             return False
@@ -122,8 +125,7 @@ class Keeping:
             if state.is_fresh:
                 state.mask = Mask(dict(saved.mask), criterion=criterion)
             else:
-                path = self._folder.path / MASK
-                state.mask = Mask.from_bytes(self._folder.read(MASK), path)
+                state.mask = self._needed(MASK, Mask.from_bytes)
             state.restart_optimizer()
             state.keep_training()
         elif saved.mask:
@@ -134,6 +136,8 @@ class Keeping:
             self._best = saved.best
         elif state.is_best and not state.is_pruning:
             self._best = saved.network
+        elif not state.is_pruning:  # then the best will be one of those that are pruned
+            self._needed(BEST, network_in)
         self._write_derived()
         where = f"epoch {state.epoch}"
         if state.is_pruning:
@@ -173,4 +177,27 @@ class Keeping:
 
     def _checkpoint(self) -> Checkpoint:
         path = self._folder.path / CHECKPOINT
-        return Checkpoint.from_bytes(self._folder.read(CHECKPOINT), path, self._state.device)
+        try:
+            return Checkpoint.from_bytes(self._folder.read(CHECKPOINT), path, self._state.device)
+        except ValueError as error:
+            left = self._best_left()
+            raise ValueError(f"{error}; remove it to begin this run again{left}") from error
+
+    def _best_left(self) -> str:
+        try:
+            contents = self._folder.read(BEST)
+            _, metadata = network_in(contents, self._folder.path / BEST)
+            return f" ({BEST} beside it, of epoch {metadata['epoch']}, can be read)"
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    def _needed(self, name: str, read: Callable[[bytes, Path], T]) -> T:
+        """Read a file that a run which goes on cannot do without."""
+        path = self._folder.path / name
+        try:
+            return read(self._folder.read(name), path)
+        except FileNotFoundError:
+            problem = f"{path} is missing"
+        except ValueError as error:
+            problem = str(error)
+        raise ValueError(f"{problem}; remove {CHECKPOINT} beside it to begin this run again")

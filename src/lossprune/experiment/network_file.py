@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossprune.experiment.seal import check_seal, sealed
 from lossprune.pruning.names import without_wrappers
 
 FORMAT = "lossprune network 1"
@@ -28,9 +29,7 @@ def network_bytes(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) ->
         "state_dict": OrderedDict((name, tensor.cpu()) for name, tensor in weights.items()),
         "metadata": {"format": FORMAT, **metadata},
     }
-    buffer = io.BytesIO()
-    torch.save(contents, buffer)
-    return buffer.getvalue()
+    return sealed(contents)
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -57,19 +56,27 @@ def read_network(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, a pickled module, or anything else; one sentence says which.
+        ValueError: it is damaged, truncated, a pickled module, or anything else; one sentence says
+            which.
     """
     if not path.exists():
         raise FileNotFoundError(f"{asked}no file {path}")
     if path.is_dir():
         raise ValueError(f"{asked}{path} is a folder; give a file, such as its best_model.pt")
     contents = path.read_bytes()
+    weights, metadata = network_in(contents, path, asked)
+    return weights, metadata, hashlib.sha256(contents).hexdigest()
+
+
+def network_in(
+    contents: bytes, path: Path, asked: str = ""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights and metadata of a file with these contents; errors as above."""
     if path.suffix == ".safetensors":
         loaded = _load_safetensors(path, contents, asked)
     else:
         loaded = _load_pt(path, contents, asked)
-    weights, metadata = _unwrap(path, loaded, asked)
-    return weights, metadata, hashlib.sha256(contents).hexdigest()
+    return _unwrap(path, loaded, asked)
 
 
 def load_weights_(
@@ -125,6 +132,7 @@ def _load_safetensors(path: Path, contents: bytes, asked: str) -> Any:
 
 
 def _load_pt(path: Path, contents: bytes, asked: str) -> Any:
+    check_seal(contents, f"{asked}{path}")
     try:
         with warnings.catch_warnings(action="ignore"):  # the answer below says all there is to say
             return torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)

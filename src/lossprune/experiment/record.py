@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from lossprune.json_text import digest_of, parse_json
+
 LOG_HEADER = "n\ttrain_l\ttrain_m\tvalid_l\tvalid_m\ttest_l\ttest_m\ttime"
 
 # The published log's rows are counted from 0, and its training columns are means over the epoch's
@@ -18,6 +20,8 @@ _LOG_COMMENT = (
     "train_l and train_m are evaluations of it, as the other columns, without augmentation: "
     "not means over the epoch's batches in training mode",
 )
+
+_DIGEST = "sha256"
 
 RUNNING, FINISHED, DIVERGED = "running", "finished", "diverged"
 
@@ -142,7 +146,7 @@ class RunRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunRecord":
         """Return the record that :meth:`to_dict` described."""
-        known = {name: value for name, value in values.items() if name != "sparsity"}
+        known = {name: it for name, it in values.items() if name not in ("sparsity", _DIGEST)}
         for name in ("before_pruning", "after_pruning", "best", "last"):
             known[name] = _epoch(known.get(name))
         known["epochs"] = tuple(_epoch(row) for row in known.get("epochs", ()))
@@ -152,13 +156,31 @@ class RunRecord:
         return cls(**known)
 
     def to_json(self) -> str:
-        """Return the text of ``record.json``."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+        """Return the text of ``record.json``, with a digest of its contents."""
+        values = self.to_dict()
+        # It depends on times, and is named as they are: who compares records leaves it out as well.
+        values[_DIGEST] = {"seconds": digest_of(values)}
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "RunRecord":
-        """Return the record whose ``record.json`` this is."""
-        return cls.from_dict(json.loads(text))
+        """Return the record whose ``record.json`` this is.
+
+        Raises:
+            ValueError: it is not JSON, or not as it was written; those of older versions have no
+                digest.
+            TypeError, KeyError: it is of something else.
+        """
+        values = parse_json(text)
+        if not isinstance(values, dict):
+            raise ValueError("it holds no fields")
+        digest = values.pop(_DIGEST, None)
+        if digest is not None and digest != {"seconds": digest_of(values)}:
+            raise ValueError(
+                "its contents are not those that were written; "
+                f"where they were changed on purpose, take its {_DIGEST!r} out"
+            )
+        return cls.from_dict(values)
 
     def to_log(self) -> str:
         """Return the text of ``log.txt``: the published table, and comment lines around it."""

@@ -1,23 +1,17 @@
 """Masks: which weights are kept, and how a network is held to them."""
 
-import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lossprune.pruning.canonical import in_order, metadata_in
 from lossprune.pruning.enforcement import Enforcement
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.mask_file import mask_bytes, read_mask
 from lossprune.pruning.matching import match, mismatches
 from lossprune.pruning.prunable import Choices, prunable_weights
-
-_FORMAT = "lossprune mask 1"
 
 
 @dataclass(frozen=True)
@@ -155,21 +149,12 @@ class Mask(Mapping[str, Tensor]):
         Raises:
             FileNotFoundError: the folder to write into does not exist.
         """
-        from safetensors.numpy import save
-
         path = Path(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"cannot write {path}: its folder does not exist")
-        packed = {name: np.packbits(kept.cpu().numpy()) for name, kept in self._kept.items()}
-        metadata = {
-            "format": _FORMAT,
-            "shapes": json.dumps({name: list(kept.shape) for name, kept in self._kept.items()}),
-            "sparsity": repr(self.sparsity),
-            "criterion": self.criterion or "",
-        }
-        # Not save_file, whose files only their owner can read; replaced as a whole, as it does.
+        # Not safetensors' save_file, whose files only their owner can read.
         part = path.with_name(f".{path.name}.part")
-        part.write_bytes(in_order(save(packed, metadata)))
+        part.write_bytes(mask_bytes(self._kept, self.sparsity, self.criterion))
         part.replace(path)
 
     @classmethod
@@ -191,23 +176,8 @@ class Mask(Mapping[str, Tensor]):
         Raises:
             PruningError: as :meth:`load`.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
-        try:
-            packed = load(contents)
-            metadata = metadata_in(contents)
-        except SafetensorError as error:
-            raise PruningError(f"{path} is not a readable safetensors file: {error}") from None
-        if metadata.get("format") != _FORMAT:
-            raise PruningError(f"{path} is a safetensors file, but not a mask of lossprune")
-        try:
-            shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
-            sparsity, criterion = metadata["sparsity"], metadata["criterion"]
-            kept = {name: _unpack(name, packed.get(name), shape) for name, shape in shapes.items()}
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise PruningError(f"{path} is a mask, but damaged: {error}") from None
-        mask = cls(kept, criterion=criterion or None)
+        kept, sparsity, criterion = read_mask(contents, path)
+        mask = cls(kept, criterion=criterion)
         if repr(mask.sparsity) != sparsity:
             raise PruningError(
                 f"{path} is a mask, but damaged: it says sparsity {sparsity}, "
@@ -239,10 +209,3 @@ class Mask(Mapping[str, Tensor]):
 def _zero_(removed: list[tuple[Tensor, Tensor]]) -> None:
     for parameter, where in removed:
         parameter.masked_fill_(where, 0.0)  # not a product: 0 · NaN is NaN
-
-
-def _unpack(name: str, packed: "np.ndarray[Any, Any] | None", shape: list[int]) -> Tensor:
-    size = math.prod(shape)
-    if packed is None or packed.dtype != np.uint8 or packed.shape != ((size + 7) // 8,):
-        raise ValueError(f"the bits of {name!r} do not fit shape {shape}")
-    return torch.from_numpy(np.unpackbits(packed, count=size).astype(bool).reshape(shape))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lossprune.experiment.folder import RunFolder
 from lossprune.experiment.record import RunRecord
+from lossprune.json_text import parse_json
 from lossprune.report.source import attempt
 
 if TYPE_CHECKING:
@@ -97,8 +98,11 @@ class RecordsFile:
             schema = file.schema_arrow
         metadata = schema.metadata or {}
         _check(path, schema)
-        self.name = metadata[_NAME].decode()
-        self._left_out: list[tuple[str, str]] = json.loads(metadata[_LEFT_OUT])
+        with _told(path):
+            self.name = metadata[_NAME].decode()
+            self._left_out: list[tuple[str, str]] = [
+                (str(where), str(why)) for where, why in parse_json(metadata[_LEFT_OUT])
+            ]
 
     def read(self, take: Callable[[RunRecord], T]) -> Iterator[tuple[str, T | str]]:
         """Give where each run was, and what ``take`` makes of its record, or why there is none."""

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.record import EpochRecord, RunRecord, Scores
+from lossprune.json_text import parse_json
 
 _ARROW: dict[type, pa.DataType] = {
     bool: pa.bool_(),
@@ -193,7 +194,7 @@ def from_table(table: pa.Table) -> Iterator[Run]:
 
 def _joined(known: Mapping[str, Any], more: Sequence[tuple[str, str]]) -> dict[str, Any]:
     values = {name: value for name, value in known.items() if value is not None}
-    return values | {name: json.loads(text) for name, text in more}
+    return values | {name: parse_json(text) for name, text in more}
 
 
 def _nested(moment: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lossprune.experiment.folder import RECORD, RunFolder
+from lossprune.json_text import parse_json
 
 
 def check_out(out: Path, format: str, overwrite: bool) -> None:  # noqa: A002
@@ -98,7 +99,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def _format_of(out: Path) -> str | None:
     try:
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        record = parse_json((out / RECORD).read_text(encoding="utf-8"))
         return record.get("format") if isinstance(record, dict) else None
     except (OSError, ValueError):
         return None

@@ -106,7 +106,10 @@ class Driver:
 
     def _found(self, run: PlannedRun) -> Outcome | None:
         folder = RunFolder(run.config.folder)
-        record = folder.settled()
+        try:
+            record = folder.settled()
+        except ValueError as error:  # its record is damaged, which is no other run's affair
+            return Outcome(FAILED, str(error))
         if record is not None:
             return Outcome.of(record)
         failure = noted_failure(folder)

@@ -8,6 +8,7 @@ from pathlib import Path
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import RunFolder
 from lossprune.experiment.record import RunRecord
+from lossprune.json_text import parse_digested, with_digest
 
 ERROR = "error.json"
 """In a run's folder: why its last attempt failed."""
@@ -83,7 +84,7 @@ def note_failure(folder: RunFolder, outcome: Outcome, details: str = "") -> None
     said = {**asdict(outcome), "details": details, "when": time.strftime("%Y-%m-%d %H:%M:%S %z")}
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write(ERROR, (json.dumps(said, indent=1) + "\n").encode())
+        folder.write(ERROR, (json.dumps(with_digest(said), indent=1) + "\n").encode())
     except (OSError, ValueError):
         pass
 
@@ -91,7 +92,7 @@ def note_failure(folder: RunFolder, outcome: Outcome, details: str = "") -> None
 def noted_failure(folder: RunFolder) -> Outcome | None:
     """Return the failure of the last attempt, or None."""
     try:
-        said = json.loads(folder.read(ERROR))
+        said = parse_digested(folder.read(ERROR))
         known = said.keys() & Outcome.__dataclass_fields__.keys()
         return Outcome(**{name: said[name] for name in known})
     except (OSError, ValueError, KeyError, TypeError):
@@ -102,5 +103,5 @@ def last_lines(folder: RunFolder, count: int = 3) -> list[str]:
     """Return the last lines of the run's log."""
     try:
         return (folder.path / "log.txt").read_text(encoding="utf-8").splitlines()[-count:]
-    except OSError:
+    except (OSError, ValueError):
         return []

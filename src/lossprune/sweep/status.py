@@ -12,6 +12,7 @@ from typing import Any
 
 from lossprune.experiment.folder import CHECKPOINT, RECORD, RunFolder
 from lossprune.experiment.record import DIVERGED, FINISHED, RUNNING
+from lossprune.json_text import parse_digested, parse_json, with_digest
 from lossprune.sweep.board import describe_outcome
 from lossprune.sweep.job import ERROR, FAILED, Outcome, last_lines, noted_failure
 from lossprune.sweep.view import progress
@@ -44,7 +45,7 @@ def note_plan(path: Path, name: str, folders: Sequence[Path]) -> None:
     part = target.with_name(f".{os.getpid()}.part")  # several sweeps may say so at once
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(said, indent=0))
+        part.write_text(json.dumps(with_digest(said), indent=0))
         part.replace(target)
     except OSError as error:
         raise ValueError(f"cannot write {target}: {error.strerror or error}") from None
@@ -88,7 +89,7 @@ def _status_of(folder: Path, swept: bool) -> RunStatus:
 def _alive(folder: Path) -> bool:
     """Whether the process that signed the folder still works on it."""
     try:
-        holder: dict[str, Any] = json.loads((folder / ".holder.json").read_bytes())
+        holder: dict[str, Any] = parse_json((folder / ".holder.json").read_bytes())
         if holder["host"] == socket.gethostname():
             return _lives(holder)
         written = max(file.stat().st_mtime for file in folder.iterdir())
@@ -149,10 +150,11 @@ def _plans(path: Path) -> list[dict[str, Any]]:
     found = []
     for file in sorted((path / SWEEPS).glob("*.json")):
         try:
-            said = json.loads(file.read_bytes())
+            said = parse_digested(file.read_bytes())
         except (OSError, ValueError):
             continue
-        if isinstance(said, dict) and {"plan", "runs"} <= said.keys():
+        runs = said.get("runs")
+        if "plan" in said and isinstance(runs, list) and all(isinstance(run, str) for run in runs):
             found.append(said)
     return found
 

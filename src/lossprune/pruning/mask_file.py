@@ -1,0 +1,96 @@
+"""Masks in files: safetensors with one bit a weight, and a digest of all of it."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossprune.json_text import parse_json
+from lossprune.pruning.canonical import UNSIGNED, header_in, in_order, is_signed, signed
+from lossprune.pruning.errors import PruningError
+
+_FORMAT = "lossprune mask 1"
+_METADATA = {"format", "shapes", "sparsity", "criterion"}  # and, but in old files, "sha256"
+
+
+def mask_bytes(kept: Mapping[str, Tensor], sparsity: float, criterion: str | None) -> bytes:
+    """Return the file of a mask; the same mask is the same file."""
+    from safetensors.numpy import save
+
+    packed = {name: np.packbits(where.cpu().numpy()) for name, where in kept.items()}
+    metadata = {
+        "format": _FORMAT,
+        "shapes": json.dumps({name: list(where.shape) for name, where in kept.items()}),
+        "sparsity": repr(sparsity),
+        "criterion": criterion or "",
+        "sha256": UNSIGNED,
+    }
+    return signed(in_order(save(packed, metadata)))
+
+
+def read_mask(contents: bytes, path: str | Path) -> tuple[dict[str, Tensor], str, str | None]:
+    """Return what is kept, the sparsity as it is written, and the criterion.
+
+    Nothing is allocated that is larger than eight times the file.
+
+    Raises:
+        PruningError: it is not a mask, is damaged, or its contents contradict each other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        header, metadata = header_in(contents)
+    except ValueError as error:
+        raise PruningError(f"{path} is not a readable safetensors file: {error}") from None
+    if metadata.get("format") != _FORMAT:
+        raise PruningError(f"{path} is a safetensors file, but not a mask of lossprune")
+    try:
+        _check_digest(contents, metadata)
+        shapes = _shapes(metadata["shapes"])
+        for name, said in header.items():
+            if name not in shapes or said["dtype"] != "U8":
+                raise ValueError(f"{name!r} holds no bits of it")
+        packed = load(contents)
+        kept = {name: _unpack(name, packed.get(name), shape) for name, shape in shapes.items()}
+    except (SafetensorError, ValueError) as error:
+        raise PruningError(f"{path} is a mask, but damaged: {error}") from None
+    return kept, metadata["sparsity"], metadata["criterion"] or None
+
+
+def _check_digest(contents: bytes, metadata: Mapping[str, str]) -> None:
+    if metadata.keys() - {"sha256"} != _METADATA:
+        raise ValueError(f"its metadata must be {', '.join(sorted(_METADATA))}")
+    if "sha256" in metadata and not is_signed(contents, metadata["sha256"]):
+        raise ValueError("its contents are not those that were written")
+
+
+def _shapes(text: str) -> dict[str, list[int]]:
+    shapes = parse_json(text)
+    if not isinstance(shapes, dict):
+        raise ValueError("its shapes are not an object")
+    for name, shape in shapes.items():
+        check_shape(name, shape)
+    return shapes
+
+
+def check_shape(name: str, shape: Any) -> None:
+    """Raise ValueError unless ``shape``, read from a file, is one that a tensor can have."""
+    sizes = isinstance(shape, list) and len(shape) <= 64 and all(type(it) is int for it in shape)
+    if not sizes or min(shape, default=0) < 0 or math.prod(max(it, 1) for it in shape) >= 2**62:
+        raise ValueError(f"{name!r} has no shape of a tensor: {str(shape)[:40]}")
+
+
+def _unpack(name: str, packed: "np.ndarray[Any, Any] | None", shape: list[int]) -> Tensor:
+    size = math.prod(shape)
+    if packed is None or packed.shape != ((size + 7) // 8,):
+        raise ValueError(f"the bits of {name!r} do not fit shape {shape}")
+    bits = np.unpackbits(packed)
+    if bits[size:].any():
+        raise ValueError(f"more bits of {name!r} are set than shape {shape} has")
+    return torch.from_numpy(bits[:size].astype(bool).reshape(shape))
