@@ -1,5 +1,7 @@
 """A small GPT-2 of transformers from batches as its tokenizers and collators make them."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -65,6 +67,17 @@ def test_statistics(model, batch, estimator, memory, matches):
     count = int((batch["labels"][:, 1:] != -100).sum())
     matches(statistics, model, each(batch), next_token, count)
     assert statistics.loss == pytest.approx(float(model(**batch).loss.detach()), rel=1e-6)
+
+
+def test_gradient_checkpointing_as_transformers_switches_it_on(model, batch):
+    settings = {"loss": "next_token", "exclude": TIED}
+    expected = lossprune.measure(model, [batch], **settings)
+    network = copy.deepcopy(model).train()
+    network.gradient_checkpointing_enable()
+    found = lossprune.measure(network, [batch], **settings)
+    assert found.loss == expected.loss
+    for name, tensor in expected.ggn_diagonal.items():
+        assert torch.equal(found.ggn_diagonal[name], tensor)
 
 
 def test_monte_carlo_comes_near(model, batch):

@@ -231,26 +231,6 @@ def test_mixed_precision_inside_the_network():
     )
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing_is_refused_not_wrong(reentrant):
-    """Recomputation runs after the masked weights are gone."""
-
-    class Checkpointed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Linear(3, 4)
-            self.b = nn.Linear(4, 2)
-
-        def forward(self, x):
-            x = torch.tanh(self.a(x))
-            return torch.utils.checkpoint.checkpoint(self.b, x, use_reentrant=reentrant)
-
-    model = Checkpointed()
-    mask = lossprune.prune(model, "MP", sparsity=0.5).mask
-    with pytest.raises((PruningError, torch.utils.checkpoint.CheckpointError)):
-        lossprune.measure(model, [batch(3)], mask=mask)
-
-
 def test_switched_off_gradients_are_named():
     class Frozen(nn.Module):
         def __init__(self):

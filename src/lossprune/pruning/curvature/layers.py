@@ -216,8 +216,9 @@ class LayerCalls(TorchFunctionMode):
         inputs, weight, geometry = seen
         if not torch.is_grad_enabled():
             raise PruningError(
-                f"{name!r} is used where gradients are switched off (torch.no_grad or activation "
-                "checkpointing), so its curvature cannot be measured"
+                f"{name!r} is used where gradients are switched off (torch.no_grad, or activation "
+                "checkpointing with use_reentrant=True, where False will do), so its curvature "
+                "cannot be measured"
             )
         swap = self._replacements(inputs, weight)
         args = [swap.get(id(arg), arg) for arg in args]

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import CheckpointError
 
 from lossprune.pruning.curvature.batch import Batch, Forward, default_forward
 from lossprune.pruning.curvature.examples import device_of
 from lossprune.pruning.curvature.layers import LayerCall, Probe
 from lossprune.pruning.curvature.losses import FullLoss
 from lossprune.pruning.curvature.reach import NOTHING, reached
+from lossprune.pruning.curvature.saving import CHECKPOINTED, Saving
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.prunable import Choices, prunable_weights
 from lossprune.pruning.substitution import call_with
@@ -73,8 +75,9 @@ class Network:
     def __call__(self, batch: Batch) -> tuple[Tensor, Any]:
         """Outputs of the network at θ ⊙ m, (n, ...), and targets."""
         values = {f"model.{name}": v for name, v in (self._constants | self.weights).items()}
-        # A copy, in case the network changes its inputs in place.
-        result = call_with(values, self._step, batch.map(torch.clone).value)
+        with Saving():
+            # A copy, in case the network changes its inputs in place.
+            result = call_with(values, self._step, batch.map(torch.clone).value)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise PruningError(
                 f"forward must return a pair (outputs, targets), got {type(result).__name__}"
@@ -120,6 +123,11 @@ class Network:
                 stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
             try:
                 yield
+            except RuntimeError as error:
+                # Of checkpointing that goes about it by autograd functions of its own.
+                if "use_reentrant" in str(error) or isinstance(error, CheckpointError):
+                    raise PruningError(CHECKPOINTED) from error
+                raise
             finally:
                 for module, mode in modes.items():
                     module.training = mode
@@ -214,7 +222,8 @@ def _checked(
         if name not in mask:
             raise PruningError(f"the mask has nothing for the prunable weight {name!r}")
         _check_shape(name, mask[name], weight)
-    return {name: mask[name].to(device) for name in weights}
+    # In one layout, as a mask made like a weight of another has that one.
+    return {name: mask[name].to(device).contiguous() for name in weights}
 
 
 def _masked_constant(
