@@ -2,7 +2,9 @@
 
 from collections import UserDict, namedtuple
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -196,3 +198,199 @@ def test_a_first_batch_of_one_example_of_its_own_shape_proves_nothing():
     batches = [(x[:1, :1], y[:1]), (x, y)]
     single = lossprune.measure(model, [batches[0], *[(a[:, :2], b) for a, b in ones]])
     assert_same(lossprune.measure(model, batches), single)
+
+
+class Named(nn.Module):
+    """Takes its input by name, and another that it does not need."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, image, scale=None):
+        assert scale is None
+        return self.net(image)
+
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, CLASSES)).double()
+
+
+def images(pool):
+    return pool["x"][:, 0], pool["labels"]
+
+
+UNDERSTOOD = {
+    **{
+        name: lambda x, y, name=name: {"image": x, name: y}
+        for name in ("labels", "label", "targets", "target", "y")
+    },
+    "strings at the end": lambda x, y: (x, y, ["a.png"] * len(x)),
+    "paths in the middle": lambda x, y: [x, [Path("a.png")] * len(x), y, None],
+    "arrays": lambda x, y: (x.numpy(), y.numpy()),
+    "arrays in a dict": lambda x, y: {"image": x.numpy(), "y": y.numpy()},
+    "arrays backwards": lambda x, y: (x.numpy()[::-1], y.numpy()[::-1]),
+    "an array of names": lambda x, y: (x, np.array(["a"] * len(x)), y),
+    "int32 classes": lambda x, y: (x, y.int()),
+}
+
+
+@pytest.mark.parametrize("form", UNDERSTOOD)
+@pytest.mark.parametrize("named", [False, True])
+def test_forms_that_can_mean_one_thing_only(pool, form, named):
+    x, y = images(pool)
+    model = Named() if named else plain()
+    found = lossprune.measure(
+        model, [UNDERSTOOD[form](x[:4], y[:4]), UNDERSTOOD[form](x[4:], y[4:])]
+    )
+    expected = lossprune.measure(model, [(x, y)])
+    assert_same(found, expected)
+
+
+def sentence(model, batch, **settings):
+    """What a whole pruning says of a batch, the network left as it was."""
+    before = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
+    training = model.training
+    with pytest.raises(PruningError) as raised:
+        lossprune.prune(model, "QM", sparsity=0.5, data=batch, **settings)
+    for name, parameter in model.named_parameters():
+        assert parameter is before[name][0]
+        assert torch.equal(parameter, before[name][1])
+    assert model.training == training
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+    return str(raised.value).removeprefix("stage 1 of 1: "), raised.value
+
+
+AMBIGUOUS = {
+    "an index": (
+        lambda x, y: (x, y, torch.arange(N)),
+        "got tuple of 3 with 3 parts that hold numbers: say which are inputs and which targets "
+        "with forward=lambda model, batch: (model(batch[0]), batch[1])",
+    ),
+    "a weight": (lambda x, y: [x, y, torch.rand(N), None], "got list of 4 with 3 parts that hold"),
+    "two targets": (
+        lambda x, y: {"x": x, "y": y, "target": y},
+        "for its targets, got 'target' and 'y' among 'x', 'y', 'target'",
+    ),
+    "no targets": (lambda x, y: {"x": x, "class": y}, "got none of these among 'x', 'class'"),
+    "strings in a dict": (
+        lambda x, y: {"x": x, "y": y, "path": ["a"] * N},
+        "(11, 4), (11,), str, str, str, str, str, str; anything else needs forward=",
+    ),
+    "inputs of two tensors": (
+        lambda x, y: ([x, x], y),
+        "got list: stack examples, or for several inputs give "
+        "forward=lambda model, batch: (model(*batch[0]), batch[1])",
+    ),
+    "a dict of inputs": (lambda x, y: ({"x": x}, y), "got dict: give forward=lambda model, batch"),
+    "one example": (
+        lambda x, y: (x[0], int(y[0])),
+        "a DataLoader makes batches of single examples",
+    ),
+    "names as targets": (lambda x, y: (x, np.array(["a"] * N)), "of type <U1 is none of numbers"),
+    "objects": (lambda x, y: (x, np.array([None] * N)), "of type object is none of numbers"),
+}
+
+
+@pytest.mark.parametrize("form", AMBIGUOUS)
+def test_forms_that_could_mean_another_thing_are_told_what_to_write(pool, form):
+    make, expected = AMBIGUOUS[form]
+    assert expected in sentence(plain(), [make(*images(pool))])[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (5, "data must be an iterable of batches, got int"),
+        (
+            (torch.zeros(2, 4), torch.zeros(2)),
+            "got Tensor; .* as [(inputs, targets)] or a DataLoader",
+        ),
+    ],
+)
+def test_data_that_are_no_batches(data, expected):
+    told = sentence(plain(), data)[0]
+    assert all(part in told for part in expected.split(" .* "))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, CLASSES).double()
+
+    def forward(self, x, mask):
+        return self.a(x * mask)
+
+
+UNSUITED = {
+    "float64 into float32": (
+        lambda x: plain().float(),
+        lambda x: x,
+        "(4, 4) float64, (4,) int64: RuntimeError: mat1 and mat2 must have the same dtype, but got "
+        "Double and Float (the network is of torch.float32: give inputs.to(torch.float32), or ",
+    ),
+    "float32 into float64": (
+        lambda x: plain(),
+        lambda x: x.float(),
+        "inputs.to(torch.float64), or",
+    ),
+    "bytes": (
+        lambda x: nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), plain().float()),
+        lambda x: (x[:, None] * 50).to(torch.uint8),
+        "(normalise the inputs as in training, such as inputs.to(torch.float32) / 255)",
+    ),
+    "whole numbers": (lambda x: plain(), lambda x: x.long(), "inputs.to(torch.float64)"),
+    "complex numbers": (lambda x: plain(), lambda x: x + 0j, "inputs.to(torch.float64)"),
+    "another width": (
+        lambda x: plain(),
+        lambda x: x[:, :3],
+        "shapes cannot be multiplied (4x3 and 4x5) (called as forward=lambda model, batch: "
+        "(model(batch[0]), batch[1]), which says how else)",
+    ),
+    "two inputs": (lambda x: TwoInputs(), lambda x: x, "missing 1 required positional argument"),
+    "an index out of range": (
+        lambda x: nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), plain().float()),
+        lambda x: torch.full((N, 1), 7),
+        "a batch of (4, 1) int64, (4,) int64: IndexError: index out of range in self",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUITED)
+def test_inputs_that_the_network_cannot_take(pool, kind):
+    build, make, expected = UNSUITED[kind]
+    x, y = images(pool)
+    told, error = sentence(build(x), [(make(x), y)])
+    assert told.startswith("the network could not be run on a batch of ")
+    assert expected in told
+    assert isinstance(error.__cause__.__cause__, (RuntimeError, TypeError, IndexError))
+
+
+def test_names_that_the_network_does_not_know(pool):
+    x, y = images(pool)
+    told, _ = sentence(plain(), [{"image": x, "index": torch.arange(N), "label": y}])
+    assert "image (4, 4) float64, index (4,) int64, labels (4,) int64: TypeError" in told
+    assert "called with all but the labels by name" in told
+
+
+def test_what_a_forward_or_a_loss_raises(pool):
+    x, y = images(pool)
+    told, _ = sentence(plain(), [(x, y)], forward=lambda model, batch: (model(batch["x"]), batch))
+    assert told.startswith(
+        "forward could not be run on a batch of (4, 4) float64, (4,) int64: Type"
+    )
+    with pytest.raises(
+        PruningError, match=r"the loss cosine .* \(11, 3\) float64, \(11,\) int64: "
+    ):
+        lossprune.measure(plain(), [(x, y)], ggn_diagonal=False, loss=cosine)
+
+
+def cosine(outputs, targets):
+    return nn.functional.cosine_similarity(outputs, targets).mean()
+
+
+def test_outputs_that_are_no_real_numbers(pool):
+    told, _ = sentence(plain(), [images(pool)], forward=lambda m, b: (m(b[0]).argmax(1), b[1]))
+    assert told == "the network must return real numbers, got torch.int64"

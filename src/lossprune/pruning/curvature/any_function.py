@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from lossprune.pruning.curvature.running import described, run
 from lossprune.pruning.errors import PruningError
 
 
@@ -102,7 +103,11 @@ class AnyFunction:
         )
 
     def _call(self, outputs: Tensor, targets: Any) -> Tensor:
-        values = self.function(outputs, targets)
+        values = run(
+            f"the loss {self.name} could not be computed of {described((outputs, targets))}",
+            lambda: self.function(outputs, targets),
+            lambda text: "loss=lambda outputs, targets: ... can fit one to the other",
+        )
         if not isinstance(values, Tensor):
             raise PruningError(
                 f"the loss {self.name} must return a tensor, got {type(values).__name__}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from lossprune.pruning.curvature.forms import understood
 from lossprune.pruning.errors import PruningError
 
 Forward = Callable[[nn.Module, Any], tuple[Tensor, Any]]
@@ -35,8 +36,8 @@ class Batch:
         """Return the batch as one; without a ``forward`` it must be one of the known forms.
 
         Raises:
-            PruningError: neither a pair of inputs and targets of one length nor a dict with
-                ``labels``, and there is no ``forward``.
+            PruningError: it is of no form that :func:`understood` knows, and there is no
+                ``forward``.
 
         >>> batch = Batch.of((torch.zeros(3, 2), torch.zeros(3)))
         >>> batch.size, [part.shape[0] for part in batch[:2].value]
@@ -47,14 +48,14 @@ class Batch:
         if isinstance(batch, (Mapping, UserDict)) and not isinstance(batch, dict):
             batch = dict(batch)
         if forward is None:
-            _check_known(batch)
+            batch = understood(batch)
         leaves, structure = tree_flatten(batch)
         batch = cls(tuple(leaves), structure, _size(leaves))
         if forward is None and batch.size is None:
             raise PruningError(
                 "the tensors of a batch must all have one entry per example, got "
-                + ", ".join(map(_describe, leaves))
-                + "; anything else needs forward="
+                + ", ".join(map(_describe, leaves[:8]))
+                + "; anything else needs forward=lambda model, batch: (outputs, targets)"
             )
         return batch
 
@@ -99,45 +100,6 @@ def join(batches: Sequence[Batch]) -> Batch:
         for parts in zip(*(batch.leaves for batch in batches), strict=True)
     )
     return Batch(leaves, first.structure, sum(map(len, batches)))
-
-
-def default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
-    """Return outputs and targets of a pair (inputs, targets), or of a dict with ``labels``.
-
-    The rest of a dict are keyword arguments of the network, which therefore computes no loss of
-    its own.  Of what a network returns, ``logits`` are the outputs where there are any.
-    """
-    if isinstance(batch, dict):
-        inputs = dict(batch)
-        targets = inputs.pop("labels")
-        outputs: Any = model(**inputs)
-    else:
-        inputs, targets = batch
-        outputs = model(inputs)
-    if not isinstance(outputs, Tensor):
-        named = isinstance(outputs, Mapping) and "logits" in outputs
-        outputs = outputs["logits"] if named else getattr(outputs, "logits", outputs)
-    return outputs, targets
-
-
-def _check_known(batch: Any) -> None:
-    if isinstance(batch, dict) and "labels" in batch:
-        return
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise PruningError(
-            f"a batch must be a pair (inputs, targets), got {type(batch).__name__}"
-            + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
-            + "; a dict must have 'labels', and anything else needs forward="
-        )
-    inputs, targets = batch
-    for name, tensor in (("inputs", inputs), ("targets", targets)):
-        if not isinstance(tensor, Tensor) or tensor.ndim == 0:
-            raise PruningError(
-                f"the {name} of a batch must be a tensor with one entry per example, "
-                f"got {type(tensor).__name__}; anything else needs forward="
-            )
-    if len(inputs) != len(targets):
-        raise PruningError(f"a batch has {len(inputs)} inputs but {len(targets)} targets")
 
 
 def _size(leaves: Sequence[Any]) -> int | None:

@@ -36,6 +36,8 @@ def take(
     [3, 1]
     """
     check_examples(examples)
+    if not (isinstance(batches, Iterable) or hasattr(batches, "__getitem__")):
+        raise PruningError(f"data must be an iterable of batches, got {type(batches).__name__}")
     wanted, read, whole = examples, 0, False
     if sharded and examples is not None:
         part = part_of(examples)

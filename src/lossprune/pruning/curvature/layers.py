@@ -254,7 +254,8 @@ class LayerCalls(TorchFunctionMode):
 
     def _replacements(self, inputs: Tensor, weight: Tensor) -> dict[int, Tensor]:
         """What to call the function on instead, by the identity of the original."""
-        if inputs.requires_grad:
+        differentiable = inputs.is_floating_point() or inputs.is_complex()
+        if inputs.requires_grad or not differentiable:  # the latter, torch will say, do not do
             return {}
         # Only so that the output has a place in the graph; no gradient is ever taken here.
         return {id(inputs): inputs.detach().requires_grad_()}

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointError
 
-from lossprune.pruning.curvature.batch import Batch, Forward, default_forward
+from lossprune.pruning.curvature.batch import Batch, Forward
 from lossprune.pruning.curvature.examples import device_of
+from lossprune.pruning.curvature.forms import default_forward
 from lossprune.pruning.curvature.layers import LayerCall, Probe
 from lossprune.pruning.curvature.losses import FullLoss
 from lossprune.pruning.curvature.reach import NOTHING, reached
+from lossprune.pruning.curvature.running import advice_on_inputs, described, run
 from lossprune.pruning.curvature.saving import CHECKPOINTED, Saving
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.prunable import Choices, prunable_weights
@@ -75,9 +77,20 @@ class Network:
     def __call__(self, batch: Batch) -> tuple[Tensor, Any]:
         """Outputs of the network at θ ⊙ m, (n, ...), and targets."""
         values = {f"model.{name}": v for name, v in (self._constants | self.weights).items()}
+        # A copy, in case the network changes its inputs in place.
+        given = batch.map(torch.clone).value
+        own = self._step.function is not default_forward
         with Saving():
-            # A copy, in case the network changes its inputs in place.
-            result = call_with(values, self._step, batch.map(torch.clone).value)
+            result = run(
+                f"{'forward' if own else 'the network'} could not be run on a batch of "
+                f"{described(batch.value)}",
+                lambda: call_with(values, self._step, given),
+                lambda text: (
+                    "it gets the batch as it is, and returns (outputs, targets)"
+                    if own
+                    else advice_on_inputs(batch.value, self.weights.values(), text)
+                ),
+            )
         if not (isinstance(result, tuple) and len(result) == 2):
             raise PruningError(
                 f"forward must return a pair (outputs, targets), got {type(result).__name__}"
@@ -88,6 +101,8 @@ class Network:
                 f"the network must return a tensor of outputs, got {type(outputs).__name__}"
                 + ("" if not isinstance(outputs, Tensor) else " without dimensions")
             )
+        if not outputs.is_floating_point():
+            raise PruningError(f"the network must return real numbers, got {outputs.dtype}")
         return outputs, targets
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Network":
