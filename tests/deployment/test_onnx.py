@@ -81,10 +81,15 @@ def test_what_cannot_be_exported_is_one_sentence_and_no_file(tmp_path):
             return x, x
 
     path = tmp_path / "network.onnx"
-    with pytest.raises(PruningError, match="torch cannot export this Branch as ONNX"):
+    with pytest.raises(PruningError, match=r"export this Branch as ONNX: \w+: \w"):
         export_onnx(Branch(), path, torch.randn(2, 3))
-    with pytest.raises(PruningError, match=r"one tensor, this Two returns tuple|cannot export"):
+    with pytest.raises(PruningError, match="one real tensor, this Two returns tuple"):
         export_onnx(Two(), path, torch.randn(2, 3))
+    complex_ = nn.Linear(3, 2, dtype=torch.complex64)
+    with pytest.raises(PruningError, match="needs real numbers, 'weight' of this"):
+        export_onnx(complex_, path, torch.randn(2, 3))
+    with pytest.raises(PruningError, match="cannot load the exported Linear: NotImplemented"):
+        export_onnx(nn.Linear(3, 2).bfloat16(), path, torch.randn(2, 3).bfloat16())
     with pytest.raises(ValueError, match=r"at least two inputs.*got shape \(1, 3\)"):
         export_onnx(nn.Linear(3, 2), path, torch.randn(1, 3))
     with pytest.raises(FileNotFoundError, match="its folder does not exist"):

@@ -20,6 +20,7 @@ from lossprune.deployment.compaction import compact, masked_copy
 from lossprune.deployment.csr import csr_layer
 from lossprune.deployment.layer_by_layer import layer_by_layer, sparse_layer
 from lossprune.deployment.semi_structured import with_semi_structured
+from lossprune.deployment.sparse_network import check_conversion
 from lossprune.deployment.sparse_parts import in_parts, sparse_networks
 from lossprune.deployment.sparse_tuning import (
     dense_seconds,
@@ -86,6 +87,18 @@ class Deployed(nn.Module):
     def train(self, mode: bool = True) -> "Deployed":
         """Stay in evaluation mode: batch norms are part of the weights."""
         return super().train(False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Deployed":
+        if sparse_networks(self.network):
+            check_conversion(fn)  # before any part is converted
+        super()._apply(fn, recurse)
+        return self
+
+    def __prepare_scriptable__(self) -> "Deployed":
+        """Let sparse parts refuse ``torch.jit.script`` first, and give it what it can compile."""
+        for part in sparse_networks(self.network):
+            part.__prepare_scriptable__()
+        return self
 
     def extra_repr(self) -> str:
         """Say how each layer is computed."""

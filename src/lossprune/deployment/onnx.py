@@ -1,6 +1,8 @@
 """Networks as ONNX files, checked against torch."""
 
 import logging
+import re
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from lossprune.pruning.wholeness import check_whole
 
 TOLERANCE = 1e-4
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -55,6 +58,7 @@ def export_onnx(
             "example must be a batch of at least two inputs, so that the file takes any number, "
             f"got shape {tuple(example.shape)}"
         )
+    _check_real(model, example)
     part = path.with_name(f".{path.name}.part")
     try:
         with _evaluating(model), torch.no_grad():
@@ -116,22 +120,45 @@ def _export(model: nn.Module, path: Path, example: Tensor) -> None:
             assert program is not None
             program.save(path, external_data=False)
     except Exception as error:  # torch's exporter raises kinds of its own; the cause is kept
-        last = str(error).strip().splitlines()
         raise PruningError(
-            f"torch cannot export this {type(model).__name__} as ONNX: "
-            f"{type(error).__name__}: {last[0] if last else ''}"
+            f"torch cannot export this {type(model).__name__} as ONNX: {_said(error)}"
         ) from error
 
 
+def _said(error: BaseException) -> str:
+    """What is behind an error, in one line: torch's exporter puts steps to take before it."""
+    while error.__cause__ is not None and not isinstance(error, PruningError):
+        error = error.__cause__
+    lines = _COLOURS.sub("", str(error)).strip().splitlines()
+    first = textwrap.shorten(lines[0] if lines else "", 300, placeholder=" ...")
+    return first if isinstance(error, PruningError) else f"{type(error).__name__}: {first}"
+
+
+def _check_real(model: nn.Module, example: Tensor) -> None:
+    tensors = {"example": example, **dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise PruningError(
+                f"ONNX export needs real numbers, {name!r} of this {type(model).__name__} is "
+                f"{str(tensor.dtype).removeprefix('torch.')}"
+            )
+
+
 def _compare(model: nn.Module, path: Path, example: Tensor, tolerance: float) -> float:
-    exported = OnnxNetwork(path)
     worst = 0.0
+    try:
+        exported = OnnxNetwork(path)
+    except Exception as error:  # onnxruntime has a kind for each of its codes
+        raise PruningError(
+            f"onnxruntime cannot load the exported {type(model).__name__}: {_said(error)}"
+        ) from error
     for inputs in (example, example[: len(example) // 2]):
         expected = model(inputs)
-        if not isinstance(expected, Tensor):
+        if not isinstance(expected, Tensor) or expected.is_complex():
             raise PruningError(
-                f"ONNX export needs a network that returns one tensor, this "
-                f"{type(model).__name__} returns {type(expected).__name__}"
+                f"ONNX export needs a network that returns one real tensor, this "
+                f"{type(model).__name__} returns "
+                + (str(expected.dtype) if isinstance(expected, Tensor) else type(expected).__name__)
             )
         expected = expected.cpu()
         try:
@@ -139,7 +166,7 @@ def _compare(model: nn.Module, path: Path, example: Tensor, tolerance: float) ->
         except Exception as error:
             raise PruningError(
                 f"onnxruntime cannot run the exported {type(model).__name__} on a batch of "
-                f"{len(inputs)}: {str(error).strip().splitlines()[0]}"
+                f"{len(inputs)}: {_said(error)}"
             ) from error
         if given.shape != expected.shape:
             raise PruningError(

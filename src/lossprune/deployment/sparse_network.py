@@ -1,23 +1,32 @@
 """A module that runs a list of sparse steps by one call of the compiled kernels."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from lossprune.deployment.sparse_plan import SHARED, Plan, lay_out, library
 from lossprune.deployment.sparse_steps import Shape, Step, Weights
 from lossprune.pruning.errors import PruningError
 
 _FIELDS = ("shift", "scale", "positions", "values")
+_LOWER = (torch.float16, torch.bfloat16)
+_TRACED = (
+    "a deployed network runs compiled kernels, which torch.jit, torch.export and fx cannot record: "
+    "trace or export the network of lossprune.compact instead"
+)
 
 
 class SparseNetwork(nn.Module):
     """Steps of a network whose removed weights are not multiplied with.
 
-    It has buffers and no parameters: it computes, it does not train.  Threads may share it; it may
-    be copied, saved and moved to another process, which lays it out anew.
+    It has buffers and no parameters: it computes, it does not train, in float32 on the CPU.
+    Threads may share it; it may be copied, saved and moved to another process, which lays it out
+    anew.  What it computes is out of sight of all that records torch's operations: tracing is
+    refused.
 
     Attributes:
         steps: what is computed.
@@ -43,18 +52,34 @@ class SparseNetwork(nn.Module):
             for field in _FIELDS:
                 self.register_buffer(f"{field}_{k}", getattr(weight, field))
         self._plans: dict[tuple[bool, tuple[Shape, ...]], Plan] = {}
+        self._laid_out = tuple(self._buffers.values())
         self.eval()
 
     def forward(self, *inputs: Tensor) -> Any:
         """Map tensors (n, channels, height, width) or (n, features) to the outputs, in order.
 
         Raises:
-            PruningError: an input is not float32 on the CPU, asks for gradients or does not fit.
+            PruningError: an input is not float32 on the CPU, asks for gradients or does not fit; or
+                the call is traced.
         """
+        _check_not_traced()
+        if torch.compiler.is_compiling():  # its graph breaks here, once, and nothing inside is seen
+            return torch.compiler.disable(self._run)(*inputs)
+        return self._run(*inputs)
+
+    def _run(self, *inputs: Tensor) -> Any:
+        if len(inputs) != len(self.inputs):
+            raise PruningError(f"a deployed network of {len(self.inputs)} inputs got {len(inputs)}")
+        if torch.is_autocast_enabled("cpu"):  # as for torch's own operations in float32
+            inputs = tuple(
+                it.float() if isinstance(it, Tensor) and it.dtype in _LOWER else it for it in inputs
+            )
         for tensor in inputs:
-            self._check(tensor)
+            _check(tensor)
         images = _images(inputs)
-        inputs = tuple(tensor.expand(images, *tensor.shape[1:]).contiguous() for tensor in inputs)
+        inputs = tuple(
+            tensor.resolve_neg().expand(images, *tensor.shape[1:]).contiguous() for tensor in inputs
+        )
         shapes = tuple([image_shape(tensor) for tensor in inputs])
         plan = self.plan(images >= self.few, shapes)
         outputs = [
@@ -70,6 +95,9 @@ class SparseNetwork(nn.Module):
     def plan(self, blocked: bool, shapes: tuple[Shape, ...]) -> Plan:
         """Return the steps laid out for inputs of these shapes; made once."""
         key = (blocked, shapes)
+        buffers = tuple(self._buffers.values())
+        if not all(map(operator.is_, buffers, self._laid_out)):
+            self._plans, self._laid_out = {}, buffers  # as torch.func.functional_call puts others
         if key not in self._plans:
             self._plans[key] = lay_out(
                 self.steps, self.weights(), dict(zip(self.inputs, shapes, strict=True)),
@@ -91,34 +119,22 @@ class SparseNetwork(nn.Module):
         )
         self._plans = {}
 
-    def _check(self, tensor: Tensor) -> None:
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-            raise PruningError(
-                "a deployed network takes float32 tensors on the CPU, "
-                f"got {tensor.dtype} on {tensor.device}"
-            )
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise PruningError(
-                "a deployed network computes no gradients: detach its input "
-                "or call it under torch.no_grad()"
-            )
-        if tensor.dim() not in (2, 4):
-            raise PruningError(
-                "a deployed network takes (n, channels, height, width) or (n, features), "
-                f"got shape {tuple(tensor.shape)}"
-            )
+    def __prepare_scriptable__(self) -> "SparseNetwork":
+        """Refuse ``torch.jit.script``, which asks for this before it compiles a module."""
+        raise PruningError(_TRACED)
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         super()._load_from_state_dict(*arguments, **options)
         self._plans = {}
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SparseNetwork":
+        check_conversion(fn)
         super()._apply(fn, recurse)
         self._plans = {}
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}}
+        return {**self.__dict__, "_plans": {}, "_laid_out": ()}
 
     def extra_repr(self) -> str:
         """Name the layers."""
@@ -135,6 +151,73 @@ def _images(inputs: Sequence[Tensor]) -> int:
     if len(counts) > 1:
         raise PruningError(f"the inputs of a deployed network are of {sorted(counts)} examples")
     return counts.pop()
+
+
+def check_conversion(fn: Any) -> None:
+    """Refuse a function that ``Module.to`` and the like would apply to float32 weights on the CPU.
+
+    Raises:
+        PruningError: another type, another device, or other numbers.
+    """
+    probe = torch.arange(4.0)
+    made = fn(probe.clone())
+    if made.dtype != torch.float32 or made.device.type != "cpu":
+        raise PruningError(
+            "a deployed network computes in float32 on the CPU and cannot be made "
+            f"{made.dtype} on {made.device}: convert the network and deploy that"
+        )
+    if not torch.equal(made, probe):
+        raise PruningError("a deployed network cannot be emptied: deploy the network again")
+
+
+def _check_not_traced() -> None:
+    # Whatever records operations would record none, and that the outputs are empty tensors.
+    proxies = torch._C._TorchDispatchModeKey.PROXY
+    if (
+        torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        or torch.compiler.is_exporting()
+        or torch._C._get_dispatch_mode(proxies) is not None
+    ):
+        raise PruningError(_TRACED)
+
+
+def _check(tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise PruningError(f"a deployed network takes tensors, got {type(tensor).__name__}")
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise PruningError(
+            "a deployed network takes float32 tensors on the CPU, "
+            f"got {tensor.dtype} on {tensor.device}"
+        )
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise PruningError(
+            "a deployed network computes no gradients: detach its input "
+            "or call it under torch.no_grad()"
+        )
+    if tensor.layout != torch.strided or tensor.is_nested:
+        raise PruningError(
+            "a deployed network takes plain tensors, got "
+            + ("a nested one" if tensor.is_nested else f"one with layout {tensor.layout}")
+        )
+    if tensor.dim() not in (2, 4):
+        raise PruningError(
+            "a deployed network takes (n, channels, height, width) or (n, features), "
+            f"got shape {tuple(tensor.shape)}"
+        )
+    if not _readable(tensor):
+        raise PruningError(
+            "a deployed network takes plain tensors with numbers in memory, not those of "
+            f"torch.func, fake or distributed ones: got {type(tensor).__name__}"
+        )
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise PruningError("a deployed network computes no gradients: give it no dual tensors")
+
+
+def _readable(tensor: Tensor) -> bool:
+    try:
+        return tensor.data_ptr() != 0 or not tensor.numel()
+    except RuntimeError:  # the only way that torch has to say so
+        return False
 
 
 def image_shape(tensor: Tensor) -> Shape:

@@ -169,7 +169,15 @@ class _Layout:
 
     def plan(self, steps: Sequence[Step], weights: Sequence[Weights]) -> Plan:
         steps, weights = self._split_strides(steps, weights)
-        for step in steps:
+        for step, weight in zip(steps, weights, strict=True):
+            if step.kind == "affine" and weight.shift.numel() not in (
+                0,
+                self.shapes[step.source][0],
+            ):
+                raise PruningError(
+                    f"{step.name} takes {weight.shift.numel()} channels, its input has shape "
+                    f"{self.shapes[step.source]}"
+                )
             self.shapes[step.target] = (
                 _split_shape(step, self.shapes[step.source])
                 if step.kind == "split"
