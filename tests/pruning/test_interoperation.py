@@ -99,11 +99,67 @@ def test_a_weight_that_layers_share_is_masked_in_all(write_):
     write_(model, mask)
     assert torch.equal(model(inputs), expected)
     assert len(list(model.parameters())) == 5
-    assert {name: read_mask(model)[name] is not None for name in mask} == dict.fromkeys(mask, True)
-    assert torch.equal(read_mask(model)["second.weight"], mask["first.weight"])
+    assert read_mask(model) == read_mask(model.state_dict()) == mask
 
     remove_masks_(model)
     assert model.first.weight is model.second.weight is shared
+    assert torch.equal(model(inputs), expected)
+
+
+@writers
+def test_a_layer_of_two_names_counts_once(write_):
+    cell = nn.Linear(4, 4)
+    model = nn.Sequential(cell, nn.Tanh(), cell)
+    mask = mask_of(model)
+    assert read_mask(write_(model, mask)) == mask
+    assert remove_masks_(model)[2] is cell
+    assert int((cell.weight == 0).sum()) == mask.removed
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_masks_that_differ_in_layers_of_one_weight_are_refused(both):
+    model = Tied()
+    torch_prune.l1_unstructured(model.first, "weight", amount=4)
+    if both:
+        torch_prune.random_unstructured(model.second, "weight", amount=8)
+    for call in (read_mask, remove_masks_):
+        with pytest.raises(
+            PruningError, match=r"'first\.weight' and 'second\.weight' are one weight"
+        ):
+            call(model)
+
+
+class ReadsWeights(nn.Module):
+    """Attention, which never calls its output projection, and a layer that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return nn.functional.linear(self.attention(x, x, x)[0], self.head.weight)
+
+
+@writers
+def test_weights_of_layers_that_are_never_called(write_):
+    model, inputs = ReadsWeights(), torch.randn(2, 5, 4)
+    mask = mask_of(model)
+    hooks = [list(module._forward_pre_hooks.values()) for module in model.modules()]
+    expected = mask.apply_(copy.deepcopy(model))(inputs)
+    write_(model, mask)
+    other = write_(ReadsWeights(), mask)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(inputs), expected)
+
+    optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    for _ in range(2):
+        other(inputs).square().sum().backward()
+        optimizer.step()
+    assert not torch.equal(other(inputs), expected)
+    assert other.double()(inputs.double()).dtype == torch.float64
+    remove_masks_(model)
+    assert [list(module._forward_pre_hooks.values()) for module in model.modules()] == hooks
     assert torch.equal(model(inputs), expected)
 
 

@@ -4,7 +4,7 @@ Both keep the weights θ as another parameter and compute the layer's weight θ 
 forward pass, so that an optimizer trains θ, whose removed entries have no gradient.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,11 +48,13 @@ def read_mask(source: nn.Module | Mapping[str, Tensor]) -> Mask:
 
     Those are ``torch.nn.utils.prune`` (by any of its methods, of weights and biases) and
     parametrisations with a buffer named ``mask``: :class:`MaskParametrization`, or torch.ao's.
-    Several on one parameter are joined: kept is what all keep.
+    Several on one parameter are joined: kept is what all keep.  A weight that layers share counts
+    once, under the first of its names; in a state dict where its copies share their memory.
 
     Raises:
-        PruningError: there is no mask; one has other values than 0 and 1; or it is offloaded, on
-            the meta device or sharded.
+        PruningError: there is no mask; one has other values than 0 and 1; layers that share a
+            weight have different masks, or one of them none; or it is offloaded, on the meta
+            device or sharded.
 
     >>> layer = torch_prune.l1_unstructured(nn.Linear(2, 2), "weight", amount=3)
     >>> read_mask(layer)
@@ -77,7 +79,7 @@ def read_mask(source: nn.Module | Mapping[str, Tensor]) -> Mask:
         raise PruningError(
             f"{what} holds no mask: neither by torch.nn.utils.prune nor in a parametrisation"
         )
-    return Mask(kept)
+    return Mask(_once(kept, tensors))
 
 
 def _masked_by(key: str, tensors: Mapping[str, Tensor]) -> str | None:
@@ -90,18 +92,56 @@ def _masked_by(key: str, tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
+def _once(kept: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks, with that of a weight that layers share under the first of its names alone."""
+    originals = {name: next(key for key in made_of(name) if key in tensors) for name in kept}
+    first: dict[Hashable, str] = {}
+    masks: dict[str, Tensor] = {}
+    for name, mask in kept.items():
+        shared = first.setdefault(_identity(tensors[originals[name]]), name)
+        if not torch.equal(masks.setdefault(shared, mask), mask):
+            raise PruningError(f"{shared!r} and {name!r} are one weight, but have different masks")
+    for key in tensors.keys() - set(originals.values()):
+        if (masked := first.get(_identity(tensors[key]))) is not None:
+            raise PruningError(f"{masked!r} and {key!r} are one weight, but only one has a mask")
+    return masks
+
+
+def _identity(tensor: Tensor) -> Hashable:
+    """What a parameter and all tensors of a state dict that are it have in common."""
+    address = tensor.data_ptr() if tensor.layout == torch.strided else 0
+    return (address, tensor.shape, tensor.stride()) if address else id(tensor)
+
+
 def write_torch_pruning_(model: nn.Module, mask: Mask) -> nn.Module:
     """Hold ``model`` to the mask by ``torch.nn.utils.prune``, in place; return ``model``.
 
     Every parameter ``name`` becomes ``name_orig``, with a buffer ``name_mask`` beside it, in every
     layer that shares it.  ``torch.nn.utils.prune`` multiplies: a removed weight that is NaN stays.
 
+    torch computes ``name`` when the layer is called, which attention does not do with its output
+    projection, nor a network with a layer whose weight alone it reads.  A hook of ``model`` itself
+    therefore computes all of them whenever ``model`` is called; :func:`remove_masks_` removes it.
+
     Raises:
         PruningError: as :meth:`Mask.apply_`.
     """
     for module, attribute, kept in _places(model, mask):
         torch_prune.custom_from_mask(module, attribute, kept)
+    if _compute_masked_weights not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_compute_masked_weights)
     return model
+
+
+def _compute_masked_weights(model: nn.Module, inputs: Any) -> None:
+    """Compute every weight that ``torch.nn.utils.prune`` masks, whether its layer is called or not.
+
+    A plain function: copies of the network keep it, and it can be found again to be removed.
+    """
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, torch_prune.BasePruningMethod):
+                hook(module, inputs)
 
 
 def write_parametrizations_(model: nn.Module, mask: Mask) -> nn.Module:
@@ -153,6 +193,9 @@ def remove_masks_(model: nn.Module) -> nn.Module:
             torch_prune.remove(module, attribute)
         else:
             parametrize.remove_parametrizations(module, attribute)
+    for number, hook in list(model._forward_pre_hooks.items()):
+        if hook is _compute_masked_weights:
+            del model._forward_pre_hooks[number]
     return mask.apply_(model)
 
 
