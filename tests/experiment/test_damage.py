@@ -40,6 +40,7 @@ def interrupted(tmp_path) -> RunConfig:
         prune_epoch=1,
         epochs=9,
         lr=0.5,
+        train="dense",
         threads=1,
         path=tmp_path / "run",
     )
@@ -47,7 +48,7 @@ def interrupted(tmp_path) -> RunConfig:
         run(config, Stopping("epoch", 8))
     record = RunRecord.from_json((config.folder / RECORD).read_text())
     assert record.best is not None
-    assert 1 < record.best.epoch < 7
+    assert record.best.epoch < 7
     return config
 
 
