@@ -61,7 +61,7 @@ def decode(positions: Positions, size: int) -> Flags:
         ValueError: the code is not one of ``size`` weights.
     """
     count, k = positions.marked, positions.k
-    if not (0 <= count <= size and 0 <= k < 32):
+    if not (0 <= count <= size and 0 <= k <= size.bit_length()):
         raise ValueError(f"{count} positions among {size} weights, k = {k}")
     split = len(positions.code) - (count * k + 7) // 8
     if split < 0:
@@ -69,7 +69,13 @@ def decode(positions: Positions, size: int) -> Flags:
     ends = np.flatnonzero(np.unpackbits(positions.code[:split]))
     if len(ends) != count:
         raise ValueError(f"it tells {len(ends)} positions, not {count}")
-    bits = np.unpackbits(positions.code[split:], count=count * k).reshape(count, k)
+    told = int(ends[-1]) + 1 if count else 0  # bits of all quotients
+    bits = np.unpackbits(positions.code[split:])
+    if split != (told + 7) // 8 or bits[count * k :].any():
+        raise ValueError(f"it holds more than {count} positions")
+    if (told - count) << k > size:
+        raise ValueError(f"it tells positions beyond {size} weights")
+    bits = bits[: count * k].reshape(count, k)
     remainders = bits.astype(np.int64) @ (1 << np.arange(k, dtype=np.int64)[::-1])
     gaps = ((np.diff(ends, prepend=-1) - 1) << k) + remainders
     where = np.cumsum(gaps + 1) - 1

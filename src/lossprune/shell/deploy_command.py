@@ -3,6 +3,7 @@
 import copy
 import io
 import statistics
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,7 +16,8 @@ from lossprune.deployment.compaction import compact
 from lossprune.deployment.costs import multiply_adds
 from lossprune.deployment.deployed import Deployed, deploy
 from lossprune.deployment.onnx import OnnxNetwork, export_onnx
-from lossprune.deployment.sparse_file import load_sparse, save_sparse
+from lossprune.deployment.sparse_file import save_sparse
+from lossprune.deployment.sparse_load import load_sparse
 from lossprune.deployment.timing import Timing, interleaved
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import BEST, MASK, RECORD, RunFolder
@@ -75,11 +77,11 @@ def deploy_run(config: DeployConfig, run: Path) -> None:
         setting = prepare(_config(record, config))
         folder = open_out(config.out)
         folder.remove(RECORD)
-        forms, left_out = _forms(config, record, setting, run, mask, folder, progress)
+        forms, left_out, rounding = _forms(config, record, setting, run, mask, folder, progress)
         timings = _time(forms, setting, config, progress)
         folder.save(MASK, mask.save)
         columns, rows = _columns(config), _rows(forms, timings)
-        notes = _notes(config, timings, left_out)
+        notes = [*_notes(config, timings, left_out), *rounding]
         table = markdown_table(columns, rows) + "".join(f"\n{note}\n" for note in notes)
         folder.write(TABLE, table.encode())
         values = {
@@ -89,6 +91,7 @@ def deploy_run(config: DeployConfig, run: Path) -> None:
             "values": config.values,
             "forms": [_described(form, timings[form.name]) for form in forms],
             "left_out": left_out,
+            "rounding": rounding,
         }
         folder.write(RECORD, json_bytes(values))
     title = f"{record.config['arch']} on {record.config['dataset']}, sparsity {record.sparsity:.5f}"
@@ -135,15 +138,18 @@ def _forms(
     mask: Mask,
     folder: RunFolder,
     progress: Progress,
-) -> tuple[list[Form], dict[str, str]]:
-    """Make all forms that can be made here, and say of the others why not."""
+) -> tuple[list[Form], dict[str, str], list[str]]:
+    """Make all forms that can be made here; say of the others why not, and what is rounded away."""
     example = _inputs(setting, _EXAMPLES)
     dense = setting.network.eval()  # its weights are those of a new network: for size and time
     size = _state_size(dense)
     weights, metadata, _ = read_network(run / BEST, asked="")
     masked = copy.deepcopy(dense)
     load_weights_(masked, record.config["arch"], run / BEST, weights, metadata, asked="")
-    folder.save(NETWORK, lambda path: save_sparse(masked, mask, path, values=config.values))
+    with warnings.catch_warnings(record=True) as told:  # of weights that float16 rounds to 0
+        warnings.simplefilter("always")
+        folder.save(NETWORK, lambda path: save_sparse(masked, mask, path, values=config.values))
+    rounding = [str(it.message) for it in told]
     load_sparse(folder.path / NETWORK, masked)  # what is deployed is what is in the file
     small = (folder.path / NETWORK).stat().st_size
     compaction = compact(masked, mask)
@@ -201,7 +207,7 @@ def _forms(
                 accuracy(exported),
             )
         )
-    return forms, left_out
+    return forms, left_out, rounding
 
 
 def _keep(_: object) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 
 from lossprune.deployment.compaction import count_live
 from lossprune.deployment.connectivity import Connectivity
-from lossprune.deployment.sparse_file import is_sparse_file, load_sparse, save_sparse
+from lossprune.deployment.sparse_file import is_sparse_file, save_sparse
+from lossprune.deployment.sparse_load import load_sparse
 from lossprune.experiment.folder import MASK, RECORD
 from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
 from lossprune.experiment.prepare import environment_of
