@@ -8,6 +8,12 @@ from torch.optim import Optimizer
 
 from lossprune.pruning.errors import PruningError
 
+# Wrappers that hand each step to the optimizer inside: Lightning's and Accelerate's.
+_HANDS_ON = {"LightningOptimizer", "AcceleratedOptimizer"}
+# What optimizers call, in their state, other weights than the current ones that may come back: of
+# schedule-free optimizers, slow weights, averages.
+_COPIES = {"z", "x", "y", "slow_params", "slow_buffer", "lookahead_params", "backup_params"}
+_COPIES |= {"ema", "ax", "mov_avg_param"}
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes a weight
 
 
@@ -28,28 +34,35 @@ class Enforcement:
         """Hold each parameter at 0 where its bool tensor is True, from now on.
 
         Raises:
-            PruningError: the optimizer holds none of the parameters that have removed weights.
+            PruningError: the optimizer holds none of the parameters that have removed weights, or
+                it cannot be followed.
         """
-        optimizer = innermost(optimizer)
+        levels = _levels(optimizer)
         removed = [(parameter, where) for parameter, where in removed if where.any()]
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        held = {id(p) for level in levels for group in level.param_groups for p in group["params"]}
         if removed and not any(id(parameter) in held for parameter, _ in removed):
             raise PruningError(
                 "optimizer must hold parameters of the model whose mask is enforced, "
-                f"this {type(optimizer).__name__} holds none of the {len(removed)} masked ones"
+                f"this {type(levels[-1]).__name__} holds none of the {len(removed)} masked ones"
             )
         parts = [_Held(parameter, where) for parameter, where in removed]
 
-        def zero_(*_: Any) -> None:
+        def zero_(level: Optimizer, *_: Any) -> None:
             for part in parts:
                 part.zero_()
+                _zero_copies_(level, part)
 
-        zero_()
-        self._hook = optimizer.register_step_post_hook(zero_)
+        self._hooks: list[Any] = []
+        for level in levels:
+            zero_(level)
+            self._hooks.append(level.register_step_post_hook(zero_))
+            if hasattr(level, "_optimizer_load_state_dict_post_hooks"):
+                self._hooks.append(level.register_load_state_dict_post_hook(zero_))
 
     def remove(self) -> None:
         """Let the removed weights train again."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     def __enter__(self) -> "Enforcement":
         return self
@@ -58,10 +71,50 @@ class Enforcement:
         self.remove()
 
 
-def innermost(optimizer: Optimizer) -> Optimizer:
-    """The optimizer of torch that Lightning's or Accelerate's wrapper hands its steps to."""
-    inner = getattr(optimizer, "optimizer", None)
-    return innermost(inner) if isinstance(inner, Optimizer) else optimizer
+def _levels(optimizer: Any) -> list[Optimizer]:
+    """The optimizer and those inside it, each of which may move weights after the one within.
+
+    Raises:
+        PruningError: one of them gives no notice of its steps.
+    """
+    inside = [
+        found
+        for value in vars(optimizer).values()
+        for it in (value if isinstance(value, (list, tuple)) else [value])
+        if isinstance(it, Optimizer) and it is not optimizer
+        for found in _levels(it)
+    ]
+    kinds = {kind.__name__ for kind in type(optimizer).__mro__}
+    if inside and kinds & _HANDS_ON:
+        return inside
+    hooked = getattr(getattr(type(optimizer), "step", None), "hooked", False)
+    known = hasattr(optimizer, "_optimizer_step_post_hooks")
+    if not (hooked and known) or hasattr(optimizer, "fused_backward"):
+        raise PruningError(
+            "optimizer must be a torch.optim.Optimizer that gives notice of its steps, this "
+            f"{type(optimizer).__name__} does not: call mask.apply_(model) after each of its steps "
+            "and after it changes the weights for evaluation or training"
+        )
+    return [optimizer, *inside]
+
+
+def _zero_copies_(level: Optimizer, part: "_Held") -> None:
+    """Hold at zero what the optimizer keeps of the weights beside them.
+
+    Raises:
+        PruningError: it puts other weights in for evaluation, and keeps them where is not known.
+    """
+    state = level.state.get(part.parameter, {})
+    copies = _COPIES & state.keys()
+    for key in copies:
+        if isinstance(state[key], Tensor) and state[key].shape == part.removed.shape:
+            state[key].masked_fill_(part.removed.to(state[key].device), 0.0)
+    if state and not copies and hasattr(level, "eval") and hasattr(level, "train"):
+        raise PruningError(
+            f"optimizer puts other weights in for evaluation, and this {type(level).__name__} does "
+            f"not say which of its state they are ({', '.join(map(str, state))}): call "
+            "mask.apply_(model) after each of its steps and after its eval() and train() instead"
+        )
 
 
 class _Held:

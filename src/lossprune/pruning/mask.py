@@ -131,13 +131,16 @@ class Mask(Mapping[str, Tensor]):
         """Hold the removed weights of ``model`` at exactly 0 through ``optimizer``'s steps.
 
         They are set to 0 now and after every ``optimizer.step()``, whatever the loop, gradients,
-        momentum or weight decay did to them; nothing else of the step changes.  Call ``remove()``
-        on what is returned, or use it as a context manager, to let them go.
+        momentum or weight decay did to them; nothing else of the step changes.  So are the other
+        weights that an optimizer keeps: of schedule-free ones, slow ones, averages.  Call
+        ``remove()`` on what is returned, or use it as a context manager, to let them go.
 
-        ``optimizer`` may also be the wrapper that Lightning or Accelerate put around one.
+        ``optimizer`` may also be the wrapper that Lightning or Accelerate put around one, or an
+        optimizer around another; each level is followed.
 
         Raises:
-            PruningError: as :meth:`apply_`; or the optimizer holds none of the masked parameters.
+            PruningError: as :meth:`apply_`; or the optimizer holds none of the masked parameters,
+                or it gives no notice of its steps.
         """
         return Enforcement(self._removed_of(model), optimizer)
 
