@@ -11,6 +11,9 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from lossprune.sweep.job import Job, LostError, Outcome
+from lossprune.sweep.servers import start_quietly
+
+_STARTS = 3
 
 Outcomes = tuple[Outcome, ...]
 """Of each run of a job."""
@@ -71,11 +74,9 @@ class LocalEngine:
     patience = 0.0
 
     def __init__(self, workers: int) -> None:
-        methods = multiprocessing.get_all_start_methods()
-        self._context: Any = multiprocessing.get_context(
-            "forkserver" if "forkserver" in methods else "spawn"
-        )
-        if "forkserver" in methods:  # loads torch once, so that a worker starts in a moment
+        self._serves = "forkserver" in multiprocessing.get_all_start_methods()
+        self._context: Any = multiprocessing.get_context("forkserver" if self._serves else "spawn")
+        if self._serves:  # loads torch once, so that a worker starts in a moment
             # torch imports its compiler, for two seconds, with the first optimizer.
             self._context.set_forkserver_preload(["lossprune.sweep.worker", "torch._dynamo"])
         self._cores = split_cores(workers)
@@ -96,13 +97,20 @@ class LocalEngine:
         """Give a job to a worker that is free."""
         taken = set(self._slots.values())
         slot = next(slot for slot in range(len(self._pools)) if slot not in taken)
-        try:
-            future = self._pools[slot].submit(_execute, job)
-        except BrokenProcessPool:  # it died while it had nothing to do
-            self._renew(slot)
-            future = self._pools[slot].submit(_execute, job)
+        future = self._given(slot, job)
         self._slots[future] = slot
         return future
+
+    def _given(self, slot: int, job: Job) -> "Future[Outcomes]":
+        for _ in range(_STARTS):
+            self._serve()  # the worker starts with its first job
+            try:
+                return self._pools[slot].submit(_execute, job)
+            except (BrokenProcessPool, EOFError, ConnectionError):
+                # It died while it had nothing to do, or what starts it was killed.
+                self._renew(slot)
+                time.sleep(0.1)  # until the system knows that it is dead
+        return self._pools[slot].submit(_execute, job)
 
     def collect(self, future: "Future[Outcomes]") -> Outcomes:
         """Return the outcomes; a worker that died is replaced."""
@@ -115,6 +123,7 @@ class LocalEngine:
 
     def close(self) -> None:
         """End all workers."""
+        self._serve()  # they are told what ends, and one that was killed is not missed aloud
         for leash in self._leashes:
             if leash is not None:
                 leash.close()
@@ -122,6 +131,7 @@ class LocalEngine:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _renew(self, slot: int) -> None:
+        self._serve()  # what the old pool held is given back to one that is there
         leash = self._leashes[slot]
         if leash is not None:
             leash.close()
@@ -130,9 +140,14 @@ class LocalEngine:
 
     def _pool(self, slot: int) -> ProcessPoolExecutor:
         theirs, self._leashes[slot] = self._context.Pipe(duplex=False)
+        stderr = Connection(os.dup(2), readable=False) if self._serves else None
         return ProcessPoolExecutor(
-            1, self._context, initializer=_begin, initargs=(theirs, self._cores[slot], slot)
+            1, self._context, initializer=_begin, initargs=(theirs, stderr, self._cores[slot], slot)
         )
+
+    def _serve(self) -> None:
+        if self._serves:
+            start_quietly()
 
 
 class RayEngine:
@@ -216,7 +231,7 @@ def _execute(job: Job) -> Outcomes:
     return execute(job)
 
 
-def _begin(leash: Connection, cores: list[int], slot: int) -> None:
+def _begin(leash: Connection, stderr: Connection | None, cores: list[int], slot: int) -> None:
     from lossprune.sweep.worker import begin
 
-    begin(leash, cores, slot)
+    begin(leash, stderr, cores, slot)

@@ -129,15 +129,18 @@ def _failure(error: Exception) -> Outcome:
     return Outcome(FAILED, message, again=system, full=full)
 
 
-def begin(leash: Connection, cores: Sequence[int], slot: int) -> None:
+def begin(leash: Connection, stderr: Connection | None, cores: Sequence[int], slot: int) -> None:
     """Make this process a worker: on its own cores, and ended when the driver ends.
 
     Args:
         leash: a pipe whose other end only the driver holds.
+        stderr: where the driver writes its messages, if the process has not got it already.
         cores: to run on; none: wherever the system puts it.
         slot: the number of this worker; it takes the GPU of that number, counted around.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the driver decides
+    if stderr is not None:
+        os.dup2(stderr.fileno(), 2)
     threading.Thread(target=_end_with, args=(leash,), daemon=True).start()
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
