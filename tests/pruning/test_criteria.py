@@ -136,3 +136,51 @@ def test_penalty_tips_the_balance_where_it_should():
     for reg, kept in ((0.66, [True, False]), (0.67, [False, True])):
         mask = lossprune.prune(model, criterion, sparsity=0.5, reg=reg).mask
         assert mask["weight"].tolist() == [kept]
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(5, 4, dtype=torch.complex64)
+        self.b = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x + 0j).abs())
+
+
+COMPLEX_DATA = [(torch.linspace(-1, 1, 30).view(6, 5), torch.arange(6) % 3)]
+
+
+@pytest.mark.parametrize("data", [None, COMPLEX_DATA])
+@pytest.mark.parametrize("reg", [0.0, 10.0])
+def test_complex_weights_go_by_their_modulus(data, reg):
+    model = Complex()
+    mask = lossprune.prune(model, "MP", sparsity=0.5, data=data, reg=reg).mask
+    sizes = [p.detach().abs().flatten() for p in (model.a.weight, model.b.weight)]
+    kept = torch.cat(sizes) > torch.cat(sizes).sort().values[15]  # 16 of 32 go
+    assert torch.equal(torch.cat([mask[name].flatten() for name in mask]), kept)
+    assert not mask.apply_(model).a.weight[~mask["a.weight"]].any()
+
+
+@pytest.mark.parametrize("criterion", [c for c in lossprune.CRITERIA if c not in ("MP", "random")])
+def test_complex_weights_have_no_other_saliency(criterion):
+    with pytest.raises(
+        lossprune.PruningError, match=r"'a\.weight' is complex, of torch\.complex64"
+    ):
+        lossprune.prune(Complex(), criterion, sparsity=0.5, data=COMPLEX_DATA)
+
+
+def test_complex_weights_have_no_statistics_but_others_beside_them_do():
+    with pytest.raises(lossprune.PruningError, match=r"MP or random, or exclude='a\.weight'"):
+        lossprune.measure(Complex(), COMPLEX_DATA)
+    model = Complex()
+    found = lossprune.measure(model, COMPLEX_DATA, exclude="a")
+    inputs, targets = COMPLEX_DATA[0]
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    torch.testing.assert_close(found.gradient["b.weight"], model.b.weight.grad)
+    features = model.a(inputs + 0j).abs().detach()
+    expected = lossprune.measure(model.b, [(features, targets)])
+    torch.testing.assert_close(
+        found.ggn_diagonal["b.weight"], expected.ggn_diagonal["weight"], rtol=1e-5, atol=1e-9
+    )

@@ -339,3 +339,49 @@ class TestMeasuredAndPruned:
             lossprune.pruning.prune_by_stage(
                 small(), "MP", sparsity=0.5, start=start, parameters="2"
             )
+
+
+class Quantised(torch.Tensor):
+    """As quantisation libraries have them: made of other tensors, which it says."""
+
+    def __tensor_flatten__(self):
+        return [], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner, context, size, stride):
+        raise NotImplementedError
+
+
+OTHER_NUMBERS = {
+    "of torch.int8": lambda weight: (50 * weight).to(torch.int8),
+    "of torch.uint8": lambda weight: (50 * weight.abs()).to(torch.uint8),
+    "of torch.bool": lambda weight: weight > 0,
+    "of torch.float8_e4m3fn": lambda weight: weight.to(torch.float8_e4m3fn),
+    "of torch.qint8": lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+    "sparse (torch.sparse_coo)": lambda weight: weight.to_sparse(),
+    "sparse (torch.sparse_csr)": lambda weight: weight.to_sparse_csr(),
+    "a Quantised": lambda weight: weight.as_subclass(Quantised),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_NUMBERS)
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_weights_that_are_no_dense_numbers_are_named(what):
+    """Codes of a quantised weight would be ranked as if they were the weight."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    weight = OTHER_NUMBERS[what](model[0].weight.detach())
+    model[0].weight = nn.Parameter(weight, requires_grad=False)
+    for use in (
+        lambda: lossprune.prune(model, "MP", sparsity=0.5),
+        lambda: lossprune.prune(
+            model, "QM", sparsity=0.5, data=[(torch.ones(2, 4), torch.zeros(2).long())]
+        ),
+        lambda: lossprune.Mask.dense(model),
+    ):
+        with pytest.raises(PruningError) as raised:
+            use()
+        assert str(raised.value).startswith(f"'0.weight' is {what}: only dense weights")
+        assert "exclude='0.weight'" in str(raised.value)
+    mask = lossprune.prune(model, "MP", sparsity=0.5, exclude="0.weight").mask
+    assert list(mask) == ["1.weight"]

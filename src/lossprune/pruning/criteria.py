@@ -32,7 +32,8 @@ class Criterion:
     Attributes:
         name: what records and masks call it.
         saliency: ``saliency(theta, g, h)``, a tensor of θ's shape; smallest is removed first.
-            The step-size penalty ½ λ θ² is added by :func:`lossprune.prune`, not here.
+            The step-size penalty ½ λ θ² is added by :func:`lossprune.prune`, not here.  Of a
+            complex weight, which has no g or h, θ is the modulus.
         change: ``change(theta, g, h)``, the signed ΔL that the loss model predicts for removing
             each weight; None where there is no model of the loss.
         gradient: whether g is needed; where not, the formulas get None for it.

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import did_you_mean, listed, without_wrappers
@@ -23,6 +25,15 @@ ENDS = {"first": (0,), "last": (-1,), "first and last": (0, -1)}
 Choice = str | type[nn.Module] | nn.Module | Callable[[str, Tensor, nn.Module], bool]
 Choices = Choice | Sequence[Choice]
 
+# The types of weights that can be pruned.
+_TYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Modules whose parameters are no weights, or not for long.
 _NEVER = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, ParametrizationList)
@@ -103,6 +114,7 @@ def prunable_weights(
             _check_ordinary(use)
             weights[use.name] = use.weight
     check_whole(model, weights)
+    _check_numbers(weights)
     return weights
 
 
@@ -186,6 +198,23 @@ def _check_ordinary(use: _Use) -> None:
             "(lossprune.pruning.remove_masks_ for torch's pruning, else "
             "torch.nn.utils.parametrize.remove_parametrizations), or exclude it"
         )
+
+
+def _check_numbers(weights: Mapping[str, Tensor]) -> None:
+    """Raise unless they are dense tensors of numbers that can be compared and set to zero."""
+    for name, weight in weights.items():
+        what = None
+        if is_traceable_wrapper_subclass(weight):  # as quantisation libraries make them
+            what = f"a {type(weight).__name__}"
+        elif weight.layout != torch.strided:
+            what = f"sparse ({weight.layout})"
+        elif weight.dtype not in _TYPES:
+            what = f"of {weight.dtype}"
+        if what is not None:
+            raise PruningError(
+                f"{name!r} is {what}: only dense weights of 16 bits or more, real or complex, can "
+                f"be pruned; prune before quantising or converting it, or exclude={name!r}"
+            )
 
 
 def _chosen(what: str, choices: Any, model: nn.Module, uses: Sequence[_Use]) -> set[str]:

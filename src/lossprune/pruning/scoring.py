@@ -70,8 +70,9 @@ def predicted_change(
 def _terms(
     name: str, weight: Tensor, statistics: Statistics | None, other: Mapping[str, Tensor] | None
 ) -> tuple[Any, Any, Any]:
-    """θ, g and h of one parameter; None for what was not measured."""
+    """θ, g and h of one parameter, |θ| if it is complex; None for what was not measured."""
     theta = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    theta = theta.abs() if theta.is_complex() else theta
     g = None if statistics is None else statistics.gradient.get(name)
     if other is not None:
         return theta, g, other[name]

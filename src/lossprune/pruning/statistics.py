@@ -153,6 +153,12 @@ def synaptic_flow(setting: Setting) -> Mapping[str, Tensor]:
     Of the data the first example counts, for its shape alone: numbers in it that are not whole are
     replaced by ones.
     """
+    for name, tensor in (*setting.model.named_parameters(), *setting.model.named_buffers()):
+        if tensor.is_complex():
+            raise PruningError(
+                f"synaptic flow is one of real numbers, but {name!r} is complex, of "
+                f"{tensor.dtype}: take another criterion"
+            )
     network = Network(setting.model, setting.mask, setting.forward, tuple(setting.weights))
     if not setting.batches:
         raise PruningError("the share of a process has no example, and its shape is needed")

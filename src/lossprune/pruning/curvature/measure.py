@@ -129,6 +129,8 @@ def measure(
     (8, torch.Size([3, 4]))
     """
     network = Network(model, mask, forward, parameters, exclude)
+    if gradient or ggn_diagonal:
+        _check_real(network.weights)
     if memory is None:
         memory = MEMORY.get(network.device.type, MEMORY["cuda"])
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
@@ -181,6 +183,16 @@ def mean_loss(
         parameters=parameters,
         sharded=sharded,
     ).loss
+
+
+def _check_real(tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless all are real: the models of the loss are of real weights."""
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise PruningError(
+                f"{name!r} is complex, of {tensor.dtype}, where the loss has no gradient or "
+                f"curvature to prune by: take MP or random, or exclude={name!r}"
+            )
 
 
 def _check_finite(statistics: Statistics) -> None:
