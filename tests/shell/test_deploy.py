@@ -125,6 +125,27 @@ def test_what_is_no_finished_pruning_is_refused(finished, command, tmp_path):
     assert "best_model.pt is truncated" in refused(command("deploy", "cut", "--out", "there"))
 
 
+def test_weights_that_float16_takes_for_zero_are_counted_in_the_notes(finished, command, tmp_path):
+    config, _ = finished
+    shutil.copytree(config.folder, tmp_path / "run")
+    best = torch.load(tmp_path / "run" / "best_model.pt", weights_only=True)
+    weight = best["state_dict"]["fc2.weight"]
+    small = weight.abs() <= weight[weight != 0].abs().quantile(0.25)
+    count = int((small & (weight != 0)).sum())
+    weight[small] *= 1e-9
+    torch.save(best, tmp_path / "run" / "best_model.pt")
+    flags = ("--out", "out", "--seconds", 0.01, "--batch", "1", "--values", "float16")
+    answer = command("deploy", "run", *flags)
+    assert answer.status == 0, answer.err
+    total = lossprune.Mask.load(tmp_path / "run" / "mask.safetensors")
+    kept = total.total - total.removed
+    told = f"{count} of {kept:,} kept weights are 0 in float16, as they are below 3e-8: "
+    told += f"{count} of 'fc2.weight'"
+    assert told in answer.out.splitlines()
+    assert told in (tmp_path / "out" / "table.md").read_text()
+    assert json.loads((tmp_path / "out" / "record.json").read_text())["rounding"] == [told]
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
