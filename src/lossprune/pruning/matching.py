@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lossprune.pruning.errors import PruningError
-from lossprune.pruning.names import did_you_mean, look_up
+from lossprune.pruning.names import did_you_mean, listed, look_up
 from lossprune.pruning.wholeness import check_whole
 
 
@@ -70,4 +70,7 @@ def _instead(name: str, parameters: Iterable[str]) -> str:
                 f" (there it is computed from {original!r}; lossprune.pruning.remove_masks_ makes "
                 "masks of torch's pruning and parametrisations permanent)"
             )
+    longer = [key for key in parameters if key.endswith(f".{name}") or name.endswith(f".{key}")]
+    if len(longer) > 1 or (longer and not did_you_mean(name, longer)):
+        return f" (it has {listed(map(repr, longer), 2)})"
     return did_you_mean(name, parameters)

@@ -1,6 +1,6 @@
 """Names of parameters: what wrappers put before them, and which was probably meant."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 # Modules that hold another one put their attribute's name into every parameter's name: compiled
@@ -8,6 +8,9 @@ from difflib import get_close_matches
 _ANYWHERE = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # ... and data parallel at the top, by a word that is a name of its own elsewhere.
 _IN_FRONT = "module"
+# PEFT puts a network into two modules, and a layer that it adapts into one: names that others use,
+# so that they are looked through only where a name is not found otherwise.
+_ADAPTED, _ADAPTED_LAYER = ["base_model", "model"], "base_layer"
 
 
 def without_wrappers(name: str) -> str:
@@ -28,14 +31,28 @@ def look_up(names: Iterable[str], among: Iterable[str]) -> dict[str, str | None]
     >>> look_up(["fc.weight", "conv.weight"], ["module.fc.weight", "module.fc.bias"])
     {'fc.weight': 'module.fc.weight', 'conv.weight': None}
     """
+    names, among = list(names), list(among)
+    found = _look_up(names, among, without_wrappers)
+    missing = [name for name, key in found.items() if key is None]
+    return found | _look_up(missing, among, _without_adapters)
+
+
+def _look_up(
+    names: Iterable[str], among: Iterable[str], plain: Callable[[str], str]
+) -> dict[str, str | None]:
     known: dict[str, list[str]] = {}
     for key in among:
-        known.setdefault(without_wrappers(key), []).append(key)
+        known.setdefault(plain(key), []).append(key)
     found: dict[str, str | None] = {}
     for name in names:
-        keys = known.get(without_wrappers(name), [])
+        keys = known.get(plain(name), [])
         found[name] = name if name in keys else keys[0] if len(keys) == 1 else None
     return found
+
+
+def _without_adapters(name: str) -> str:
+    parts = [part for part in without_wrappers(name).split(".") if part != _ADAPTED_LAYER]
+    return ".".join(parts[2:] if parts[:2] == _ADAPTED else parts)
 
 
 def did_you_mean(name: str, among: Iterable[str]) -> str:
