@@ -17,6 +17,7 @@ from lossprune.pruning.curvature.estimators import Estimator, find_estimator
 from lossprune.pruning.curvature.examples import check_examples, device_of, take
 from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.measure import Statistics, mean_loss, measure
+from lossprune.pruning.curvature.plainly import outside_inference
 from lossprune.pruning.curvature.reach import together
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
@@ -377,6 +378,7 @@ class _Pruning:
                 raise PruningError(f"stage {stage} of {len(steps)}: {error}") from error
             yield mask, record
 
+    @outside_inference()
     def _stage(self, mask: Mask, stage: int, sparsity: float) -> tuple[Mask, StageRecord]:
         began = time.perf_counter()
         batches: list[Batch] = []

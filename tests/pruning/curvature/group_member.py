@@ -8,10 +8,12 @@ import torch
 import torch.distributed as dist
 from accelerate.data_loader import BatchSamplerShard
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 import lossprune
 from lossprune.pruning import PruningError
+from lossprune.pruning.names import without_wrappers
 
 EXAMPLES = 20  # shared by three processes as 6, 7 and 7
 
@@ -53,6 +55,19 @@ def shuffled():
 
 def dataset(examples=EXAMPLES):
     return TensorDataset(*(torch.cat(it)[:examples] for it in zip(*batches(), strict=True)))
+
+
+def data_parallel():
+    """One example at a time: the processes run the network different numbers of times."""
+    model = nn.Sequential(*network(), nn.BatchNorm1d(5, dtype=torch.float64))
+    if dist.is_initialized():
+        model = DistributedDataParallel(model)
+    before = [id(it) for it in (*model.parameters(), *model.buffers())]
+    data = batches()
+    result = lossprune.prune(model, "QM", sparsity=0.5, data=data, examples=19, stages=2, memory=1)
+    assert [id(it) for it in (*model.parameters(), *model.buffers())] == before
+    mask = {without_wrappers(name): kept for name, kept in result.mask.items()}
+    return {"mask": mask, "losses": [s.loss_after for s in result.stages]}
 
 
 def divided():
@@ -144,6 +159,7 @@ def outcomes():
         "shuffled": plain(shuffled()),
         "drawn": drawn(),
         **{criterion: plain(pruned(criterion)) for criterion in ("MP", "LM", "QM", "GraSP")},
+        "data parallel": data_parallel(),
         "in shares": plain(measured_in_shares()),
         **{
             f"{criterion} in shares": plain(pruned_in_shares(criterion))

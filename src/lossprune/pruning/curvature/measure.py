@@ -21,6 +21,7 @@ from lossprune.pruning.curvature.layers import LayerCalls
 from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import Network, check_outputs
 from lossprune.pruning.curvature.passes import add_squared_gradients_
+from lossprune.pruning.curvature.plainly import outside_inference
 from lossprune.pruning.curvature.reach import NOTHING
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.prunable import Choices
@@ -58,6 +59,7 @@ class Statistics:
     unused: tuple[str, ...] = ()
 
 
+@outside_inference()
 def measure(
     model: nn.Module,
     batches: Iterable[Any],

@@ -17,10 +17,12 @@ from lossprune.pruning.curvature.examples import device_of
 from lossprune.pruning.curvature.forms import default_forward
 from lossprune.pruning.curvature.layers import LayerCall, Probe
 from lossprune.pruning.curvature.losses import FullLoss
+from lossprune.pruning.curvature.plainly import ordinary, running_plainly
 from lossprune.pruning.curvature.reach import NOTHING, reached
 from lossprune.pruning.curvature.running import advice_on_inputs, described, run
 from lossprune.pruning.curvature.saving import CHECKPOINTED, Saving
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.names import look_up
 from lossprune.pruning.prunable import Choices, prunable_weights
 from lossprune.pruning.substitution import call_with
 from lossprune.pruning.wholeness import check_whole
@@ -62,14 +64,15 @@ class Network:
         self._step = _Step(model, forward or default_forward)
         weights = prunable_weights(model, parameters, exclude)
         self.device = device_of(weights.values())
+        mask = None if mask is None else _as_named_in(model, mask)
         self.kept = _checked(mask, weights, self.device)
         self.weights = {
-            name: _masked(weight.detach(), self.kept, name).requires_grad_()
+            name: ordinary(_masked(weight.detach(), self.kept, name)).requires_grad_()
             for name, weight in weights.items()
         }
         self.unreached = set(self.weights)
         # Everything else enters as a constant; buffers as copies, in case the network writes them.
-        self._constants = {name: p.detach() for name, p in model.named_parameters()}
+        self._constants = {name: ordinary(p.detach()) for name, p in model.named_parameters()}
         self._constants |= {name: b.clone() for name, b in model.named_buffers()}
         for name in (mask or {}).keys() - weights.keys():
             self._constants[name] = _masked_constant(name, self._constants, mask or {}, self.device)
@@ -133,6 +136,7 @@ class Network:
         self.model.eval()
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(running_plainly(self.model))
             if self.device.type == "cuda":
                 # TF32 would cost three digits of the curvature, and masks that agree with the CPU.
                 stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
@@ -226,6 +230,20 @@ class Costs:
     targets: Any
     graph_bytes: int
     column_bytes: int
+
+
+def _as_named_in(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The mask by the names that ``named_parameters`` gives, but for those of no parameter.
+
+    It may have them as they are without a wrapper, and by any of the names of a module.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    named: dict[str, Tensor] = {}
+    for name, found in look_up(mask, parameters).items():
+        own = name if found is None else names[id(parameters[found])]
+        named[own] = mask[name] & named[own] if own in named else mask[name]
+    return named
 
 
 def _checked(
