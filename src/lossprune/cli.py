@@ -20,7 +20,7 @@ from lossprune.data import DATASETS, MOST_IMAGE_SIZE
 from lossprune.experiment.bounds import check_seed, check_threads, check_whole
 from lossprune.experiment.config import RunConfig, did_you_mean, flag
 from lossprune.experiment.ranks import ElsewhereError, alike, joined, launched, leave_word
-from lossprune.experiment.record import DIVERGED, RunRecord, summarise
+from lossprune.experiment.record import DIVERGED, RunRecord, legible, summarise
 from lossprune.experiment.shared_folder import SharedFolder
 from lossprune.report.config import CompareConfig, ReportConfig
 from lossprune.shell.config import DeployConfig, PruneConfig
@@ -327,7 +327,8 @@ def _demo(config: DemoConfig) -> int:
 def _report(config: ReportConfig, results: str = "results") -> int:
     from lossprune.report.build import summarise_report, write_report
 
-    print(summarise_report(write_report(Path(results), config)))
+    said = summarise_report(write_report(Path(results), config))
+    print("\n".join(map(legible, said.splitlines())))
     return EXIT_OK
 
 

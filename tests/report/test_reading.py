@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -75,3 +76,34 @@ def test_many_records_are_read_by_several_processes_as_by_one(maker, monkeypatch
     one = read_results(maker.root)
     assert len(one.runs) == 510
     assert several.runs.equals(one.runs)
+
+
+ODD_TEXTS = ("\ud800", "$\\frac{", "x" * 100_000, "\x1b[31m[/red]\n|")
+
+
+def test_a_record_with_any_text_is_reported_or_left_out_by_name(maker, command):
+    """By every command, and into every kind of file."""
+    for seed in (1111, 1112):
+        maker.run(seed=seed, stages=1)
+    places = ("arch", "message", "path", "device", "status")
+    for place, (number, text) in itertools.product(places, enumerate(ODD_TEXTS)):
+        file = maker.run(seed=1113, stages=1, folder=f"odd-{place}-{number}") / "record.json"
+        record = json.loads(file.read_text())
+        del record["sha256"]  # as of an older version
+        parts = {
+            "arch": record["config"],
+            "path": record["start"],
+            "device": record["environment"],
+        }
+        parts.get(place, record)[place] = text
+        file.write_text(json.dumps(record))
+    report = command("report", maker.root, "--records", "all.parquet")
+    assert (report.status, report.err) == (0, "")
+    left_out = {item.path for item in read_results(maker.root).left_out}
+    settings = {f"odd-arch-{number}" for number in (0, 2, 3)}  # the other is a name
+    assert left_out == settings | {f"odd-status-{number}" for number in range(4)}
+    status = command("status", maker.root)
+    assert (status.status, status.err) == (0, "")
+    for line in (*report.out.splitlines(), *status.out.splitlines()):
+        assert line.isprintable()
+        assert len(line) < 1100

@@ -176,7 +176,7 @@ class RunConfig:
 
     @property
     def _implied_dataset(self) -> str:
-        return "mnist" if self.arch == "MLP" else "cifar10"
+        return implied_dataset(self.arch)
 
     @property
     def schedule(self) -> str:
@@ -213,6 +213,11 @@ class RunConfig:
     def folder(self) -> Path:
         """The run's folder."""
         return self.path / self.name
+
+
+def implied_dataset(arch: str) -> str:
+    """Return the data set of a network where none is named."""
+    return "mnist" if arch == "MLP" else "cifar10"
 
 
 def _one_of(name: str, value: str, choices: Iterable[str]) -> None:

@@ -23,6 +23,8 @@ _LOG_COMMENT = (
 
 _DIGEST = "sha256"
 
+_LONGEST = 1000  # line that is shown
+
 RUNNING, FINISHED, DIVERGED = "running", "finished", "diverged"
 
 
@@ -234,6 +236,18 @@ def describe_stage(stage: Mapping[str, Any], stages: int) -> str:
         f"loss {_number(stage['loss_before'])} -> {_number(stage['loss_after'])} "
         f"predicted change {'none' if predicted is None else format(predicted, '.5f')}"
     )
+
+
+def legible(text: str) -> str:
+    r"""Return a line of somebody's text as any terminal, file and library takes it.
+
+    Control characters and halves of characters become question marks, and a long line is cut.
+
+    >>> legible("red: \x1b[31m")
+    'red: ?[31m'
+    """
+    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return "".join(sign if sign.isprintable() else "?" for sign in cut)
 
 
 def _number(value: float | None) -> str:

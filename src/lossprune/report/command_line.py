@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from lossprune.experiment.config import RunConfig
+from lossprune.experiment.config import RunConfig, implied_dataset
 
 
 def command_of(row: Mapping[str, Any], path: str) -> str:
@@ -18,7 +18,7 @@ def command_of(row: Mapping[str, Any], path: str) -> str:
         path: the results folder.
     """
     words = ["lossprune", "run"]
-    implied = RunConfig(arch=row["arch"]).dataset_name
+    implied = implied_dataset(row["arch"])
     for item in fields(RunConfig):
         flag, value = item.metadata["flag"], row.get(item.name)
         if item.name == "path":

@@ -1,5 +1,6 @@
 """The report's figures as files: PNG to paste and SVG to print, the same bytes every time."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ CRITERION_COLOURS = {"MP": "#767676", "LM": "#0072b2", "QM": "#d55e00", "OBD": "
 STAGE_COLOURS = ("#9a6fb0", "#0072b2", "#d55e00", "#009e73", "#b58900", "#767676")
 _OTHER = "#444444"
 
+_LONGEST_SLUG = 100
+
 _STYLE: Any = {
     "figure.constrained_layout.use": True,
     "font.size": 9,
@@ -35,6 +38,7 @@ _STYLE: Any = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
     "savefig.dpi": 144,
+    "text.parse_math": False,  # a name with dollar signs is no formula
     "svg.hashsalt": "lossprune",  # else the identifiers inside are random
     "svg.fonttype": "none",
 }
@@ -56,12 +60,16 @@ def write_figures(results: Results, folder: Path) -> list[Path]:
 
 
 def slug(text: str) -> str:
-    """Return a text as a part of a file name.
+    """Return a text as a part of a file name; of a long one its beginning and a digest.
 
     >>> slug("MLP on mnist, 98.847 % removed")
     'mlp-on-mnist-98.847-removed'
     """
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    slugged = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    if len(slugged) <= _LONGEST_SLUG:
+        return slugged
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
+    return f"{slugged[:_LONGEST_SLUG]}-{digest}"
 
 
 def _save(figure: Figure, path: Path) -> list[Path]:

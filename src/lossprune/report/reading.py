@@ -15,12 +15,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lossprune.experiment.config import RunConfig
-from lossprune.experiment.record import EpochRecord, RunRecord, Scores
+from lossprune.experiment.record import (
+    DIVERGED,
+    FINISHED,
+    RUNNING,
+    EpochRecord,
+    RunRecord,
+    Scores,
+    legible,
+)
 from lossprune.report.layout import arrange
 from lossprune.report.records_file import RecordsFile
 from lossprune.report.source import ResultsFolder, Source
 
 _SCORES = tuple(item.name for item in fields(Scores))
+_LONGEST_SETTING = 80
 _MOMENTS = {"before_pruning": "before", "after_pruning": "pruned", "best": "best", "last": "last"}
 
 _SETTINGS = {item.metadata["flag"]: item for item in fields(RunConfig) if item.name != "path"}
@@ -127,9 +136,11 @@ def row_of(record: RunRecord) -> dict[str, Any]:
         ValueError: a setting is missing or of the wrong type.
     """
     row = _settings(record.config)
-    row["start"] = record.start.path or ""
-    row["start_weights"] = record.start.weights_sha256
-    row["status"], row["message"] = record.status, record.message or ""
+    if record.status not in (RUNNING, FINISHED, DIVERGED):
+        raise ValueError(f"the record's status is {_quoted(record.status)}")
+    row["start"] = legible(record.start.path or "")
+    row["start_weights"] = legible(record.start.weights_sha256)
+    row["status"], row["message"] = record.status, legible(record.message or "")
     row["pruned"] = record.after_pruning is not None
     row["removed"], row["prunable"] = record.removed, record.prunable
     row["achieved_sparsity"] = record.sparsity
@@ -140,8 +151,9 @@ def row_of(record: RunRecord) -> dict[str, Any]:
     row["best_epoch"] = record.best.epoch if record.best else np.nan
     row["loss_change"] = row["pruned_train_loss"] - row["before_train_loss"]
     row["error_gap"] = row["best_test_error"] - row["before_test_error"]
-    row["device"] = str(record.environment.get("device_name", record.environment.get("device", "")))
-    row["torch"] = str(record.environment.get("torch", ""))
+    device = record.environment.get("device_name", record.environment.get("device", ""))
+    row["device"] = legible(str(device))
+    row["torch"] = legible(str(record.environment.get("torch", "")))
     return row
 
 
@@ -149,6 +161,11 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name in _NEEDED if name not in config]
     if missing:
         raise ValueError(f"the record has no setting {', '.join(missing)}")
+    for name, value in config.items():
+        # It becomes a heading, part of a file's name and a word of a command.
+        for text in (name, value) if isinstance(value, str) else (name,):
+            if len(text) > _LONGEST_SETTING or not text.isprintable():
+                raise ValueError(f"the record's setting {_quoted(name)} is {_quoted(value)}")
     row: dict[str, Any] = {}
     for name, item in _SETTINGS.items():
         if name in config:
@@ -156,13 +173,18 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
             kinds = _KINDS.get(name, (int, float) if name in _NEEDED else None)
             wrong_bool = isinstance(value, bool) and kinds == (int, float)
             if kinds and (wrong_bool or not isinstance(value, kinds)):
-                raise ValueError(f"the record's setting {name} is {value!r}")
+                raise ValueError(f"the record's setting {name} is {_quoted(value)}")
             row[item.name] = value
         elif item.metadata["named"] == "changed" and item.default is not MISSING:
             row[item.name] = item.default
     row.update({name: value for name, value in config.items() if name not in _SETTINGS})
     row["has_start"] = row.pop("start") is not None
     return row
+
+
+def _quoted(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= _LONGEST_SETTING else f"{text[:_LONGEST_SETTING]}…"
 
 
 def _scores(moment: EpochRecord | None, prefix: str) -> dict[str, float]:

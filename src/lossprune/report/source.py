@@ -1,9 +1,11 @@
 """Where records come from: a folder of results here, or one file of all (``records_file``)."""
 
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -85,7 +87,7 @@ class ResultsFolder:
             ValueError: one has gone, or cannot be read any more.
         """
         for folder in folders:
-            record = RunFolder(self.path / folder).record()
+            record = _record(self.path / folder)
             if record is None:
                 raise ValueError(f"{self.path / folder / RECORD} has gone")
             yield record
@@ -118,7 +120,21 @@ def _cores() -> int:
 
 
 def _read(take: Callable[[RunRecord], T], folder: Path) -> T | str:
-    return attempt(take, RunFolder(folder).record)
+    return attempt(take, partial(_record, folder))
+
+
+def _record(folder: Path) -> RunRecord | None:
+    """Read a record; what is no Unicode in it, as bytes of a path may be, is a question mark."""
+    record = RunFolder(folder).record()
+    if record is None:
+        return None
+    texts = record.environment, vars(record.start), record.message, record.training
+    try:
+        json.dumps(texts, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        contents = json.dumps(record.to_dict(), ensure_ascii=False).encode(errors="replace")
+        return replace(RunRecord.from_json(contents.decode()), config=record.config)
+    return record
 
 
 def attempt(take: Callable[[RunRecord], T], load: Callable[[], RunRecord | None]) -> T | str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lossprune.experiment.folder import CHECKPOINT, RECORD, RunFolder
-from lossprune.experiment.record import DIVERGED, FINISHED, RUNNING
+from lossprune.experiment.record import DIVERGED, FINISHED, RUNNING, legible
 from lossprune.json_text import parse_digested, parse_json, with_digest
 from lossprune.sweep.board import describe_outcome
 from lossprune.sweep.job import ERROR, FAILED, Outcome, last_lines, noted_failure
@@ -138,7 +138,7 @@ def describe_status(path: Path) -> str:
     best = _best(runs)
     if best is not None and best.outcome is not None:
         lines.append(f"best pruned: {best.folder.name}: {describe_outcome(best.outcome)}")
-    return "\n".join(lines)
+    return "\n".join(map(legible, lines))
 
 
 def _counted(counts: Counter[str]) -> str:
