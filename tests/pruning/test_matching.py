@@ -73,3 +73,15 @@ def test_what_could_be_meant_twice_is_refused_with_the_names_side_by_side():
     saved = adapted(network(), modules_to_save=["2"])
     with pytest.raises(PruningError, match=r"it names '2\.weight', which PeftModel lacks"):
         mask.apply_(saved)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_parameters_in_a_sparse_layout_are_refused():
+    layer = nn.Linear(8, 6)
+    mask = lossprune.prune(layer, "MP", sparsity=0.5).mask
+    layer.weight = nn.Parameter(mask.apply_(layer).weight.detach().to_sparse_csr())
+    for call in (mask.apply_, lambda it: mask.enforce(it, torch.optim.SGD(it.parameters()))):
+        with pytest.raises(
+            PruningError, match=r"'weight' is not dense there \(torch\.sparse_csr\)"
+        ):
+            call(layer)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor, nn
+from torch import Tensor, nn, strided
 from torch.nn.parameter import is_lazy
 
 from lossprune.pruning.errors import PruningError
@@ -52,6 +52,9 @@ def _compared(kept: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, s
             faults.append(lacking + _instead(name, parameters))
         elif is_lazy(parameters[found]):
             faults.append(f"{found!r} is not initialised yet there")
+        elif parameters[found].layout != strided:
+            layout = parameters[found].layout
+            faults.append(f"{found!r} is not dense there ({layout}): apply the mask before that")
         elif parameters[found].shape != kept[name].shape:
             faults.append(
                 f"its {name!r} has shape {tuple(kept[name].shape)}, "
