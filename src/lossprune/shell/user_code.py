@@ -80,8 +80,16 @@ def blaming_users_code() -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, PruningError, UsersCodeError):
+    except (KeyboardInterrupt, UsersCodeError):
         raise
+    except PruningError as error:
+        cause: BaseException | None = error
+        while isinstance(cause, PruningError):
+            cause = cause.__cause__
+        place = _place(cause)
+        if place is None:
+            raise
+        raise UsersCodeError(f"{error} ({place}; --debug shows more)") from error
     except BaseException as error:  # the user's code may call sys.exit, or raise what it likes
         if _place(error) is None:
             raise
