@@ -27,6 +27,7 @@ from lossprune.pruning.mask import Mask
 from lossprune.pruning.matching import match
 from lossprune.pruning.names import listed
 from lossprune.pruning.wholeness import check_whole
+from lossprune.pruning.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ def masked_copy(model: nn.Module, mask: Mapping[str, Tensor]) -> tuple[nn.Module
     They may differ from the mask's by what wrappers such as ``torch.compile`` put before them.
     """
     check_whole(model)
+    model = unwrapped(model)
     mask = mask if isinstance(mask, Mask) else Mask(mask)
     found = match(mask, model)  # before the copy, which a network that holds masks may not allow
     masked = mask.apply_(copy.deepcopy(model)).eval()

@@ -11,6 +11,7 @@ from lossprune.deployment.calls import arguments
 from lossprune.deployment.tracing import apart
 from lossprune.pruning.prunable import LAYERS
 from lossprune.pruning.wholeness import check_whole
+from lossprune.pruning.wrappers import unwrapped
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def multiply_adds(model: nn.Module, example: Any) -> int:
         assert isinstance(layer.weight, Tensor)
         total += output.numel() * math.prod(layer.weight.shape[1:])
 
-    network = apart(model).eval()
+    network = apart(unwrapped(model)).eval()
     for layer in network.modules():
         if isinstance(layer, LAYERS):
             layer.register_forward_hook(count)

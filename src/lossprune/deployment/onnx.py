@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.wholeness import check_whole
+from lossprune.pruning.wrappers import unwrapped
 
 TOLERANCE = 1e-4
 
@@ -50,6 +51,7 @@ def export_onnx(
     """
     _check_installed()
     check_whole(model)
+    model = unwrapped(model)
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: its folder does not exist")

@@ -22,8 +22,9 @@ from lossprune.deployment.sparse_header import kind_of, unstorable
 from lossprune.pruning.canonical import in_order
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
-from lossprune.pruning.names import listed
+from lossprune.pruning.names import listed, look_up
 from lossprune.pruning.wholeness import check_whole
+from lossprune.pruning.wrappers import unwrapped
 
 FORMAT = "lossprune sparse network 1"
 VALUES = ("exact", "float16")
@@ -73,6 +74,7 @@ def save_sparse(model: nn.Module, mask: Mask, path: str | Path, *, values: str =
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: its folder does not exist")
+    model = unwrapped(model)
     state, same = tensors_of(model)
     kept = _kept_of(model, mask, state, same)
     stored: dict[str, Tensor] = {}
@@ -146,9 +148,10 @@ def _kept_of(
 ) -> dict[str, tuple[str, Tensor]]:
     """For each name that is stored: the mask's name for it, and which weights are kept."""
     kept: dict[str, tuple[str, Tensor]] = {}
-    for name, flags in mask.items():
-        if name not in state:
-            raise PruningError(f"the mask names {name!r}, which {type(model).__name__} lacks")
+    for given, name in look_up(mask, state).items():
+        if name is None:
+            raise PruningError(f"the mask names {given!r}, which {type(model).__name__} lacks")
+        flags = mask[given]
         if state[name].shape != flags.shape:
             raise PruningError(
                 f"the mask of {name!r} has shape {tuple(flags.shape)}, "

@@ -21,6 +21,7 @@ from lossprune.deployment.sparse_header import kind_of, read_descriptions
 from lossprune.pruning.canonical import header_in
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
+from lossprune.pruning.wrappers import unwrapped
 
 _LISTED = 8
 
@@ -36,6 +37,7 @@ def load_sparse(path: str | Path, model: nn.Module) -> Mask:
         PruningError: the file is something else, damaged, or of another network; the message names
             the file and the tensors.
     """
+    model = unwrapped(model)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no sparse network at {path}")

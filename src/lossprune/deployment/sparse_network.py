@@ -64,7 +64,7 @@ class SparseNetwork(nn.Module):
         """
         _check_not_traced()
         if torch.compiler.is_compiling():  # its graph breaks here, once, and nothing inside is seen
-            return torch.compiler.disable(self._run)(*inputs)
+            return torch.compiler.disable(self._run)(*inputs)  # pyright: ignore[reportArgumentType]
         return self._run(*inputs)
 
     def _run(self, *inputs: Tensor) -> Any:
