@@ -62,7 +62,7 @@ def compressed(weight: Tensor) -> Tensor:
         return weight.detach().to_sparse_csr()
 
 
-def csr_layer(layer: nn.Module, args: tuple[Tensor, ...]) -> nn.Module | None:
+def csr_layer(_: str, layer: nn.Module, args: tuple[Tensor, ...], __: float) -> nn.Module | None:
     """Return a layer in CSR format; None where it has none."""
     if args[0].dtype != torch.float32:
         return None

@@ -5,20 +5,22 @@ kernel, whichever is faster here for a batch like the example.  Consecutive spar
 call, in one layout; see ``kernels/sparse_network.c``.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from lossprune.deployment.agreement import same_outputs
-from lossprune.deployment.calls import call_of
+from lossprune.deployment.called import Called, traced
+from lossprune.deployment.candidates import Candidates
 from lossprune.deployment.compaction import compact, masked_copy
 from lossprune.deployment.csr import csr_layer
-from lossprune.deployment.layer_by_layer import layer_by_layer, sparse_layer
+from lossprune.deployment.example import Call
+from lossprune.deployment.layer_by_layer import layer_by_layer, replaced_layers, sparse_layer
 from lossprune.deployment.semi_structured import with_semi_structured
 from lossprune.deployment.sparse_network import check_conversion
 from lossprune.deployment.sparse_parts import in_parts, sparse_networks
@@ -28,9 +30,8 @@ from lossprune.deployment.sparse_tuning import (
     tune_,
     weighted_layers,
 )
-from lossprune.deployment.timing import interleaved
-from lossprune.deployment.tracing import UntraceableError, trace
-from lossprune.kernels.compiler import NoCompiler, compiler_available
+from lossprune.deployment.tracing import UntraceableError
+from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning.mask import Mask
 
 
@@ -80,9 +81,9 @@ class Deployed(nn.Module):
         self.layers, self.seconds, self.notes = tuple(layers), dict(seconds), tuple(notes)
         self.eval().requires_grad_(False)
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return what the masked network returns, to rounding."""
-        return self.network(*inputs)
+        return self.network(*inputs, **named)
 
     def train(self, mode: bool = True) -> "Deployed":
         """Stay in evaluation mode: batch norms are part of the weights."""
@@ -107,9 +108,7 @@ class Deployed(nn.Module):
 
 
 @torch.no_grad()
-def deploy(
-    model: nn.Module, mask: Mask, example: Tensor | Sequence[Tensor], *, seconds: float = 0.3
-) -> Deployed:
+def deploy(model: nn.Module, mask: Mask, example: Any, *, seconds: float = 0.3) -> Deployed:
     """Return the pruned network, as fast as this machine computes it.
 
     The result takes what ``model`` takes, in batches of any size, and gives what the masked model
@@ -119,11 +118,14 @@ def deploy(
     Args:
         model: any network; what cannot be traced by ``torch.fx`` is replaced layer by layer.
         mask: which weights are kept.
-        example: a batch as it will come: its size decides what is fastest.
+        example: a batch as it will come: its size decides what is fastest.  A tuple or list holds
+            the network's arguments, a mapping those by name; or it is itself the argument of a
+            network that takes such a thing.  Arguments that are left out, None, True or False
+            here are to be so whenever the result is called.
         seconds: how long each comparison may take.
 
     Raises:
-        PruningError: the mask does not fit the model.
+        PruningError: the mask does not fit the model, or the model does not run on ``example``.
 
     >>> import lossprune
     >>> network = lossprune.networks.NETWORKS["MLP"](shape=(1, 8, 8), hidden=(32,))
@@ -132,124 +134,138 @@ def deploy(
     >>> deployed(torch.randn(3, 1, 8, 8)).shape
     torch.Size([3, 10])
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     masked, mask = masked_copy(model, mask)
-    if inputs[0].is_cuda:
-        return _on_gpu(masked, inputs, seconds)
-    compacted = compact(model, mask).model.eval()
-    candidates: dict[str, nn.Module] = {"masked": masked, "compacted": compacted}
-    notes: list[str] = []
+    candidates = Candidates(masked, example)
+    call = candidates.call
+    if call.on_gpu:
+        return _on_gpu(candidates, masked, seconds)
+    compaction = candidates.attempt("compacted", lambda: compact(model, mask, call.example))
+    if compaction is not None:
+        candidates.add("compacted", compaction.model.eval())
+    small = candidates.networks.get("compacted", masked)
     if not compiler_available():
-        notes.append("no C compiler, so torch's CSR products are all there is for sparse layers")
-        candidates["CSR"] = layer_by_layer(compacted, inputs, seconds, csr_layer)
-        return _fastest(candidates, inputs, compacted, seconds, notes)
-    try:
-        graph = trace(compacted, call_of(compacted, inputs)).module(compacted)
-        ShapeProp(graph).propagate(*inputs)
-        candidates |= _sparse_candidates(graph, compacted, inputs, seconds)
-    except UntraceableError as error:
-        notes.append(str(error))
-        candidates["layer by layer"] = layer_by_layer(compacted, inputs, seconds, sparse_layer)
-    except NoCompiler as error:
-        notes.append(str(error))
-    return _fastest(candidates, inputs, compacted, seconds, notes)
+        candidates.notes.append(
+            "no C compiler, so torch's CSR products are all there is for sparse layers"
+        )
+        _add_layer_by_layer(candidates, "CSR", small, seconds)
+    elif not _add_traced(candidates, small, seconds):
+        _add_layer_by_layer(candidates, "layer by layer", small, seconds)
+    return _fastest(candidates, small, seconds)
 
 
-def _on_gpu(masked: nn.Module, inputs: tuple[Tensor, ...], seconds: float) -> Deployed:
+def _on_gpu(candidates: Candidates, masked: nn.Module, seconds: float) -> Deployed:
     """Return the masked network with semi-structured products where masks and types allow."""
-    network, changed = with_semi_structured(masked, inputs, seconds)
+    made = candidates.attempt(
+        "semi-structured", lambda: with_semi_structured(masked, candidates.call, seconds)
+    )
+    network, changed = made or (masked, [])
+    candidates.add("semi-structured", network)
+    if "semi-structured" not in candidates.networks:
+        network, changed = masked, []
     layers = [
         LayerChoice(
-            name, "2:4" if name in changed else "dense", int(torch.count_nonzero(weight)),
-            weight.numel(), int(torch.count_nonzero(weight)) * positions, None, 0.0,
+            name, "2:4" if name in changed else "dense", kept, total, kept * positions, None, 0.0
         )
-        for (name, weight), positions in _positions(masked, inputs).items()
-    ]  # fmt: skip
+        for name, (kept, total, positions) in _use(masked, candidates.call).items()
+    ]
     note = f"{len(changed)} of {len(layers)} layers run as PyTorch's semi-structured products"
-    return Deployed(network, layers, {}, [note])
+    return Deployed(network, layers, {}, [note, *candidates.notes])
 
 
-def _sparse_candidates(
-    graph: fx.GraphModule, compacted: nn.Module, inputs: tuple[Tensor, ...], seconds: float
+def _add_layer_by_layer(
+    candidates: Candidates, name: str, small: nn.Module, seconds: float
+) -> None:
+    """Add ``small`` with layers replaced one by one, if any is."""
+    make = csr_layer if name == "CSR" else sparse_layer
+    made = candidates.attempt(name, lambda: layer_by_layer(small, candidates.call, seconds, make))
+    if made is not None:
+        candidates.add(name, made)
+
+
+def _add_traced(candidates: Candidates, small: nn.Module, seconds: float) -> bool:
+    """Add what is made from the graph of ``small``; say whether that does for all its layers."""
+    call = candidates.call
+    if "" in weighted_layers(small):
+        return False  # one layer, whose graph is the inside of it
+    try:
+        trace, arguments = traced(small, call.example)
+    except UntraceableError as error:
+        candidates.notes.append(str(error))
+        return False
+    graph = trace.module(small)
+    values = Call(tuple(arguments(call.inputs, call.named)), {})
+    made = candidates.attempt("sparse", lambda: _sparse(graph, values, small, call, seconds))
+    for name, network in (made or {}).items():
+        candidates.add(name, Called(network, arguments))
+    working = made is not None and made.keys() <= candidates.networks.keys()
+    return working and not _hides_layers(graph)
+
+
+def _sparse(
+    graph: fx.GraphModule, values: Call, small: nn.Module, call: Call, seconds: float
 ) -> dict[str, nn.Module]:
     """Return all layers sparse, and those alone that are then faster than torch's."""
+    ShapeProp(graph).propagate(*values.copied().inputs)
     sparse = in_parts(graph)
     if not sparse_networks(sparse):
         return {}
-    tune_(sparse, inputs, seconds)
-    times = sparse_seconds(sparse, inputs, seconds)
-    dense = dense_seconds(compacted, inputs, seconds)
+    tune_(sparse, values, seconds)
+    times = sparse_seconds(sparse, values, seconds)
+    dense = dense_seconds(small, call, seconds)
     found = {"sparse": sparse}
     for name, share in (("mixed", 1.0), ("mostly sparse", 2.0)):
         losing = {layer for layer, time in times.items() if time > share * dense.get(layer, 1e9)}
         if losing and losing != set(times):
             mixed = in_parts(graph, losing)
-            tune_(mixed, inputs, seconds)
+            tune_(mixed, values, seconds)
             found[name] = mixed
     return found
 
 
-def _fastest(
-    candidates: dict[str, nn.Module],
-    inputs: tuple[Tensor, ...],
-    compacted: nn.Module,
-    seconds: float,
-    notes: list[str],
-) -> Deployed:
-    """Return the candidate that is fastest on the whole network and gives the same outputs."""
-    expected = candidates["masked"](*inputs)
-    for name in list(candidates):
-        if not same_outputs(candidates[name](*inputs), expected):
-            del candidates[name]
-            notes.append(f"{name} was left out: on the example it differs from the masked network")
-    calls: list[Callable[[], object]] = [
-        (lambda network=network: network(*inputs)) for network in candidates.values()
-    ]
-    timings = interleaved(calls, seconds=seconds * len(calls))
-    taken = {name: timing.best for name, timing in zip(candidates, timings, strict=True)}
+def _hides_layers(graph: fx.GraphModule) -> bool:
+    """Whether there are layers inside of modules that the graph takes as one operation."""
+    called = [node for node in graph.graph.nodes if node.op == "call_module"]
+    return any(set(weighted_layers(graph.get_submodule(str(it.target)))) - {""} for it in called)
+
+
+def _fastest(candidates: Candidates, small: nn.Module, seconds: float) -> Deployed:
+    """Return the candidate that is fastest on the whole network."""
+    call = candidates.call
+    taken = candidates.seconds(seconds)
     best = min(taken, key=lambda name: taken[name])
-    network = candidates[best]
-    if sparse_networks(network):
-        notes.append(f"{best} was fastest")
-    else:
-        notes.append(f"{best} was fastest: torch's dense layers all through")
-    dense = dense_seconds(compacted, inputs, seconds)
-    return Deployed(network, _account(network, compacted, inputs, dense, seconds), taken, notes)
+    network = candidates.networks[best]
+    times = sparse_seconds(network, call, seconds)
+    sparse = set(times) | replaced_layers(network)
+    dense = dense_seconds(small, call, seconds)
+    layers = [
+        LayerChoice(
+            name, "sparse" if name in sparse else "dense", kept, total, kept * positions,
+            times.get(name), dense.get(name, 0.0),
+        )
+        for name, (kept, total, positions) in _use(small, call).items()
+    ]  # fmt: skip
+    note = f"{best} was fastest" + ("" if sparse else ": torch's dense layers all through")
+    return Deployed(network, layers, taken, [*candidates.notes, note])
 
 
-def _account(
-    network: nn.Module,
-    compacted: nn.Module,
-    inputs: tuple[Tensor, ...],
-    dense: dict[str, float],
-    seconds: float,
-) -> list[LayerChoice]:
-    """Say of each layer how it is computed and what that costs."""
-    sparse = sparse_seconds(network, inputs, seconds) if sparse_networks(network) else {}
-    positions = _positions(compacted, inputs)
-    out = []
-    for name, weight in positions:
-        kept = int(torch.count_nonzero(weight))
-        kind = "sparse" if name in sparse else "dense"
-        work = kept * positions[name, weight]
-        times = (sparse.get(name), dense.get(name, 0.0))
-        out.append(LayerChoice(name, kind, kept, weight.numel(), work, *times))
-    return out
+def _use(network: nn.Module, call: Call) -> dict[str, tuple[int, int, int]]:
+    """Return of each layer its kept weights, all of them, and how often each is used in a call."""
+    positions: Counter[str] = Counter()
 
+    def count(layer: nn.Module, _: object, out: Any, name: str) -> None:
+        positions[name] += out.numel() // layer.weight.shape[0]  # type: ignore[operator, union-attr]
 
-def _positions(network: nn.Module, inputs: tuple[Tensor, ...]) -> dict[tuple[str, Tensor], int]:
-    """Return how often every weight of a layer is used on ``inputs``: images times positions."""
-    found: dict[tuple[str, Tensor], int] = {}
-    hooks = []
-    for name, layer in weighted_layers(network).items():
-        weight = layer.get_parameter("weight")
-        found[name, weight] = 0
-
-        def count(_: nn.Module, __: object, out: Tensor, key: tuple[str, Tensor]) -> None:
-            found[key] += out.numel() // key[1].shape[0]
-
-        hooks.append(layer.register_forward_hook(partial(count, key=(name, weight))))
-    network(*inputs)
-    for hook in hooks:
-        hook.remove()
+    layers = weighted_layers(network)
+    hooks = [
+        layer.register_forward_hook(partial(count, name=name)) for name, layer in layers.items()
+    ]
+    try:
+        call(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = {}
+    for name, layer in layers.items():
+        weight: Any = layer.weight
+        found[name] = int(torch.count_nonzero(weight)), weight.numel(), positions[name]
     return found

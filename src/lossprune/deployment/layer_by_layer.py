@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,25 +12,67 @@ from lossprune.deployment.sparse_parts import in_parts, inputs_of, sparse_networ
 from lossprune.deployment.sparse_tuning import tune_, weighted_layers
 from lossprune.deployment.timing import interleaved
 
-Make = Callable[[nn.Module, tuple[Tensor, ...]], nn.Module | None]
+Make = Callable[[str, nn.Module, tuple[Tensor, ...], float], nn.Module | None]
+
+
+class _Replaced:
+    """A layer as it was, for code that reads its attributes or asks for its class.
+
+    ``sparse`` computes what is like the example; all else is computed as before.
+    """
+
+    def __init__(self, layer: nn.Module, sparse: nn.Module, example: Tensor) -> None:
+        self.__dict__.update(layer.__dict__)
+        self._modules: dict[str, nn.Module | None] = {"sparse": sparse}
+        self.dimensions = example.dim()
+
+    def forward(self, input: Tensor) -> Any:  # noqa: A002, as torch names it
+        if input.dim() == self.dimensions and _suits(input):
+            return self._modules["sparse"](input)  # type: ignore[misc]
+        return super().forward(input)  # type: ignore[misc]
+
+
+class SparseLinear(_Replaced, nn.Linear):
+    """A linear layer that a sparse one computes."""
+
+
+class SparseConv2d(_Replaced, nn.Conv2d):
+    """A convolution that a sparse one computes."""
+
+
+_CLASSES = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}
+
+
+def _suits(tensor: Tensor) -> bool:
+    """Whether the sparse layers take it: they compute no gradients."""
+    asks = tensor.requires_grad and torch.is_grad_enabled()
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and not asks
 
 
 @torch.no_grad()
 def layer_by_layer(
-    network: nn.Module, inputs: tuple[Tensor, ...], seconds: float, make: Make
-) -> nn.Module:
+    network: nn.Module, call: Callable[[nn.Module], object], seconds: float, make: Make
+) -> nn.Module | None:
     """Return a copy of ``network`` with a sparse layer wherever it is faster than torch's.
+
+    None where there is no such layer.
 
     Args:
         network: left unchanged.
-        inputs: on which layers are timed.
+        call: calls it with what layers are timed on.
         seconds: how long the comparison of one layer may take.
-        make: returns the sparse layer for a layer and its inputs, or None.
+        make: returns the sparse layer for a layer's name, itself, its inputs and how long it may
+            take to tune it, or None.
     """
     network = copy.deepcopy(network)
     layers = weighted_layers(network)
-    for layer, args in inputs_of(network, inputs, list(layers.values())).items():
-        sparse = make(layer, args)
+    names = {layer: name for name, layer in layers.items()}
+    replaced: dict[nn.Module, nn.Module] = {}
+    for layer, its in inputs_of(network, call, list(layers.values())).items():
+        args = (*its.inputs, *its.named.values())
+        if type(layer) not in _CLASSES or not _suits(args[0]):
+            continue
+        sparse = make(names[layer], layer, args, min(seconds, 0.1))
         if sparse is None:
             continue
         calls: list[Callable[[], object]] = [
@@ -37,11 +80,24 @@ def layer_by_layer(
         ]
         fast, slow = interleaved(calls, seconds=seconds)
         if fast.best < slow.best:
-            _replace_(network, layer, sparse)
-    return network
+            replaced[layer] = _CLASSES[type(layer)](layer, sparse, args[0])
+    if not replaced:
+        return None
+    for module in list(network.modules()):
+        for name, child in list(module._modules.items()):
+            if child in replaced:
+                setattr(module, name, replaced[child])
+    return replaced.get(network, network)
 
 
-def sparse_layer(layer: nn.Module, args: tuple[Tensor, ...]) -> nn.Module | None:
+def replaced_layers(network: nn.Module) -> set[str]:
+    """Return the names of the layers that were replaced."""
+    return {name for name, module in network.named_modules() if isinstance(module, _Replaced)}
+
+
+def sparse_layer(
+    name: str, layer: nn.Module, args: tuple[Tensor, ...], seconds: float
+) -> nn.Module | None:
     """Return one layer as a sparse network of its own, tuned; None where the kernels have none."""
     alone = nn.Sequential(layer).eval()
     graph = fx.GraphModule(alone, fx.symbolic_trace(alone).graph)
@@ -49,12 +105,7 @@ def sparse_layer(layer: nn.Module, args: tuple[Tensor, ...]) -> nn.Module | None
     sparse = in_parts(graph)
     if not sparse_networks(sparse):
         return None
-    tune_(sparse, args, 0.1)
+    for part in sparse_networks(sparse):
+        part.steps = tuple(step.replace(name=name) for step in part.steps)
+    tune_(sparse, lambda network: network(*args), seconds)
     return sparse
-
-
-def _replace_(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if child is old:
-                setattr(module, name, new)

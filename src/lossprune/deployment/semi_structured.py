@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.deployment.sparse_parts import inputs_of
-from lossprune.deployment.sparse_tuning import weighted_layers
+from lossprune.deployment.sparse_tuning import Caller, weighted_layers
 from lossprune.deployment.timing import interleaved
 
 # What the GPU's sparse units take: two of four neighbours kept, in these types and sizes.
@@ -30,7 +30,7 @@ def is_two_of_four(weight: Tensor) -> bool:
 
 @torch.no_grad()
 def with_semi_structured(
-    masked: nn.Module, inputs: tuple[Tensor, ...], seconds: float
+    masked: nn.Module, call: Caller, seconds: float
 ) -> tuple[nn.Module, list[str]]:
     """Return a copy whose 2:4 linear layers are semi-structured where faster, and their names."""
     from torch.sparse import to_sparse_semi_structured
@@ -38,7 +38,7 @@ def with_semi_structured(
     network = copy.deepcopy(masked)
     changed = []
     layers = weighted_layers(network)
-    seen = inputs_of(network, inputs, list(layers.values()))
+    seen = inputs_of(network, call, list(layers.values()))
     for name, layer in layers.items():
         if layer not in seen or not _suits(layer):
             continue
@@ -47,7 +47,7 @@ def with_semi_structured(
             to_sparse_semi_structured(layer.get_parameter("weight")), requires_grad=False
         )
         calls: list[Callable[[], object]] = [
-            (lambda module=module, args=seen[layer]: _finished(module(*args)))
+            (lambda module=module, its=seen[layer]: _finished(module(*its.inputs, **its.named)))
             for module in (sparse, layer)
         ]
         fast, slow = interleaved(calls, seconds=seconds)

@@ -47,8 +47,9 @@ def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
 def _module(  # noqa: PLR0911, one return for each kind
     node: fx.Node, module: nn.Module, shape: torch.Size
 ) -> Lowered | str | None:
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    if module.training or hooked or len(node.all_input_nodes) != 1 or len(node.args) != 1:
+    own = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    given = len(node.args) + len(node.kwargs)
+    if module.training or own or len(node.all_input_nodes) != 1 or given != 1:
         return None
     source = node.all_input_nodes[0]
     before = _shape(source)

@@ -76,10 +76,8 @@ class SparseNetwork(nn.Module):
             )
         for tensor in inputs:
             _check(tensor)
-        images = _images(inputs)
-        inputs = tuple(
-            tensor.resolve_neg().expand(images, *tensor.shape[1:]).contiguous() for tensor in inputs
-        )
+        inputs = aligned(inputs)
+        images = inputs[0].shape[0]
         shapes = tuple([image_shape(tensor) for tensor in inputs])
         plan = self.plan(images >= self.few, shapes)
         outputs = [
@@ -141,6 +139,12 @@ class SparseNetwork(nn.Module):
         kept = sum(weight.values.numel() for weight in self.weights())
         names = ", ".join(step.name for step in self.steps if step.kind == "convolution")
         return f"{kept:,} kept weights in {names}"
+
+
+def aligned(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return inputs in one piece, what all images share once for each."""
+    images = _images(inputs)
+    return tuple(it.resolve_neg().expand(images, *it.shape[1:]).contiguous() for it in inputs)
 
 
 def _images(inputs: Sequence[Tensor]) -> int:

@@ -1,11 +1,12 @@
 """A network in parts: runs of sparse steps, and between them what torch computes."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from lossprune.deployment.example import Call
 from lossprune.deployment.sparse_lowering import Lowered, filled, joined, lowered
 from lossprune.deployment.sparse_network import SparseNetwork
 from lossprune.deployment.sparse_steps import Shape
@@ -234,15 +235,18 @@ def sparse_networks(network: nn.Module) -> list[SparseNetwork]:
 
 
 @torch.no_grad()
-def inputs_of(network: nn.Module, example: Sequence[Tensor], modules: Sequence[nn.Module]) -> dict:
-    """Return what each of ``modules`` gets when ``network`` reads ``example``."""
-    seen: dict[nn.Module, tuple[Tensor, ...]] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda m, args: seen.setdefault(m, args) and None)
-        for module in modules
-    ]
+def inputs_of(
+    network: nn.Module, call: Callable[[nn.Module], object], modules: Sequence[nn.Module]
+) -> dict[nn.Module, Call]:
+    """Return how each of ``modules`` is called first where ``call`` calls ``network``."""
+    seen: dict[nn.Module, Call] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.setdefault(module, Call(args, named))
+
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
     try:
-        network(*example)
+        call(network)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,23 +1,29 @@
 """What is fastest, layer by layer: tiles, ways through the kernels, and torch's own layers."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from lossprune.deployment.sparse_network import SparseNetwork, image_shape, lanes
+from lossprune.deployment.sparse_network import SparseNetwork, aligned, image_shape, lanes
 from lossprune.deployment.sparse_parts import inputs_of, sparse_networks
 from lossprune.deployment.sparse_steps import Shape, Step, tiles
 from lossprune.deployment.timing import interleaved
 
+# Calls a network with what it is to be fast on.
+Caller = Callable[[nn.Module], object]
 
-def tune_(network: nn.Module, inputs: tuple[Tensor, ...], seconds: float) -> None:
+
+def tune_(network: nn.Module, call: Caller, seconds: float) -> None:
     """Choose every convolution's tile, and from which batch on images go in blocks, by timing."""
-    for part, args in inputs_of(network, inputs, sparse_networks(network)).items():
-        _tune_part_(part, args, seconds)
+    for part, its in inputs_of(network, call, sparse_networks(network)).items():
+        assert isinstance(part, SparseNetwork)
+        _tune_part_(part, its.inputs, seconds)
 
 
 def _tune_part_(part: SparseNetwork, args: tuple[Tensor, ...], seconds: float) -> None:
+    args = aligned(args)
     one = tuple(_repeated(tensor[:1], 1) for tensor in args)
     block = tuple(_repeated(tensor[:1], lanes()) for tensor in args)
     # With batches smaller than a block, blocks are not what matters: they are tuned as one block.
@@ -47,7 +53,6 @@ def _tune_part_(part: SparseNetwork, args: tuple[Tensor, ...], seconds: float) -
 
 def _share_(part: SparseNetwork, args: tuple[Tensor, ...], seconds: float) -> None:
     """Leave the example's work to one thread if the others are slower to wake than they help."""
-    args = tuple(tensor.contiguous() for tensor in args)
     images = args[0].shape[0]
     plan = part.plan(images >= part.few, tuple(image_shape(tensor) for tensor in args))
     outputs = [torch.empty(images, *shape) for shape in plan.outputs]
@@ -109,13 +114,12 @@ def _operation_seconds(
     return out
 
 
-def sparse_seconds(
-    network: nn.Module, inputs: tuple[Tensor, ...], seconds: float
-) -> dict[str, float]:
+def sparse_seconds(network: nn.Module, call: Caller, seconds: float) -> dict[str, float]:
     """Return the shortest time of each sparse layer, by name."""
     found: dict[str, float] = {}
-    for part, args in inputs_of(network, inputs, sparse_networks(network)).items():
-        args = tuple(tensor.contiguous() for tensor in args)
+    for part, its in inputs_of(network, call, sparse_networks(network)).items():
+        assert isinstance(part, SparseNetwork)
+        args = aligned(its.inputs)
         times = _operation_seconds(part, args, seconds)
         for step, time in zip(part.steps, times, strict=True):
             if step.kind == "convolution":
@@ -132,13 +136,13 @@ def weighted_layers(network: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def dense_seconds(
-    network: nn.Module, inputs: tuple[Tensor, ...], seconds: float
-) -> dict[str, float]:
+def dense_seconds(network: nn.Module, call: Caller, seconds: float) -> dict[str, float]:
     """Return the shortest time of each of torch's linear layers and convolutions, by name."""
     layers = weighted_layers(network)
-    seen = inputs_of(network, inputs, list(layers.values()))
+    seen = inputs_of(network, call, list(layers.values()))
     used = {name: layer for name, layer in layers.items() if layer in seen}
-    calls = [(lambda m=layer: m(*seen[m])) for layer in used.values()]
+    calls: list[Callable[[], object]] = [
+        (lambda m=layer, its=seen[layer]: m(*its.inputs, **its.named)) for layer in used.values()
+    ]
     timings = interleaved(calls, seconds=seconds, least=5) if calls else []
     return {name: timing.best for name, timing in zip(used, timings, strict=True)}

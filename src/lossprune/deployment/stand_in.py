@@ -94,7 +94,13 @@ class _Tracer(fx.Tracer):
         return function, arguments
 
     def create_arg(self, a: Any) -> Any:
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, dict) and type(a) is not dict and all(isinstance(key, str) for key in a):
+            # torch.fx would make a plain one of it, without the attributes that it may have.
+            items = {key: self.create_arg(value) for key, value in a.items()}
+            return self.create_node("call_function", type(a), (), items)
+        return super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, args: Any, *others: Any, **options: Any) -> Any:
         # A default that a graph cannot hold is none of a stand-in's.

@@ -1,0 +1,92 @@
+"""A traced network that is called as the network itself is."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lossprune.deployment.calls import Bound, call_of, usual_call
+from lossprune.deployment.tracing import Trace, UntraceableError, trace
+from lossprune.pruning.errors import PruningError
+
+
+class Arguments:
+    """Where a graph finds its inputs among the arguments of a network's ``forward``.
+
+    What a network computes may depend on whether an argument is there, None, True or False; a graph
+    holds one way, and is refused to calls that ask for another.
+    """
+
+    def __init__(self, model: nn.Module, order: Sequence[str], bound: Mapping[str, Any]) -> None:
+        """Take the names that the graph reads, in order, and the values that others must have."""
+        signature = inspect.signature(type(model).forward)
+        self._signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+        self._order, self._bound = tuple(order), dict(bound)
+        defaults = {name: it.default for name, it in self._signature.parameters.items()}
+        plain = tuple(self._signature.parameters)[: len(order)] == self._order
+        self._usual = plain and all(defaults.get(name) is it for name, it in bound.items())
+
+    def __call__(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Sequence[Any]:
+        """Return the graph's inputs, in order.
+
+        Raises:
+            PruningError: an argument is not as it was in the example.
+        """
+        if self._usual and not named and len(inputs) == len(self._order):
+            return inputs  # by far the most calls: nothing to look up
+        given = self._signature.bind(*inputs, **named)
+        given.apply_defaults()
+        for name, value in self._bound.items():
+            key = name.lstrip("*")
+            if not _same(given.arguments[key], value):
+                raise PruningError(
+                    f"deployed for {key} = {value!r}, as in the example, but it got "
+                    f"{_short(given.arguments[key])}: deploy the network with such an example"
+                )
+        return [given.arguments[name] for name in self._order]
+
+
+class Called(nn.Module):
+    """A network made from a graph, and the way to call it."""
+
+    def __init__(self, network: nn.Module, arguments: Arguments) -> None:
+        """Take what computes, and where it finds its inputs."""
+        super().__init__()
+        self.network, self.arguments = network, arguments
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Return what the network returns."""
+        return self.network(*self.arguments(inputs, named))
+
+
+def traced(model: nn.Module, example: Any) -> tuple[Trace, Arguments]:
+    """Return the operations of ``model``, called as in ``example``, and where they find inputs.
+
+    Numbers and strings are inputs, too, if the network's code lets them be any.
+
+    Raises:
+        UntraceableError: there is no such graph.
+    """
+    try:
+        found, bound = _traced(model, usual_call(model, example))
+    except UntraceableError:
+        found, bound = _traced(model, call_of(model, example))
+    order = [str(node.target) for node in found.graph.nodes if node.op == "placeholder"]
+    if any(name.startswith("*") for name in order):
+        raise UntraceableError("the network takes any number of arguments")
+    return found, Arguments(model, order, bound)
+
+
+def _traced(model: nn.Module, bound: Bound) -> tuple[Trace, Bound]:
+    return trace(model, bound), bound
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (
+        not isinstance(one, Tensor) and type(one) is type(other) and bool(one == other)
+    )
+
+
+def _short(value: Any) -> str:
+    return f"a {type(value).__name__}" if isinstance(value, Tensor) else f"{value!r:.60}"
