@@ -207,6 +207,17 @@ def test_the_mask_is_that_of_the_small_network():
     assert again.parameters_after == compaction.parameters_after
 
 
+def test_a_network_whose_hooks_have_left_computed_weights_in_it():
+    network = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 3))
+    inputs = torch.randn(5, 4)
+    network(inputs)
+    mask = Mask({"2.weight": torch.rand(3, 6) < 0.5})
+    small = compact(network, mask).model
+    with torch.no_grad():
+        network[2].weight *= mask["2.weight"]
+    torch.testing.assert_close(small(inputs), network(inputs))
+
+
 def test_a_mask_of_another_network_is_refused():
     model = nn.Sequential(nn.Linear(3, 2))
     with pytest.raises(lossprune.PruningError, match=r"names '1.weight', which Sequential lacks"):

@@ -97,6 +97,24 @@ def test_what_cannot_be_exported_is_one_sentence_and_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Passes(nn.Module):
+    """Hands on whatever it is called with, as what wraps a network does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 2)
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_a_network_that_hands_on_its_arguments(tmp_path):
+    network, example = Passes(), torch.randn(4, 4)
+    assert export_onnx(network, tmp_path / "network.onnx", example) <= 1e-4
+    with pytest.raises(ValueError, match=r"example must be one tensor.* got dict"):
+        export_onnx(network, tmp_path / "other.onnx", {"input": example})
+
+
 def test_outputs_that_differ_are_refused(tmp_path):
     class Drifting(nn.Module):
         """Another function at every call: what is exported is not what is compared."""

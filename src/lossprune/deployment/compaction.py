@@ -202,9 +202,22 @@ def masked_copy(model: nn.Module, mask: Mapping[str, Tensor]) -> tuple[nn.Module
     model = unwrapped(model)
     mask = mask if isinstance(mask, Mask) else Mask(mask)
     found = match(mask, model)  # before the copy, which a network that holds masks may not allow
-    masked = mask.apply_(copy.deepcopy(model)).eval()
+    masked = mask.apply_(copy.deepcopy(model, _computed(model))).eval()
     named = {found[name]: kept for name, kept in mask.items()}
     return masked, Mask(named, criterion=mask.criterion)
+
+
+def _computed(model: nn.Module) -> dict[int, Tensor]:
+    """Copies, by identity, of tensors that hooks left in layers and that deepcopy refuses.
+
+    ``torch.nn.utils.weight_norm`` computes the weight before each call and keeps it with its graph.
+    """
+    attributes = (it for module in model.modules() for it in vars(module).values())
+    return {
+        id(it): it.detach().clone()
+        for it in attributes
+        if isinstance(it, Tensor) and not it.is_leaf
+    }
 
 
 def _mask(mask: Mask, kept: Mapping[str, Tensor], small: nn.Module) -> Mask:

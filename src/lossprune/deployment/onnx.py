@@ -1,5 +1,6 @@
 """Networks as ONNX files, checked against torch."""
 
+import inspect
 import logging
 import re
 import textwrap
@@ -43,7 +44,7 @@ def export_onnx(
         tolerance: relative to the largest output, or absolute where that is below 1.
 
     Raises:
-        ValueError: ``example`` is a batch of one.
+        ValueError: ``example`` is not one tensor, or a batch of one.
         ImportError: the extra ``onnx`` is not installed.
         FileNotFoundError: the folder to write into does not exist.
         PruningError: torch cannot export the model; onnxruntime cannot run it, or gives something
@@ -55,6 +56,10 @@ def export_onnx(
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: its folder does not exist")
+    if not isinstance(example, Tensor):
+        raise ValueError(
+            f"example must be one tensor, as the network takes one, got {type(example).__name__}"
+        )
     if example.ndim < 1 or len(example) < 2:
         raise ValueError(
             "example must be a batch of at least two inputs, so that the file takes any number, "
@@ -115,7 +120,7 @@ def _export(model: nn.Module, path: Path, example: Tensor) -> None:
                 (example,),
                 input_names=["input"],
                 output_names=["output"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=_batch_of_any_size(model),
                 dynamo=True,
                 verbose=False,
             )
@@ -125,6 +130,13 @@ def _export(model: nn.Module, path: Path, example: Tensor) -> None:
         raise PruningError(
             f"torch cannot export this {type(model).__name__} as ONNX: {_said(error)}"
         ) from error
+
+
+def _batch_of_any_size(model: nn.Module) -> tuple[Any, ...]:
+    """The shape of the input, where ``forward`` has it: by itself, or the first of ``*args``."""
+    shape = {0: torch.export.Dim("batch")}
+    first = next(iter(inspect.signature(model.forward).parameters.values()), None)
+    return ((shape,),) if first and first.kind is first.VAR_POSITIONAL else (shape,)
 
 
 def _said(error: BaseException) -> str:
