@@ -211,6 +211,15 @@ def test_networks_whose_layers_are_not_each_used_once(name):
     assert fast.layers[0].kept > 0
 
 
+def test_hooks_of_the_network_itself_run_whatever_is_fastest():
+    """They are none of its graph, and may do nothing on the example."""
+    network = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3))
+    network.register_forward_pre_hook(lambda module, args: (args[0] + (len(args[0]) == 3),))
+    fast, masked = deployed(network, LARGE)
+    assert "the network itself has hooks, which its graph would be without" in fast.notes
+    assert_same(fast, masked, LARGE[:3])
+
+
 def test_a_network_of_one_layer_is_sparse():
     fast, masked = deployed(nn.Linear(512, 512), LARGE)
     assert [(layer.name, layer.kind) for layer in fast.layers] == [("", "sparse")]

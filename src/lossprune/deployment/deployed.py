@@ -187,6 +187,9 @@ def _add_traced(candidates: Candidates, small: nn.Module, seconds: float) -> boo
     call = candidates.call
     if "" in weighted_layers(small):
         return False  # one layer, whose graph is the inside of it
+    if small._forward_hooks or small._forward_pre_hooks:
+        candidates.notes.append("the network itself has hooks, which its graph would be without")
+        return False
     try:
         trace, arguments = traced(small, call.example)
     except UntraceableError as error:
