@@ -355,7 +355,9 @@ def _prune(config: PruneConfig, build: str | None = None) -> int:
 
 def _deploy(config: DeployConfig, run: str | None = None) -> int:
     if run is None:
-        raise ValueError("deploy takes RUN_FOLDER, the folder of a finished run")
+        raise ValueError(
+            "deploy takes RUN_FOLDER, the folder of a finished run or of lossprune prune"
+        )
     from lossprune.shell.deploy_command import deploy_run
 
     deploy_run(config, Path(run))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -144,6 +145,83 @@ def test_weights_that_float16_takes_for_zero_are_counted_in_the_notes(finished, 
     assert told in answer.out.splitlines()
     assert told in (tmp_path / "out" / "table.md").read_text()
     assert json.loads((tmp_path / "out" / "record.json").read_text())["rounding"] == [told]
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 20), nn.Linear(20, 3)
+
+    def forward(self, x, scale=None):
+        x = torch.tanh(self.first(x))
+        return self.second(x if scale is None else x * scale)
+
+build = Net
+
+def batches():
+    return [{"x": torch.randn(8, 6), "labels": torch.arange(8) % 3}]
+
+def pairs():
+    return [(torch.randn(8, 6), torch.arange(8) % 3)]
+
+def forward(model, batch):
+    return model(batch["x"], scale=2), batch["labels"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "exported"),
+    [("pairs", (), True), ("batches", ("--forward", "own:forward"), False)],
+)
+def test_what_prune_wrote_is_deployed(data, more, exported, command, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    flags = ("--data", f"own:{data}", *more)
+    assert command("prune", "own:build", "--sparsity", 0.8, "--stages", 2, *flags).status == 0
+    answer = command("deploy", "pruned", "--seconds", 0.02, "--batch", "1,20", "--threads", 1)
+    assert answer.status == 0, answer.err
+    written = json.loads((tmp_path / "deployed" / "record.json").read_text())
+    names = ["dense", "masked", "compacted", "deployed for 1", "deployed for 20"]
+    assert [form["name"] for form in written["forms"]] == names + ["ONNX"] * exported
+    assert list(written["left_out"]) == ["ONNX"] * (not exported)
+    assert all(form["accuracy"] is None for form in written["forms"])
+    assert written["run"]["build"] == "own:build"
+    title, head, *_ = answer.out.splitlines()
+    assert title == "own:build, QM, sparsity 0.80000"
+    assert "accuracy" not in head
+    network, pruned = (sys.modules["own"].build() for _ in range(2))
+    mask = lossprune.load_sparse(tmp_path / "deployed" / "network.safetensors", network)
+    assert mask == lossprune.load_sparse(tmp_path / "pruned" / "network.safetensors", pruned)
+    assert all(map(torch.equal, network.parameters(), pruned.parameters()))
+
+    def told(name, contents=None):
+        """What is said of the folder when one of its files is another, or missing."""
+        shutil.rmtree(tmp_path / "changed", ignore_errors=True)
+        shutil.copytree(tmp_path / "pruned", tmp_path / "changed")
+        (tmp_path / "changed" / name).unlink()
+        if contents is not None:
+            (tmp_path / "changed" / name).write_text(json.dumps(contents))
+        return refused(command("deploy", "changed", "--out", "not"))
+
+    assert told("mask.safetensors") == "changed lacks mask.safetensors"
+    record = json.loads((tmp_path / "pruned" / "record.json").read_text())
+    lacking = {**record, "settings": {"build": 3}}
+    assert told("record.json", lacking).endswith("does not tell how lossprune prune was called")
+    lacking = {**record, "settings": {**record["settings"], "data": None}}
+    assert told("record.json", lacking).startswith("changed was pruned without --data")
+    lacking = {**record, "settings": {**record["settings"], "build": "gone_away:build"}}
+    assert "gone_away:build: no module 'gone_away'" in told("record.json", lacking)
+    other = lossprune.Mask.dense(network)
+    other.save(tmp_path / "pruned" / "mask.safetensors")
+    assert refused(command("deploy", "pruned", "--out", "not")) == (
+        "pruned/mask.safetensors is not the mask of pruned/network.safetensors"
+    )
+    assert not (tmp_path / "not").exists()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class Call:
 
     @property
     def example(self) -> Any:
-        """The same as one object: the arguments by name, or in a tuple."""
+        """The same as one object: the arguments in a tuple, or by name where all have theirs."""
         return dict(self.named) if self.named else self.inputs
 
     @property

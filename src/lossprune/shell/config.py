@@ -83,7 +83,9 @@ class PruneConfig:
 
 @dataclass(frozen=True)
 class DeployConfig:
-    """Make the small and fast forms of a finished run's network, and compare them in a table.
+    """Make the small and fast forms of a pruned network, and compare them in a table.
+
+    RUN_FOLDER is that of a finished run, or what ``lossprune prune`` wrote.
 
     Raises:
         ValueError: a value that its flag does not accept.

@@ -1,11 +1,10 @@
-"""``lossprune deploy``: the small and fast forms of a finished run's network, side by side."""
+"""``lossprune deploy``: the small and fast forms of a pruned network, side by side."""
 
-import copy
 import io
 import statistics
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,14 @@ from lossprune.deployment.onnx import OnnxNetwork, export_onnx
 from lossprune.deployment.sparse_file import save_sparse
 from lossprune.deployment.sparse_load import load_sparse
 from lossprune.deployment.timing import Timing, interleaved
-from lossprune.experiment.config import RunConfig
-from lossprune.experiment.folder import BEST, MASK, RECORD, RunFolder
-from lossprune.experiment.network_file import load_weights_, read_network
-from lossprune.experiment.prepare import Setting, prepare
+from lossprune.experiment.folder import MASK, RECORD, RunFolder
 from lossprune.experiment.progress import Progress, shown_progress
-from lossprune.experiment.record import FINISHED, RunRecord
-from lossprune.pruning import Mask, PruningError
+from lossprune.pruning import PruningError
 from lossprune.shell.config import DeployConfig
+from lossprune.shell.deployable import Deployable, deployable
 from lossprune.shell.output import check_out, json_bytes, markdown_table, open_out, print_table
 from lossprune.shell.threads import using_threads
-from lossprune.training import evaluate
+from lossprune.shell.user_code import blaming_users_code
 
 FORMAT = "lossprune deployment 1"
 NETWORK, ONNX, TABLE = "network.safetensors", "network.onnx", "table.md"
@@ -42,13 +38,13 @@ class Form:
 
     Attributes:
         name: what the table calls it.
-        network: takes normalised images, gives logits.
+        network: takes what the pruned network takes.
         parameters: numbers that it holds, zeros included.
         nonzeros: those that are not zero.
         multiply_adds: that it computes for one image.
         file: what it is loaded from.
         size: bytes of that file.
-        accuracy: on the run's test images.
+        accuracy: on the run's test images; None for a network of one's own.
     """
 
     name: str
@@ -58,111 +54,68 @@ class Form:
     multiply_adds: int
     file: str
     size: int
-    accuracy: float
+    accuracy: float | None
 
 
 def deploy_run(config: DeployConfig, run: Path) -> None:
     """Write the forms of the run's network, measure them and print the table.
 
     Raises:
-        ValueError, FileNotFoundError: the run is not a finished pruning, its files do not fit
-            each other, or the folder will not do.
+        ValueError, FileNotFoundError: the folder is neither of a finished pruning nor written by
+            ``lossprune prune``, its files do not fit each other, or the output folder will not do.
     """
     check_out(config.out, FORMAT, config.overwrite)
-    record = _finished(run)
-    if missing := [name for name in (BEST, MASK) if not (run / name).is_file()]:
-        raise FileNotFoundError(f"{run} lacks {' and '.join(missing)}")
-    mask = Mask.load(run / MASK)
-    with using_threads(config.threads), shown_progress() as progress:
-        setting = prepare(_config(record, config))
+    with (
+        using_threads(config.threads),
+        blaming_users_code(),
+        deployable(run, config) as source,
+        shown_progress() as progress,
+    ):
         folder = open_out(config.out)
         folder.remove(RECORD)
-        forms, left_out, rounding = _forms(config, record, setting, run, mask, folder, progress)
-        timings = _time(forms, setting, config, progress)
-        folder.save(MASK, mask.save)
-        columns, rows = _columns(config), _rows(forms, timings)
-        notes = [*_notes(config, timings, left_out), *rounding]
+        forms, left_out, rounding = _forms(config, source, folder, progress)
+        timings = _time(forms, source, config, progress)
+        folder.save(MASK, source.mask.save)
+        columns, rows = _columns(config, source), _rows(forms, timings)
+        notes = [*_notes(config, source, timings, left_out), *rounding]
         table = markdown_table(columns, rows) + "".join(f"\n{note}\n" for note in notes)
         folder.write(TABLE, table.encode())
         values = {
             "format": FORMAT,
-            "run": dict(record.config),
-            "environment": dict(setting.environment),
+            "run": dict(source.made_from),
+            "environment": dict(source.environment),
             "values": config.values,
             "forms": [_described(form, timings[form.name]) for form in forms],
             "left_out": left_out,
             "rounding": rounding,
         }
         folder.write(RECORD, json_bytes(values))
-    title = f"{record.config['arch']} on {record.config['dataset']}, sparsity {record.sparsity:.5f}"
-    print_table(title, columns, rows)
+    print_table(source.title, columns, rows)
     for note in notes:
         print(note)
     written = [NETWORK, *([] if "ONNX" in left_out else [ONNX]), MASK, RECORD, TABLE]
     print(f"written: {', '.join(written)} in {config.out}")
 
 
-def _finished(run: Path) -> RunRecord:
-    if not run.is_dir():
-        raise FileNotFoundError(f"no run folder {run}")
-    record = RunFolder(run).settled()
-    if record is None:
-        there = RunFolder(run).record() is not None
-        raise ValueError(
-            f"the run in {run} is not finished: lossprune run goes on with it"
-            if there
-            else f"{run} is not the folder of a run: it has no {RECORD}"
-        )
-    if record.status != FINISHED:
-        raise ValueError(f"the run in {run} {record.status}: {record.message}")
-    if record.after_pruning is None:
-        raise ValueError(f"the run in {run} did not prune: there is no mask to deploy")
-    return record
-
-
-def _config(record: RunRecord, config: DeployConfig) -> RunConfig:
-    values = {
-        item.name: record.config[item.metadata["flag"]]
-        for item in fields(RunConfig)
-        if item.metadata["flag"] in record.config and item.name != "start"
-    }
-    places = {"data_path": config.data_path, "mirror": config.mirror, "device": "cpu"}
-    return RunConfig(**values, **places)
-
-
 def _forms(
-    config: DeployConfig,
-    record: RunRecord,
-    setting: Setting,
-    run: Path,
-    mask: Mask,
-    folder: RunFolder,
-    progress: Progress,
+    config: DeployConfig, source: Deployable, folder: RunFolder, progress: Progress
 ) -> tuple[list[Form], dict[str, str], list[str]]:
     """Make all forms that can be made here; say of the others why not, and what is rounded away."""
-    example = _inputs(setting, _EXAMPLES)
-    dense = setting.network.eval()  # its weights are those of a new network: for size and time
+    dense, masked, mask = source.dense, source.masked, source.mask
     size = _state_size(dense)
-    weights, metadata, _ = read_network(run / BEST, asked="")
-    masked = copy.deepcopy(dense)
-    load_weights_(masked, record.config["arch"], run / BEST, weights, metadata, asked="")
     with warnings.catch_warnings(record=True) as told:  # of weights that float16 rounds to 0
         warnings.simplefilter("always")
         folder.save(NETWORK, lambda path: save_sparse(masked, mask, path, values=config.values))
     rounding = [str(it.message) for it in told]
     load_sparse(folder.path / NETWORK, masked)  # what is deployed is what is in the file
     small = (folder.path / NETWORK).stat().st_size
-    compaction = compact(masked, mask)
-
-    def accuracy(network: nn.Module) -> float:
-        return 1 - evaluate(network, setting.dataset, setting.dataset.test).error
-
-    assert record.before_pruning is not None
-    before = 1 - record.before_pruning.scores.test_error
+    one = source.inputs(1).example
+    compaction = compact(masked, mask, one)
+    accuracy = source.accuracy or (lambda _: None)
     forms = []
     progress.note("masked and compacted")
     for name, network, file, stored, correct in (
-        ("dense", dense, "state dict", size, before),
+        ("dense", dense, "state dict", size, source.before),
         ("masked", masked, NETWORK, small, accuracy(masked)),
         ("compacted", compaction.model, NETWORK, small, accuracy(compaction.model)),
     ):
@@ -170,12 +123,12 @@ def _forms(
         if network is dense:
             counts = counts[0], counts[0]
         forms.append(
-            Form(name, network, *counts, multiply_adds(network, example[:1]), file, stored, correct)
+            Form(name, network, *counts, multiply_adds(network, one), file, stored, correct)
         )
     left_out: dict[str, str] = {}
     for batch in config.batch_sizes:
         progress.note(f"deployed for batches of {batch}")
-        deployed = deploy(masked, mask, _inputs(setting, batch))
+        deployed = deploy(masked, mask, source.inputs(batch).example)
         forms.append(
             Form(
                 f"deployed for {batch}",
@@ -189,6 +142,7 @@ def _forms(
         )
     progress.note("ONNX")
     try:
+        example = _only_tensor(source.inputs(_EXAMPLES).example)
         folder.save(ONNX, lambda path: _keep(export_onnx(compaction.model, path, example)))
         exported = OnnxNetwork(folder.path / ONNX)
     except (ImportError, PruningError) as error:
@@ -214,10 +168,11 @@ def _keep(_: object) -> None:
     """Take no notice of a result."""
 
 
-def _inputs(setting: Setting, count: int) -> Tensor:
-    """Test images, normalised; again from the first where there are too few."""
-    images = setting.dataset.test.images
-    return setting.dataset.inputs(images[torch.arange(count) % len(images)])
+def _only_tensor(example: Any) -> Tensor:
+    match example:
+        case (Tensor() as tensor,):
+            return tensor
+    raise PruningError("the network takes something else than one tensor")
 
 
 def _numbers(tensors: Any) -> tuple[int, int]:
@@ -242,24 +197,28 @@ def _multiply_adds(deployed: Deployed, images: int) -> int:
 
 
 def _time(
-    forms: list[Form], setting: Setting, config: DeployConfig, progress: Progress
+    forms: list[Form], source: Deployable, config: DeployConfig, progress: Progress
 ) -> dict[str, dict[int, Timing]]:
     """Time every form at every batch size, in turn."""
     timings: dict[str, dict[int, Timing]] = {form.name: {} for form in forms}
     with torch.inference_mode():
         for batch in config.batch_sizes:
             progress.note(f"timing batches of {batch}")
-            inputs = _inputs(setting, batch)
-            calls = [lambda form=form: form.network(inputs) for form in forms]  # noqa: B023
+            its = source.inputs(batch)
+            calls = [
+                lambda form=form: form.network(*its.inputs, **its.named)  # noqa: B023
+                for form in forms
+            ]
             measured = interleaved(calls, seconds=config.seconds, least=20)
             for form, timing in zip(forms, measured, strict=True):
                 timings[form.name][batch] = timing
     return timings
 
 
-def _columns(config: DeployConfig) -> list[str]:
+def _columns(config: DeployConfig, source: Deployable) -> list[str]:
     latencies = [f"ms at {batch}" for batch in config.batch_sizes]
-    return ["form", "parameters", "non-zeros", "bytes", "multiply-adds", *latencies, "accuracy"]
+    accuracy = [] if source.accuracy is None else ["accuracy"]
+    return ["form", "parameters", "non-zeros", "bytes", "multiply-adds", *latencies, *accuracy]
 
 
 def _rows(forms: list[Form], timings: Mapping[str, Mapping[int, Timing]]) -> list[list[str]]:
@@ -271,7 +230,7 @@ def _rows(forms: list[Form], timings: Mapping[str, Mapping[int, Timing]]) -> lis
             f"{form.size:,}",
             f"{form.multiply_adds:,}",
             *(_latency(timing) for timing in timings[form.name].values()),
-            f"{form.accuracy:.2%}",
+            *([] if form.accuracy is None else [f"{form.accuracy:.2%}"]),
         ]
         for form in forms
     ]
@@ -284,6 +243,7 @@ def _latency(timing: Timing) -> str:
 
 def _notes(
     config: DeployConfig,
+    source: Deployable,
     timings: Mapping[str, Mapping[int, Timing]],
     left_out: Mapping[str, str],
 ) -> list[str]:
@@ -296,7 +256,9 @@ def _notes(
         f"{threads} thread{'s' if threads > 1 else ''}",
         f"bytes: dense, the state dict; masked, compacted and deployed, {NETWORK}, "
         f"with {config.values} values",
-        "accuracy: on the run's test images; dense, before pruning, from the record",
+        "dense: a new network, for its size and times"
+        if source.accuracy is None
+        else "accuracy: on the run's test images; dense, before pruning, from the record",
         *(f"left out: {name}: {reason}" for name, reason in left_out.items()),
     ]
 

@@ -26,7 +26,7 @@ def check_out(out: Path, format: str, overwrite: bool) -> None:  # noqa: A002
     names = sorted(path.name for path in out.iterdir())
     if not names:
         return
-    if _format_of(out) != format:
+    if format_of(out) != format:
         raise ValueError(
             f"--out {out} holds other files ({', '.join(names[:3])}): give a new or empty folder"
         )
@@ -97,7 +97,8 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows)) + "\n"
 
 
-def _format_of(out: Path) -> str | None:
+def format_of(out: Path) -> str | None:
+    """Return the format of the record in a folder; None where there is none that can be read."""
     try:
         record = parse_json((out / RECORD).read_text(encoding="utf-8"))
         return record.get("format") if isinstance(record, dict) else None

@@ -54,7 +54,7 @@ def prune_network(config: PruneConfig, build: str) -> None:
     check_out(config.out, FORMAT, config.overwrite)
     out = config.out.absolute()  # the user's code may change the working folder
     began = time.perf_counter()
-    with _drawing(config.seed), using_threads(config.threads), blaming_users_code():
+    with drawing(config.seed), using_threads(config.threads), blaming_users_code():
         network = _build(build, config.weights)
         with shown_progress() as progress:
             mask, stages, pruning = _prune(network, config, progress)
@@ -95,8 +95,12 @@ def prune_network(config: PruneConfig, build: str) -> None:
     print(f"written: {', '.join((MASK, NETWORK, RECORD, TABLE))} in {config.out}")
 
 
-def _build(build: str, weights: Path | None) -> nn.Module:
-    here = Path.cwd()
+def build_network(build: str) -> nn.Module:
+    """Return the network that the user's function makes.
+
+    Raises:
+        ValueError: there is no such function, it fails, or it makes something else.
+    """
     function = find_function(build, "MODULE:BUILD")
     network = call(function, build, "MODULE:BUILD")
     if not isinstance(network, nn.Module):
@@ -104,6 +108,12 @@ def _build(build: str, weights: Path | None) -> nn.Module:
             f"MODULE:BUILD {build} must return a torch.nn.Module, "
             f"it returned an object of type {type(network).__name__}"
         )
+    return network
+
+
+def _build(build: str, weights: Path | None) -> nn.Module:
+    here = Path.cwd()
+    network = build_network(build)
     if weights is None:
         return network
     with contextlib.chdir(here):
@@ -214,7 +224,7 @@ def _settings(config: PruneConfig, build: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _drawing(seed: int) -> Iterator[None]:
+def drawing(seed: int) -> Iterator[None]:
     """Seed torch for the user's functions, and put back what was there."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

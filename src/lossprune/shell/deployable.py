@@ -1,0 +1,206 @@
+"""What can be deployed: the network of a finished run, or one of your own after ``prune``."""
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lossprune.deployment.example import Call
+from lossprune.deployment.sparse_load import load_sparse
+from lossprune.deployment.sparse_parts import inputs_of
+from lossprune.experiment.config import RunConfig
+from lossprune.experiment.folder import BEST, MASK, RECORD, RunFolder
+from lossprune.experiment.network_file import load_weights_, read_network
+from lossprune.experiment.prepare import environment_of, prepare
+from lossprune.experiment.record import FINISHED, RunRecord
+from lossprune.json_text import parse_json
+from lossprune.pruning import Mask
+from lossprune.pruning.curvature.batch import Batch
+from lossprune.pruning.curvature.forms import default_forward
+from lossprune.shell.config import DeployConfig
+from lossprune.shell.output import format_of
+from lossprune.shell.prune_command import FORMAT as PRUNED
+from lossprune.shell.prune_command import NETWORK, build_network, drawing
+from lossprune.shell.user_code import Batches, find_function
+from lossprune.training import evaluate
+
+
+@dataclass(frozen=True)
+class Deployable:
+    """A pruned network, and what its forms are measured on.
+
+    Attributes:
+        title: what the table is of.
+        made_from: the settings that it was made with.
+        environment: versions and hardware.
+        dense: a new network: for its size and times.
+        masked: the pruned network.
+        mask: of its weights.
+        inputs: makes a batch of so many examples.
+        accuracy: of a network on the test images; None where there are none.
+        before: the accuracy before pruning.
+    """
+
+    title: str
+    made_from: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    dense: nn.Module
+    masked: nn.Module
+    mask: Mask
+    inputs: Callable[[int], Call]
+    accuracy: Callable[[nn.Module], float] | None
+    before: float | None
+
+
+@contextlib.contextmanager
+def deployable(folder: Path, config: DeployConfig) -> Iterator[Deployable]:
+    """Read the folder of a finished run, or the one that ``lossprune prune`` wrote.
+
+    Raises:
+        ValueError, FileNotFoundError: it is neither, or a part of it is missing or does not fit.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no run folder {folder}")
+    if format_of(folder) == PRUNED:
+        settings = _settings(folder)
+        with drawing(settings["seed"]):
+            yield _pruned(folder, settings)
+    else:
+        yield _run(folder, config)
+
+
+def _run(folder: Path, config: DeployConfig) -> Deployable:
+    record = _finished(folder)
+    _check_there(folder, BEST, MASK)
+    mask = Mask.load(folder / MASK)
+    setting = prepare(_config(record, config))
+    dense, dataset = setting.network.eval(), setting.dataset
+    weights, metadata, _ = read_network(folder / BEST, asked="")
+    masked = copy.deepcopy(dense)
+    load_weights_(masked, record.config["arch"], folder / BEST, weights, metadata, asked="")
+
+    def inputs(count: int) -> Call:
+        images = dataset.test.images
+        return Call((dataset.inputs(images[torch.arange(count) % len(images)]),), {})
+
+    assert record.before_pruning is not None
+    return Deployable(
+        f"{record.config['arch']} on {record.config['dataset']}, sparsity {record.sparsity:.5f}",
+        dict(record.config),
+        dict(setting.environment),
+        dense,
+        masked,
+        mask,
+        inputs,
+        lambda network: 1 - evaluate(network, dataset, dataset.test).error,
+        1 - record.before_pruning.scores.test_error,
+    )
+
+
+def _finished(run: Path) -> RunRecord:
+    record = RunFolder(run).settled()
+    if record is None:
+        there = RunFolder(run).record() is not None
+        raise ValueError(
+            f"the run in {run} is not finished: lossprune run goes on with it"
+            if there
+            else f"{run} is not the folder of a run or of lossprune prune: it has no {RECORD}"
+        )
+    if record.status != FINISHED:
+        raise ValueError(f"the run in {run} {record.status}: {record.message}")
+    if record.after_pruning is None:
+        raise ValueError(f"the run in {run} did not prune: there is no mask to deploy")
+    return record
+
+
+def _config(record: RunRecord, config: DeployConfig) -> RunConfig:
+    values = {
+        item.name: record.config[item.metadata["flag"]]
+        for item in fields(RunConfig)
+        if item.metadata["flag"] in record.config and item.name != "start"
+    }
+    places = {"data_path": config.data_path, "mirror": config.mirror, "device": "cpu"}
+    return RunConfig(**values, **places)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return the flags of ``lossprune prune`` that deploying needs, as its record tells them."""
+    kinds = {"build": str, "seed": int, "data": (str, type(None)), "forward": (str, type(None))}
+    settings = parse_json((folder / RECORD).read_text(encoding="utf-8")).get("settings")
+    if not isinstance(settings, dict) or not all(
+        name in settings and isinstance(settings[name], kind) for name, kind in kinds.items()
+    ):
+        raise ValueError(f"{folder / RECORD} does not tell how lossprune prune was called")
+    if settings["data"] is None:
+        raise ValueError(
+            f"{folder} was pruned without --data, and a network is deployed for examples of what "
+            "it takes: prune it again with --data MODULE:FUNCTION"
+        )
+    return settings
+
+
+def _pruned(folder: Path, settings: Mapping[str, Any]) -> Deployable:
+    _check_there(folder, NETWORK, MASK)
+    dense = build_network(settings["build"]).eval()
+    masked = copy.deepcopy(dense)
+    mask = load_sparse(folder / NETWORK, masked)
+    if mask != Mask.load(folder / MASK):
+        raise ValueError(f"{folder / MASK} is not the mask of {folder / NETWORK}")
+    call = _first_call(masked, settings)
+    leaves = tree_leaves((call.inputs, call.named))
+    size = next(len(it) for it in leaves if isinstance(it, Tensor) and it.dim())
+
+    def inputs(count: int) -> Call:
+        def taken(tensor: Tensor) -> Tensor:
+            whole = tensor.dim() == 0 or len(tensor) != size
+            return tensor if whole else tensor[torch.arange(count) % size]
+
+        return Call(*tree_map_only(Tensor, taken, (call.inputs, call.named)))
+
+    return Deployable(
+        f"{settings['build']}, {mask.criterion}, sparsity {mask.sparsity:.5f}",
+        dict(settings),
+        environment_of(torch.device("cpu")),
+        dense,
+        masked,
+        mask,
+        inputs,
+        None,
+        None,
+    )
+
+
+def _first_call(network: nn.Module, settings: Mapping[str, Any]) -> Call:
+    """Return how the network is called for the first batch of the data."""
+    forward = None
+    if settings["forward"] is not None:
+        forward = find_function(settings["forward"], "--forward")
+    data = Batches(find_function(settings["data"], "--data"), settings["data"], "--data")
+    batch = next(iter(data), None)
+    if batch is None:
+        raise ValueError(f"--data {settings['data']} has no batches")
+    batch, run = Batch.of(batch, forward).value, forward or default_forward
+    with torch.no_grad():
+        seen = inputs_of(network, lambda it: run(it, batch), [network])
+    call = seen.get(network)
+    if call is None or not any(
+        isinstance(it, Tensor) and it.dim() for it in tree_leaves((call.inputs, call.named))
+    ):
+        raise ValueError(f"--data {settings['data']}: the network gets no tensor of its batches")
+    if not (call.inputs and call.named):
+        return call
+    # One example is of either; the names of the first are those of the network's arguments.
+    parameters = inspect.signature(network.forward).parameters
+    return Call((), {**dict(zip(parameters, call.inputs, strict=False)), **call.named})
+
+
+def _check_there(folder: Path, *names: str) -> None:
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{folder} lacks {' and '.join(missing)}")
