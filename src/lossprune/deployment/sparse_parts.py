@@ -1,6 +1,7 @@
 """A network in parts: runs of sparse steps, and between them what torch computes."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,15 +41,16 @@ class Parts(nn.Module):
         return _filled(self.output, values)
 
 
-class _Name(str):
+@dataclass(frozen=True)
+class _Name:
     """The name of a value, told from a string that a network returns."""
 
-    __slots__ = ()
+    name: str
 
 
 def _filled(output: Any, values: dict[str, Any]) -> Any:
     if isinstance(output, _Name):
-        return values[output]
+        return values[output.name]
     if isinstance(output, dict):
         return {key: _filled(value, values) for key, value in output.items()}
     if isinstance(output, (tuple, list)):
@@ -103,7 +105,8 @@ def _in_parts(graph: fx.GraphModule, dense: Collection[str]) -> nn.Module:
     if (
         len(parts) == 1
         and isinstance(parts[0], SparseNetwork)
-        and wires[0] == (tuple(inputs), (answer,))
+        and isinstance(answer, _Name)
+        and wires[0] == (tuple(inputs), (answer.name,))
     ):
         return parts[0]
     return whole
