@@ -48,6 +48,10 @@ class _Name:
     name: str
 
 
+def _named(node: fx.Node) -> Any:
+    return _Name(node.name)
+
+
 def _filled(output: Any, values: dict[str, Any]) -> Any:
     if isinstance(output, _Name):
         return values[output.name]
@@ -100,7 +104,7 @@ def _in_parts(graph: fx.GraphModule, dense: Collection[str]) -> nn.Module:
         made = (_sparse if sparse else _torch)(graph, nodes, reads, makes)
         parts.append(made)
         wires.append((tuple(n.name for n in reads), tuple(n.name for n in makes)))
-    answer = fx.map_arg(output.args[0], lambda node: _Name(node.name))
+    answer = fx.map_arg(output.args[0], _named)
     whole = Parts(parts, wires, inputs, _plain(answer))
     if (
         len(parts) == 1
