@@ -41,7 +41,7 @@ class PruningResult:
         unused: names of the prunable weights that the outputs of the first stage's examples do not
             depend on in evaluation mode, by the graph, such as those of a head that is used in
             training only.  They count in the sparsity, and criteria that look at the loss remove
-            them first.  None without data, as only a forward pass shows it.
+            them first.  Empty without data, as only a forward pass shows it.
     """
 
     mask: Mask
