@@ -83,7 +83,10 @@ class Deployed(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return what the masked network returns, to rounding."""
-        return self.network(*inputs, **named)
+        # Not `self.network`, which looks twice: a small network takes twenty microseconds in all.
+        network = self._modules["network"]
+        assert network is not None
+        return network(*inputs, **named)
 
     def train(self, mode: bool = True) -> "Deployed":
         """Stay in evaluation mode: batch norms are part of the weights."""
