@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from lossprune import data as data
     from lossprune import networks as networks
     from lossprune import pruning as pruning
-    from lossprune.deployment.compaction import Compaction as Compaction
-    from lossprune.deployment.compaction import compact as compact
+    from lossprune.channels.compaction import Compaction as Compaction
+    from lossprune.channels.compaction import compact as compact
     from lossprune.deployment.deployed import Deployed as Deployed
     from lossprune.deployment.deployed import deploy as deploy
     from lossprune.deployment.onnx import export_onnx as export_onnx
@@ -57,22 +57,22 @@ __all__ = [
     "sparsities",
 ]
 
-_DEPLOYMENT = {
-    "Compaction": "compaction",
-    "Deployed": "deployed",
-    "compact": "compaction",
-    "deploy": "deployed",
-    "export_onnx": "onnx",
-    "load_sparse": "sparse_load",
-    "save_sparse": "sparse_file",
+_HOMES = {
+    "Compaction": "channels.compaction",
+    "Deployed": "deployment.deployed",
+    "compact": "channels.compaction",
+    "deploy": "deployment.deployed",
+    "export_onnx": "deployment.onnx",
+    "load_sparse": "deployment.sparse_load",
+    "save_sparse": "deployment.sparse_file",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in ("data", "networks", "pruning"):
         return import_module(f"lossprune.{name}")
-    if name in _DEPLOYMENT:
-        return getattr(import_module(f"lossprune.deployment.{_DEPLOYMENT[name]}"), name)
+    if name in _HOMES:
+        return getattr(import_module(f"lossprune.{_HOMES[name]}"), name)
     if name in __all__:
         return getattr(import_module("lossprune.pruning"), name)
     raise AttributeError(f"module 'lossprune' has no attribute {name!r}")

@@ -6,10 +6,10 @@ from torch import nn
 
 import lossprune
 from lossprune import training
+from lossprune.channels.compaction import count_live
+from lossprune.channels.costs import multiply_adds
+from lossprune.channels.narrowing import narrow
 from lossprune.data import load
-from lossprune.deployment.compaction import count_live
-from lossprune.deployment.costs import multiply_adds
-from lossprune.deployment.narrowing import narrow
 from lossprune.pruning import (
     Mask,
     PruningError,

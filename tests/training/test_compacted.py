@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lossprune.channels.narrowing import NotNarrowableError
 from lossprune.data import Dataset
-from lossprune.deployment.narrowing import NotNarrowableError
 from lossprune.pruning import Mask
 from lossprune.training import (
     CompactedTraining,

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lossprune.deployment.calls import Bound, call_of, usual_call
-from lossprune.deployment.tracing import Trace, UntraceableError, trace
+from lossprune.channels.calls import Bound, call_of, usual_call
+from lossprune.channels.tracing import Trace, UntraceableError, trace
 from lossprune.pruning.errors import PruningError
 
 

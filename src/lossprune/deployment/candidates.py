@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lossprune.deployment.agreement import same_outputs
+from lossprune.channels.agreement import same_outputs
 from lossprune.deployment.example import said, understood
 from lossprune.deployment.timing import interleaved
 

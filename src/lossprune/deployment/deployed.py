@@ -15,9 +15,10 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from lossprune.channels.compaction import compact, masked_copy
+from lossprune.channels.tracing import UntraceableError
 from lossprune.deployment.called import Called, traced
 from lossprune.deployment.candidates import Candidates
-from lossprune.deployment.compaction import compact, masked_copy
 from lossprune.deployment.csr import csr_layer
 from lossprune.deployment.example import Call
 from lossprune.deployment.layer_by_layer import layer_by_layer, replaced_layers, sparse_layer
@@ -30,7 +31,6 @@ from lossprune.deployment.sparse_tuning import (
     tune_,
     weighted_layers,
 )
-from lossprune.deployment.tracing import UntraceableError
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning.mask import Mask
 

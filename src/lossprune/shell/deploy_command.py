@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossprune.deployment.compaction import compact
-from lossprune.deployment.costs import multiply_adds
+from lossprune.channels.compaction import compact
+from lossprune.channels.costs import multiply_adds
 from lossprune.deployment.deployed import Deployed, deploy
 from lossprune.deployment.onnx import OnnxNetwork, export_onnx
 from lossprune.deployment.sparse_file import save_sparse

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lossprune.deployment.compaction import count_live
-from lossprune.deployment.connectivity import Connectivity
+from lossprune.channels.compaction import count_live
+from lossprune.channels.connectivity import Connectivity
 from lossprune.deployment.sparse_file import is_sparse_file, save_sparse
 from lossprune.deployment.sparse_load import load_sparse
 from lossprune.experiment.folder import MASK, RECORD

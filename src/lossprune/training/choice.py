@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lossprune.channels.narrowing import NotNarrowableError
 from lossprune.data import Dataset, Split
-from lossprune.deployment.narrowing import NotNarrowableError
 from lossprune.kernels.compiler import NoCompiler
 from lossprune.kernels.cuda import NoCudaCompiler
 from lossprune.pruning.curvature.distributed import processes

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from lossprune.channels.costs import multiply_adds
+from lossprune.channels.narrowing import Index, NotNarrowableError, narrow
 from lossprune.data import Dataset, Split
-from lossprune.deployment.costs import multiply_adds
-from lossprune.deployment.narrowing import Index, NotNarrowableError, narrow
 from lossprune.pruning.matching import match
 from lossprune.training.evaluation import Evaluation, evaluate
 from lossprune.training.loop import train_epoch

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx
 
-from lossprune.deployment.analysis import Analysis
-from lossprune.deployment.channels import Channels
-from lossprune.deployment.layers import Connected, Depthwise, Normalised, constants
+from lossprune.channels.analysis import Analysis
+from lossprune.channels.knowledge import Channels
+from lossprune.channels.layers import Connected, Depthwise, Normalised, constants
 
 # A carrier below this part of the largest constant that it stands for would magnify its rounding.
 _SMALLEST_CARRIER = 0.1

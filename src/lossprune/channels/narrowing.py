@@ -13,12 +13,12 @@ from types import EllipsisType
 import torch
 from torch import Tensor, nn
 
-from lossprune.deployment.analysis import analyse
-from lossprune.deployment.calls import usual_call
-from lossprune.deployment.compaction import masked_copy
-from lossprune.deployment.layers import BatchNorm, Normalised
-from lossprune.deployment.surgery import Extent, cut_norm_, extents, replace_
-from lossprune.deployment.tracing import UntraceableError, trace
+from lossprune.channels.analysis import analyse
+from lossprune.channels.calls import usual_call
+from lossprune.channels.compaction import masked_copy
+from lossprune.channels.layers import BatchNorm, Normalised
+from lossprune.channels.surgery import Extent, cut_norm_, extents, replace_
+from lossprune.channels.tracing import UntraceableError, trace
 from lossprune.pruning.mask import Mask
 
 Index = tuple[Tensor, ...] | EllipsisType

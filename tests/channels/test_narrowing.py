@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lossprune import Mask
-from lossprune.deployment.narrowing import NotNarrowableError, narrow
+from lossprune.channels.narrowing import NotNarrowableError, narrow
 from lossprune.pruning.errors import PruningError
-from tests.deployment.random_networks import masks, networks, randomised
+from tests.channels.random_networks import masks, networks, randomised
 
 FLOAT64 = 1e-12  # of the largest gradient
 

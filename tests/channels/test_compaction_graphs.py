@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lossprune import Mask, compact
-from tests.deployment.random_networks import masks, networks, randomised
+from tests.channels.random_networks import masks, networks, randomised
 
 FLOAT64 = 1e-12  # of the largest output
 

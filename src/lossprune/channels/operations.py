@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lossprune.deployment.channels import Channels, Identities, Unknown
+from lossprune.channels.knowledge import Channels, Identities, Unknown
 
 Value = Channels | Unknown
 

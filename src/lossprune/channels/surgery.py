@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from lossprune.deployment.analysis import Analysis
-from lossprune.deployment.channels import Channels, Unknown
-from lossprune.deployment.layers import BatchNorm, Connected, Depthwise, Normalised
-from lossprune.deployment.presence import Presence, carrier
+from lossprune.channels.analysis import Analysis
+from lossprune.channels.knowledge import Channels, Unknown
+from lossprune.channels.layers import BatchNorm, Connected, Depthwise, Normalised
+from lossprune.channels.presence import Presence, carrier
 
 
 @dataclass(frozen=True)

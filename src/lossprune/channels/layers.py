@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lossprune.deployment.channels import Channels, Identities, Unknown
-from lossprune.deployment.operations import UnknownEffectError, Value, only
+from lossprune.channels.knowledge import Channels, Identities, Unknown
+from lossprune.channels.operations import UnknownEffectError, Value, only
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx, nn
 
-from lossprune.deployment.calls import Bound
-from lossprune.deployment.channels import Channels, Identities, Unknown
-from lossprune.deployment.interpretation import interpret, size_query
-from lossprune.deployment.layers import Connected, Depthwise
-from lossprune.deployment.operations import Operation, UnknownEffectError, Value
-from lossprune.deployment.tracing import Trace, overwritten, trace, untouchable
+from lossprune.channels.calls import Bound
+from lossprune.channels.interpretation import interpret, size_query
+from lossprune.channels.knowledge import Channels, Identities, Unknown
+from lossprune.channels.layers import Connected, Depthwise
+from lossprune.channels.operations import Operation, UnknownEffectError, Value
+from lossprune.channels.tracing import Trace, overwritten, trace, untouchable
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import nn
 
 import lossprune
 from lossprune import Mask, compact
+from lossprune.channels.narrowing import NotNarrowableError, narrow
 from lossprune.deployment import count_live
-from lossprune.deployment.narrowing import NotNarrowableError, narrow
 
 SCALE = torch.tensor(3.0)
 

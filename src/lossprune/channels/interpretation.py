@@ -9,16 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lossprune.deployment.layers import BatchNorm, layer_operation, norm_operation
-from lossprune.deployment.operations import (
-    Concatenation,
-    Flatten,
-    Mean,
-    Operation,
-    Pointwise,
-    Pooling,
-)
-from lossprune.deployment.vocabulary import (
+from lossprune.channels.kinds import (
     ARITHMETIC,
     BY_A_NUMBER,
     DROPOUTS,
@@ -27,6 +18,15 @@ from lossprune.deployment.vocabulary import (
     POINTWISE_NAMES,
     POOL_FUNCTIONS,
     POOL_MODULES,
+)
+from lossprune.channels.layers import BatchNorm, layer_operation, norm_operation
+from lossprune.channels.operations import (
+    Concatenation,
+    Flatten,
+    Mean,
+    Operation,
+    Pointwise,
+    Pooling,
 )
 from lossprune.pruning.prunable import LAYERS
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lossprune.deployment.calls import arguments
-from lossprune.deployment.tracing import apart
+from lossprune.channels.calls import arguments
+from lossprune.channels.tracing import apart
 from lossprune.pruning.prunable import LAYERS
 from lossprune.pruning.wholeness import check_whole
 from lossprune.pruning.wrappers import unwrapped

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lossprune.deployment.agreement import same_outputs
-from lossprune.deployment.analysis import Analysis, analyse
-from lossprune.deployment.calls import (
+from lossprune.channels.agreement import same_outputs
+from lossprune.channels.analysis import Analysis, analyse
+from lossprune.channels.calls import (
     TooManyCallsError,
     arguments,
     calls,
     differing,
     usual_call,
 )
-from lossprune.deployment.connectivity import Connectivity, LayerConnectivity, connectivity_of
-from lossprune.deployment.costs import multiply_adds
-from lossprune.deployment.surgery import cut_
-from lossprune.deployment.tracing import UntraceableError, apart, trace
+from lossprune.channels.connectivity import Connectivity, LayerConnectivity, connectivity_of
+from lossprune.channels.costs import multiply_adds
+from lossprune.channels.surgery import cut_
+from lossprune.channels.tracing import UntraceableError, apart, trace
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.matching import match
 from lossprune.pruning.names import listed

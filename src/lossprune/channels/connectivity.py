@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
 
-from lossprune.deployment.analysis import Analysis, analyse
-from lossprune.deployment.calls import Bound
-from lossprune.deployment.channels import Channels, Unknown
-from lossprune.deployment.tracing import UntraceableError
+from lossprune.channels.analysis import Analysis, analyse
+from lossprune.channels.calls import Bound
+from lossprune.channels.knowledge import Channels, Unknown
+from lossprune.channels.tracing import UntraceableError
 from lossprune.pruning.prunable import input_dimensions
 
 _NEVER = "the network never uses it"

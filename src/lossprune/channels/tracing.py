@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lossprune.deployment.stand_in import UnfollowedError, follow
-from lossprune.deployment.vocabulary import FRESH_NAMES
+from lossprune.channels.kinds import FRESH_NAMES
+from lossprune.channels.stand_in import UnfollowedError, follow
 from lossprune.pruning.names import listed
 
 _IN_PLACE = (iadd, isub, imul)
