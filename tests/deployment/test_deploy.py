@@ -13,8 +13,8 @@ from torch import nn
 
 import lossprune
 from lossprune.deployment.deployed import deploy
-from lossprune.deployment.sparse_network import SparseNetwork
-from lossprune.deployment.sparse_parts import in_parts, sparse_networks
+from lossprune.deployment.sparse.network import SparseNetwork
+from lossprune.deployment.sparse.parts import in_parts, sparse_networks
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning import PruningError
 

@@ -13,7 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from lossprune import Mask, PruningError
 from lossprune.deployment.deployed import Deployed
-from lossprune.deployment.sparse_parts import in_parts
+from lossprune.deployment.sparse.parts import in_parts
 from lossprune.kernels.compiler import compiler_available
 
 pytestmark = pytest.mark.skipif(not compiler_available(), reason="no C compiler here")

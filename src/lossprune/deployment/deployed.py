@@ -23,9 +23,9 @@ from lossprune.deployment.csr import csr_layer
 from lossprune.deployment.example import Call
 from lossprune.deployment.layer_by_layer import layer_by_layer, replaced_layers, sparse_layer
 from lossprune.deployment.semi_structured import with_semi_structured
-from lossprune.deployment.sparse_network import check_conversion
-from lossprune.deployment.sparse_parts import in_parts, sparse_networks
-from lossprune.deployment.sparse_tuning import (
+from lossprune.deployment.sparse.network import check_conversion
+from lossprune.deployment.sparse.parts import in_parts, sparse_networks
+from lossprune.deployment.sparse.tuning import (
     dense_seconds,
     sparse_seconds,
     tune_,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from lossprune.deployment.sparse_parts import in_parts, inputs_of, sparse_networks
-from lossprune.deployment.sparse_tuning import tune_, weighted_layers
+from lossprune.deployment.sparse.parts import in_parts, inputs_of, sparse_networks
+from lossprune.deployment.sparse.tuning import tune_, weighted_layers
 from lossprune.deployment.timing import interleaved
 
 Make = Callable[[str, nn.Module, tuple[Tensor, ...], float], nn.Module | None]

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lossprune.deployment.sparse_parts import inputs_of
-from lossprune.deployment.sparse_tuning import Caller, weighted_layers
+from lossprune.deployment.sparse.parts import inputs_of
+from lossprune.deployment.sparse.tuning import Caller, weighted_layers
 from lossprune.deployment.timing import interleaved
 
 # What the GPU's sparse units take: two of four neighbours kept, in these types and sizes.

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lossprune.deployment.example import Call
+from lossprune.deployment.sparse.parts import inputs_of
 from lossprune.deployment.sparse_load import load_sparse
-from lossprune.deployment.sparse_parts import inputs_of
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import BEST, MASK, RECORD, RunFolder
 from lossprune.experiment.network_file import load_weights_, read_network

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lossprune.deployment.sparse_network import SparseNetwork, aligned, image_shape, lanes
-from lossprune.deployment.sparse_parts import inputs_of, sparse_networks
-from lossprune.deployment.sparse_steps import Shape, Step, tiles
+from lossprune.deployment.sparse.network import SparseNetwork, aligned, image_shape, lanes
+from lossprune.deployment.sparse.parts import inputs_of, sparse_networks
+from lossprune.deployment.sparse.steps import Shape, Step, tiles
 from lossprune.deployment.timing import interleaved
 
 # Calls a network with what it is to be fast on.

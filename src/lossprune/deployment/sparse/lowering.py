@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from lossprune.deployment.sparse_steps import IDENTITY, RELU, TANH, Step, Weights
+from lossprune.deployment.sparse.steps import IDENTITY, RELU, TANH, Step, Weights
 
 Lowered = tuple[Step, Weights]
 

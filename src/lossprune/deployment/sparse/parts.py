@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from lossprune.deployment.example import Call
-from lossprune.deployment.sparse_lowering import Lowered, filled, joined, lowered
-from lossprune.deployment.sparse_network import SparseNetwork
-from lossprune.deployment.sparse_steps import Shape
+from lossprune.deployment.sparse.lowering import Lowered, filled, joined, lowered
+from lossprune.deployment.sparse.network import SparseNetwork
+from lossprune.deployment.sparse.steps import Shape
 from lossprune.pruning.errors import PruningError
 
 

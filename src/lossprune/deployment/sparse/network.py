@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from lossprune.deployment.sparse_plan import SHARED, Plan, lay_out, library
-from lossprune.deployment.sparse_steps import Shape, Step, Weights
+from lossprune.deployment.sparse.layout import SHARED, Plan, lay_out, library
+from lossprune.deployment.sparse.steps import Shape, Step, Weights
 from lossprune.pruning.errors import PruningError
 
 _FIELDS = ("shift", "scale", "positions", "values")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import lossprune.kernels
-from lossprune.deployment.sparse_steps import Shape, Step, Weights, tiles
+from lossprune.deployment.sparse.steps import Shape, Step, Weights, tiles
 from lossprune.kernels.compiler import load
 from lossprune.pruning.errors import PruningError
 
