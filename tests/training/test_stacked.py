@@ -19,7 +19,7 @@ from lossprune.training import (
     make_optimizer,
     train_epoch,
 )
-from lossprune.training.stacked_memory import bytes_per_member
+from lossprune.training.stacked.memory import bytes_per_member
 from tests.training.stacks import (
     Runs,
     assert_equal_states,

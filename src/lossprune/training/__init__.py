@@ -31,12 +31,12 @@ from lossprune.training.precision import Forward as Forward
 from lossprune.training.sparse import SparseTraining as SparseTraining
 from lossprune.training.sparse_stack import SparseStack as SparseStack
 from lossprune.training.sparse_structure import NotSparseError as NotSparseError
-from lossprune.training.stacked import StackedTraining as StackedTraining
-from lossprune.training.stacked import worthwhile as worthwhile
-from lossprune.training.stacked_checks import NotStackableError as NotStackableError
-from lossprune.training.stacked_choice import TogetherTraining as TogetherTraining
-from lossprune.training.stacked_choice import choose_stack as choose_stack
-from lossprune.training.stacked_memory import bytes_per_member as bytes_per_member
+from lossprune.training.stacked.checks import NotStackableError as NotStackableError
+from lossprune.training.stacked.choice import TogetherTraining as TogetherTraining
+from lossprune.training.stacked.choice import choose_stack as choose_stack
+from lossprune.training.stacked.memory import bytes_per_member as bytes_per_member
+from lossprune.training.stacked.training import StackedTraining as StackedTraining
+from lossprune.training.stacked.training import worthwhile as worthwhile
 
 __all__ = [
     "CompactedTraining",

@@ -18,7 +18,7 @@ from lossprune.training.loop import train_epoch
 from lossprune.training.precision import Forward
 from lossprune.training.sparse import SparseTraining
 from lossprune.training.sparse_structure import NotSparseError, read_layers
-from lossprune.training.stacked_checks import NotStackableError
+from lossprune.training.stacked.checks import NotStackableError
 
 TRAININGS = ("auto", "dense", "sparse")
 FASTER_BELOW = 0.3  # share of the weights left; docs/training.md has the measurements

@@ -17,9 +17,9 @@ from lossprune.training.sparse_stack_data import Parts, split_in_parts
 from lossprune.training.sparse_stack_kernel import Kernel, Machine, gpu
 from lossprune.training.sparse_stack_layout import Where, lay_out
 from lossprune.training.sparse_structure import NotSparseError, read_layers
-from lossprune.training.stacked_batches import group_by_order
-from lossprune.training.stacked_checks import read_members
-from lossprune.training.stacked_state import momentum_of
+from lossprune.training.stacked.batches import group_by_order
+from lossprune.training.stacked.checks import read_members
+from lossprune.training.stacked.state import momentum_of
 
 
 class SparseStack:

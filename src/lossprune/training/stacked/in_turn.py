@@ -8,9 +8,9 @@ from torch.optim import Optimizer
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import CHECK_EVERY
 from lossprune.training.sgd import step_without_gradients
-from lossprune.training.stacked_batches import Group, in_lockstep
-from lossprune.training.stacked_epoch import Epoch, Losses, Outcome, Scores, Steps
-from lossprune.training.stacked_state import Member, Stack
+from lossprune.training.stacked.batches import Group, in_lockstep
+from lossprune.training.stacked.epoch import Epoch, Losses, Outcome, Scores, Steps
+from lossprune.training.stacked.state import Member, Stack
 
 _AHEAD = 25  # steps of one member before the next has its turn; divides CHECK_EVERY
 _EVALUATED = 1000  # examples of an evaluation at a time

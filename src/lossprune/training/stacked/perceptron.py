@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lossprune.training.sparse_structure import Stage
-from lossprune.training.stacked_state import Stack
+from lossprune.training.stacked.state import Stack
 
 TANH, RELU = 1, 2
 

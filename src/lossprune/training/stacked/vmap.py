@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from lossprune.pruning.substitution import call_with
-from lossprune.training.stacked_state import Stack
+from lossprune.training.stacked.state import Stack
 
 
 class AnySteps:

@@ -9,11 +9,11 @@ from torch import Tensor
 from lossprune.data import Dataset
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import CHECK_EVERY
-from lossprune.training.stacked_batches import Group, Spread, in_lockstep
-from lossprune.training.stacked_epoch import Epoch, Losses, Outcome, Scores, Steps
-from lossprune.training.stacked_graph import RecordedStep
-from lossprune.training.stacked_held import Held
-from lossprune.training.stacked_state import Member
+from lossprune.training.stacked.batches import Group, Spread, in_lockstep
+from lossprune.training.stacked.epoch import Epoch, Losses, Outcome, Scores, Steps
+from lossprune.training.stacked.graph import RecordedStep
+from lossprune.training.stacked.held import Held
+from lossprune.training.stacked.state import Member
 
 _EVALUATED = 100  # examples of an evaluation at a time: as much memory as a usual step; ...
 # ... on CUDA more where few are stacked, for there a call costs as much as what it computes.  In

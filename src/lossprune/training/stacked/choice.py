@@ -13,8 +13,8 @@ from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import DivergedError
 from lossprune.training.sparse_stack import SparseStack
 from lossprune.training.sparse_structure import NotSparseError
-from lossprune.training.stacked import StackedTraining
-from lossprune.training.stacked_checks import NotStackableError
+from lossprune.training.stacked.checks import NotStackableError
+from lossprune.training.stacked.training import StackedTraining
 
 
 class TogetherTraining(Protocol):

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import DivergedError, not_finite
-from lossprune.training.stacked_batches import Group
-from lossprune.training.stacked_state import Stack
+from lossprune.training.stacked.batches import Group
+from lossprune.training.stacked.state import Stack
 
 Outcome = float | DivergedError
 

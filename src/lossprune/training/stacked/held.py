@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lossprune.training.sgd import step_without_gradients
-from lossprune.training.stacked_state import Member, Stack
+from lossprune.training.stacked.state import Member, Stack
 
 # Tensors, and how often each had been changed in place when it was read or written.
 _Seen = list[tuple[Tensor | None, int]]
