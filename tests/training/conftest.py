@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lossprune.data import Dataset, load
-from lossprune.training.sparse_stack_kernel import SOURCE, Machine
+from lossprune.training.perceptron.stack_kernel import SOURCE, Machine
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Werror")

@@ -22,8 +22,8 @@ from lossprune.experiment.record import RunRecord, Start
 from lossprune.kernels.compiler import compiler_available
 from lossprune.networks import NETWORKS
 from lossprune.pruning import prune_by_stage
+from lossprune.training.perceptron.training import check_sparse
 from lossprune.training.precision import check_compiler
-from lossprune.training.sparse import check_sparse
 
 _EXAMPLES_PER_BATCH = 100
 

@@ -27,10 +27,10 @@ from lossprune.training.evaluation import evaluate as evaluate
 from lossprune.training.loop import DivergedError as DivergedError
 from lossprune.training.loop import make_optimizer as make_optimizer
 from lossprune.training.loop import train_epoch as train_epoch
+from lossprune.training.perceptron.stack import SparseStack as SparseStack
+from lossprune.training.perceptron.structure import NotSparseError as NotSparseError
+from lossprune.training.perceptron.training import SparseTraining as SparseTraining
 from lossprune.training.precision import Forward as Forward
-from lossprune.training.sparse import SparseTraining as SparseTraining
-from lossprune.training.sparse_stack import SparseStack as SparseStack
-from lossprune.training.sparse_structure import NotSparseError as NotSparseError
 from lossprune.training.stacked.checks import NotStackableError as NotStackableError
 from lossprune.training.stacked.choice import TogetherTraining as TogetherTraining
 from lossprune.training.stacked.choice import choose_stack as choose_stack

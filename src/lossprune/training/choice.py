@@ -15,9 +15,9 @@ from lossprune.pruning.curvature.distributed import processes
 from lossprune.training.compacted import CompactedTraining
 from lossprune.training.evaluation import Evaluation, evaluate
 from lossprune.training.loop import train_epoch
+from lossprune.training.perceptron.structure import NotSparseError, read_layers
+from lossprune.training.perceptron.training import SparseTraining
 from lossprune.training.precision import Forward
-from lossprune.training.sparse import SparseTraining
-from lossprune.training.sparse_structure import NotSparseError, read_layers
 from lossprune.training.stacked.checks import NotStackableError
 
 TRAININGS = ("auto", "dense", "sparse")
@@ -173,7 +173,7 @@ def sparse_training(network: nn.Module, mask: Mapping[str, Tensor], dataset: Dat
         NoCompiler, NoCudaCompiler: its kernels cannot be compiled.
     """
     if next(network.parameters()).device.type == "cuda":
-        from lossprune.training.sparse_gpu import SparseGpuTraining
+        from lossprune.training.perceptron.gpu import SparseGpuTraining
 
         return SparseGpuTraining(network, mask, dataset)
     return SparseTraining(network, mask, dataset)

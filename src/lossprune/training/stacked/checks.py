@@ -11,7 +11,7 @@ from lossprune.data import Dataset
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.matching import match
 from lossprune.pruning.wholeness import check_whole
-from lossprune.training.sparse_structure import NotSparseError, Stage, read_layers
+from lossprune.training.perceptron.structure import NotSparseError, Stage, read_layers
 from lossprune.training.stacked.state import Member, Stack
 from lossprune.training.stacked.vmap import AnySteps
 

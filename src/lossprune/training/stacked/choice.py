@@ -11,8 +11,8 @@ from lossprune.data import Dataset
 from lossprune.kernels.cuda import NoCudaCompiler
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import DivergedError
-from lossprune.training.sparse_stack import SparseStack
-from lossprune.training.sparse_structure import NotSparseError
+from lossprune.training.perceptron.stack import SparseStack
+from lossprune.training.perceptron.structure import NotSparseError
 from lossprune.training.stacked.checks import NotStackableError
 from lossprune.training.stacked.training import StackedTraining
 

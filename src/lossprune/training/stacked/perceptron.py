@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lossprune.training.sparse_structure import Stage
+from lossprune.training.perceptron.structure import Stage
 from lossprune.training.stacked.state import Stack
 
 TANH, RELU = 1, 2

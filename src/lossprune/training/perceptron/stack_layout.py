@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lossprune.training.sparse_structure import (
+from lossprune.training.perceptron.structure import (
     NO_ACTIVATION,
     NotSparseError,
     Stage,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import lossprune.kernels
 from lossprune.kernels.compiler import load
-from lossprune.training.sparse_structure import Survivors
+from lossprune.training.perceptron.structure import Survivors
 
 SOURCE = Path(lossprune.kernels.__file__).with_name("sparse_training.c")
 

@@ -16,9 +16,9 @@ from torch import Tensor
 import lossprune.kernels
 from lossprune.kernels import cuda
 from lossprune.training.loop import CHECK_EVERY
-from lossprune.training.sparse_stack_data import WORD, Parts
-from lossprune.training.sparse_stack_layout import Layout
-from lossprune.training.sparse_structure import NotSparseError
+from lossprune.training.perceptron.stack_data import WORD, Parts
+from lossprune.training.perceptron.stack_layout import Layout
+from lossprune.training.perceptron.structure import NotSparseError
 
 SOURCE = Path(lossprune.kernels.__file__).with_name("sparse_stack.cu")
 PANEL = 128  # examples that are computed together, at most

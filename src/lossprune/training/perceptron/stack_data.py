@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lossprune.data import Dataset, Split
-from lossprune.training.sparse import normalisation
+from lossprune.training.perceptron.training import normalisation
 
 WORD = 4  # examples of a word
 

@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from lossprune.data import Dataset, Split
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import DivergedError
-from lossprune.training.sparse_stack import SparseStack
-from lossprune.training.sparse_stack_kernel import Machine
+from lossprune.training.perceptron.stack import SparseStack
+from lossprune.training.perceptron.stack_kernel import Machine
 
 
 class SparseGpuTraining:

@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 from lossprune.data import Dataset
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import DivergedError, not_finite
+from lossprune.training.perceptron.stack_data import Parts, split_in_parts
+from lossprune.training.perceptron.stack_kernel import Kernel, Machine, gpu
+from lossprune.training.perceptron.stack_layout import Where, lay_out
+from lossprune.training.perceptron.structure import NotSparseError, read_layers
+from lossprune.training.perceptron.training import check_fit
 from lossprune.training.sgd import common_momentum, plain_settings
-from lossprune.training.sparse import check_fit
-from lossprune.training.sparse_stack_data import Parts, split_in_parts
-from lossprune.training.sparse_stack_kernel import Kernel, Machine, gpu
-from lossprune.training.sparse_stack_layout import Where, lay_out
-from lossprune.training.sparse_structure import NotSparseError, read_layers
 from lossprune.training.stacked.batches import group_by_order
 from lossprune.training.stacked.checks import read_members
 from lossprune.training.stacked.state import momentum_of

@@ -15,15 +15,15 @@ from lossprune.data import Dataset, Split
 from lossprune.pruning.curvature.distributed import processes
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import CHECK_EVERY, not_finite
-from lossprune.training.sgd import plain_settings
-from lossprune.training.sparse_kernel import Kernel
-from lossprune.training.sparse_structure import (
+from lossprune.training.perceptron.kernel import Kernel
+from lossprune.training.perceptron.structure import (
     NotSparseError,
     Stage,
     find_survivors,
     read_layers,
     read_stages,
 )
+from lossprune.training.sgd import plain_settings
 
 _CHUNK = 5120  # examples of an evaluation that one thread takes at a time
 

@@ -1,0 +1,1 @@
+"""Multilayer perceptrons trained over their surviving weights alone, on the CPU and on GPUs."""
