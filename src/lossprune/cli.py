@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
+from lossprune.commands.config import DeployConfig, PruneConfig
+from lossprune.commands.sweep import StatusConfig, SweepConfig, run_sweep, show_status
 from lossprune.data import DATASETS, MOST_IMAGE_SIZE
 from lossprune.experiment.bounds import check_seed, check_threads, check_whole
 from lossprune.experiment.config import RunConfig, did_you_mean, flag
@@ -23,8 +25,6 @@ from lossprune.experiment.ranks import ElsewhereError, alike, joined, launched, 
 from lossprune.experiment.record import DIVERGED, RunRecord, legible, summarise
 from lossprune.experiment.shared_folder import SharedFolder
 from lossprune.report.config import CompareConfig, ReportConfig
-from lossprune.shell.config import DeployConfig, PruneConfig
-from lossprune.sweep.command import StatusConfig, SweepConfig, run_sweep, show_status
 
 _LONGEST = 500  # of an error's sentence, which may quote what a user wrote
 
@@ -319,7 +319,7 @@ def _data(config: DataConfig, name: str | None = None) -> int:
 
 
 def _demo(config: DemoConfig) -> int:
-    from lossprune.demo import demo
+    from lossprune.commands.demo import demo
 
     return demo(threads=config.threads)
 
@@ -347,7 +347,7 @@ def _compare(_: CompareConfig, *paths: str) -> int:
 def _prune(config: PruneConfig, build: str | None = None) -> int:
     if build is None:
         raise ValueError("prune takes MODULE:BUILD, such as mine.networks:build")
-    from lossprune.shell.prune_command import prune_network
+    from lossprune.commands.prune import prune_network
 
     prune_network(config, build)
     return EXIT_OK
@@ -358,7 +358,7 @@ def _deploy(config: DeployConfig, run: str | None = None) -> int:
         raise ValueError(
             "deploy takes RUN_FOLDER, the folder of a finished run or of lossprune prune"
         )
-    from lossprune.shell.deploy_command import deploy_run
+    from lossprune.commands.deploy import deploy_run
 
     deploy_run(config, Path(run))
     return EXIT_OK

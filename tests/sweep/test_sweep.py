@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from lossprune import Mask
+from lossprune.commands.sweep import SweepConfig, plan_runs
 from lossprune.experiment import RunConfig, run
 from lossprune.experiment.runner import opened
-from lossprune.sweep.command import SweepConfig, plan_runs
 from lossprune.sweep.engines import split_cores
 from lossprune.sweep.status import note_plan
 
@@ -157,7 +157,7 @@ def test_workers_get_equal_shares_of_the_cores():
 
 def test_the_driver_and_the_command_line_import_no_torch():
     code = (
-        "import sys, lossprune.sweep.command, lossprune.sweep.driver, lossprune.sweep.status;"
+        "import sys, lossprune.commands.sweep, lossprune.sweep.driver, lossprune.sweep.status;"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

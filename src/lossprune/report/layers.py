@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lossprune.experiment.folder import MASK
 from lossprune.pruning import Mask, PruningError
-from lossprune.shell.threads import using_threads
+from lossprune.torch_state import using_threads
 
 
 def layer_sparsity(folder: Path) -> dict[str, float] | None:

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 
 from lossprune.channels.compaction import compact
 from lossprune.channels.costs import multiply_adds
+from lossprune.commands.config import DeployConfig
+from lossprune.commands.deployable import Deployable, deployable
+from lossprune.commands.output import check_out, json_bytes, markdown_table, open_out, print_table
+from lossprune.commands.user_code import blaming_users_code
 from lossprune.deployment.deployed import Deployed, deploy
 from lossprune.deployment.onnx import OnnxNetwork, export_onnx
 from lossprune.deployment.sparse_file import save_sparse
@@ -21,11 +25,7 @@ from lossprune.deployment.timing import Timing, interleaved
 from lossprune.experiment.folder import MASK, RECORD, RunFolder
 from lossprune.experiment.progress import Progress, shown_progress
 from lossprune.pruning import PruningError
-from lossprune.shell.config import DeployConfig
-from lossprune.shell.deployable import Deployable, deployable
-from lossprune.shell.output import check_out, json_bytes, markdown_table, open_out, print_table
-from lossprune.shell.threads import using_threads
-from lossprune.shell.user_code import blaming_users_code
+from lossprune.torch_state import using_threads
 
 FORMAT = "lossprune deployment 1"
 NETWORK, ONNX, TABLE = "network.safetensors", "network.onnx", "table.md"

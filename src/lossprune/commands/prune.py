@@ -12,6 +12,15 @@ from torch import nn
 
 from lossprune.channels.compaction import count_live
 from lossprune.channels.connectivity import Connectivity
+from lossprune.commands.config import PruneConfig
+from lossprune.commands.output import check_out, json_bytes, markdown_table, open_out, print_table
+from lossprune.commands.user_code import (
+    Batches,
+    blaming_users_code,
+    call,
+    find_function,
+    find_object,
+)
 from lossprune.deployment.sparse_file import is_sparse_file, save_sparse
 from lossprune.deployment.sparse_load import load_sparse
 from lossprune.experiment.folder import MASK, RECORD
@@ -28,16 +37,7 @@ from lossprune.pruning import (
     prune_by_stage,
 )
 from lossprune.pruning.stages import Stages
-from lossprune.shell.config import PruneConfig
-from lossprune.shell.output import check_out, json_bytes, markdown_table, open_out, print_table
-from lossprune.shell.threads import using_threads
-from lossprune.shell.user_code import (
-    Batches,
-    blaming_users_code,
-    call,
-    find_function,
-    find_object,
-)
+from lossprune.torch_state import using_threads
 
 FORMAT = "lossprune pruning 1"
 NETWORK, TABLE = "network.safetensors", "table.md"

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lossprune.commands.config import DeployConfig
+from lossprune.commands.output import format_of
+from lossprune.commands.prune import FORMAT as PRUNED
+from lossprune.commands.prune import NETWORK, build_network, drawing
+from lossprune.commands.user_code import Batches, find_function
 from lossprune.deployment.example import Call
 from lossprune.deployment.sparse.parts import inputs_of
 from lossprune.deployment.sparse_load import load_sparse
@@ -24,11 +29,6 @@ from lossprune.json_text import parse_json
 from lossprune.pruning import Mask
 from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.forms import default_forward
-from lossprune.shell.config import DeployConfig
-from lossprune.shell.output import format_of
-from lossprune.shell.prune_command import FORMAT as PRUNED
-from lossprune.shell.prune_command import NETWORK, build_network, drawing
-from lossprune.shell.user_code import Batches, find_function
 from lossprune.training import evaluate
 
 

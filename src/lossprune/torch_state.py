@@ -1,4 +1,4 @@
-"""The threads of a command."""
+"""The state of torch in this process, changed for a while and put back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

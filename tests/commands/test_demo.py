@@ -3,7 +3,7 @@ import re
 import pytest
 
 from lossprune.cli import main
-from lossprune.demo import next_commands
+from lossprune.commands.demo import next_commands
 
 
 @pytest.mark.slow

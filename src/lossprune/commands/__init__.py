@@ -1,0 +1,1 @@
+"""The commands: for each its flags, and what it does with them."""
