@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from lossprune.experiment.bounds import (
+from lossprune.flags import (
     MOST_REG,
     check,
     check_fraction,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lossprune.experiment.bounds import (
+from lossprune.flags import (
     MOST_WORKERS,
     check,
     check_not_negative,

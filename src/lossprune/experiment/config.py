@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from lossprune.data import DATASETS, MOST_IMAGE_SIZE
-from lossprune.experiment.bounds import (
+from lossprune.flags import (
     MOST_BATCH,
     MOST_EPOCHS,
     MOST_REG,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lossprune
 from lossprune.data import Dataset, load
-from lossprune.experiment.bounds import MOST_THREADS
+from lossprune.flags import MOST_THREADS
 from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256

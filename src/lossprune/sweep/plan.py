@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lossprune.experiment.bounds import MOST_RUNS
+from lossprune.flags import MOST_RUNS
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import BEST
 
