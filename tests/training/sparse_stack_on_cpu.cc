@@ -1,6 +1,6 @@
-/* sparse_stack.cu on the CPU, called as the driver would call it: an address for each argument. */
+/* stack_kernel.cu on the CPU, called as the driver would call it: an address for each argument. */
 #include "cuda_on_cpu.h"
-#include "sparse_stack.cu"
+#include "stack_kernel.cu"
 
 template <class T> static T take(void **&arguments) { return *(T *)*arguments++; }
 

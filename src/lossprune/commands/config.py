@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from lossprune.experiment.config import did_you_mean, flag
 from lossprune.flags import (
     MOST_REG,
     check,
@@ -16,7 +17,6 @@ from lossprune.flags import (
     check_threads,
     check_whole,
 )
-from lossprune.experiment.config import did_you_mean, flag
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS
 from lossprune.pruning.schedules import MOST_STAGES, SCHEDULES

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lossprune.experiment.config import DEVICES, flag
+from lossprune.experiment.record import DIVERGED
 from lossprune.flags import (
     MOST_WORKERS,
     check,
@@ -16,8 +18,6 @@ from lossprune.flags import (
     check_threads,
     check_whole,
 )
-from lossprune.experiment.config import DEVICES, flag
-from lossprune.experiment.record import DIVERGED
 from lossprune.sweep.board import BLOCKED, describe_outcome
 from lossprune.sweep.job import FAILED
 from lossprune.sweep.plan import PlannedRun, select

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import lossprune
 from lossprune.data import Dataset, load
-from lossprune.flags import MOST_THREADS
 from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
 from lossprune.experiment.ranks import current, own_device
 from lossprune.experiment.record import RunRecord, Start
+from lossprune.flags import MOST_THREADS
 from lossprune.kernels.compiler import compiler_available
 from lossprune.networks import NETWORKS
 from lossprune.pruning import prune_by_stage

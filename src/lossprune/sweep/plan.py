@@ -13,9 +13,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lossprune.flags import MOST_RUNS
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import BEST
+from lossprune.flags import MOST_RUNS
 
 Flags = Mapping[str, Any]
 Choices = tuple[tuple[str, Any], ...]

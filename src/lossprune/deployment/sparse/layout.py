@@ -1,6 +1,6 @@
 """Steps laid out in memory for one shape of the input: what the compiled kernels run.
 
-The layouts and the meaning of every field are described in ``kernels/sparse_network.c``.
+The layouts and the meaning of every field are described in ``kernel.c``.
 """
 
 import ctypes
@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import lossprune.kernels
 from lossprune.deployment.sparse.steps import Shape, Step, Weights, tiles
 from lossprune.kernels.compiler import load
 from lossprune.pruning.errors import PruningError
 
-SOURCE = Path(lossprune.kernels.__file__).with_name("sparse_network.c")
+SOURCE = Path(__file__).with_name("kernel.c")
 KINDS = ("convolution", "affine", "addition", "maximum", "mean", "split", "read", "write")
 SHARED = 200_000  # multiply-adds: less work than that is not worth waking another thread
 _I = ctypes.c_int64
@@ -61,7 +60,7 @@ def library() -> ctypes.CDLL:
     for name in ("lanes", "operation_bytes"):
         getattr(built, name).restype = _I
     if built.operation_bytes() != ctypes.sizeof(_Operation):
-        raise RuntimeError("sparse_network.c and sparse_plan.py disagree about an operation")
+        raise RuntimeError("kernel.c and layout.py disagree about an operation")
     return built
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import lossprune.kernels
 from lossprune.kernels.compiler import load
 from lossprune.training.perceptron.structure import Survivors
 
-SOURCE = Path(lossprune.kernels.__file__).with_name("sparse_training.c")
+SOURCE = Path(__file__).with_name("kernel.c")
 
 
 class _Layer(Structure):

@@ -1,4 +1,4 @@
-"""A pruned perceptron as integers and values, in the layout of ``kernels/sparse_stack.cu``."""
+"""A pruned perceptron as integers and values, in the layout of ``stack_kernel.cu``."""
 
 from __future__ import annotations
 
