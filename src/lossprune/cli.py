@@ -19,11 +19,11 @@ from typing import Annotated, Any, get_args, get_type_hints
 from lossprune.commands.config import DeployConfig, PruneConfig
 from lossprune.commands.sweep import StatusConfig, SweepConfig, run_sweep, show_status
 from lossprune.data import DATASETS, MOST_IMAGE_SIZE
-from lossprune.experiment.config import RunConfig, did_you_mean, flag
+from lossprune.experiment.config import RunConfig
 from lossprune.experiment.ranks import ElsewhereError, alike, joined, launched, leave_word
 from lossprune.experiment.record import DIVERGED, RunRecord, legible, summarise
 from lossprune.experiment.shared_folder import SharedFolder
-from lossprune.flags import check_seed, check_threads, check_whole
+from lossprune.flags import check_seed, check_threads, check_whole, did_you_mean, flag
 from lossprune.report.config import CompareConfig, ReportConfig
 
 _LONGEST = 500  # of an error's sentence, which may quote what a user wrote

@@ -1,11 +1,18 @@
-"""What the numbers of flags may be, so that a slip of the finger is answered at once.
+"""Flags: fields of a dataclass that the command line sets, and what their values may be.
 
-Every bound is beyond anything that makes sense and below what computing would choke on: a process
-that dies of a hundred thousand threads, or minutes of silence over a billion stages.
+No torch here: a wrong flag is answered at once.  Every bound is beyond anything that makes sense
+and below what computing would choke on: a process that dies of a hundred thousand threads, or
+minutes of silence over a billion stages.
 """
 
+import difflib
 import math
 import os
+from collections.abc import Iterable
+from dataclasses import field
+from typing import TypeVar, cast
+
+T = TypeVar("T")
 
 MOST_EPOCHS = 1_000_000
 MOST_BATCH = 1_000_000
@@ -18,6 +25,20 @@ _CPUS = os.cpu_count() or 1
 MOST_THREADS = max(256, 4 * _CPUS)
 # A worker is a process with a torch of its own, on this machine.
 MOST_WORKERS = max(16, 4 * _CPUS)
+
+
+def flag(default: T, name: str, help: str, named: str = "never") -> T:  # noqa: A002
+    """Return a dataclass field that is also a command-line flag.
+
+    Args:
+        default: its value where the flag is not given.
+        name: the flag's spelling, without the dashes.
+        help: one line for ``--help``.
+        named: whether the flag is part of the run folder's name: ``"always"``, ``"changed"``
+            (only where it differs from its default) or ``"never"``.
+    """
+    metadata = {"flag": name, "help": help, "named": named}
+    return cast(T, field(default=default, metadata=metadata))
 
 
 def check(flag: str, value: object, good: bool, accepted: str) -> None:
@@ -61,3 +82,24 @@ def check_seed(flag: str, value: int) -> None:
 def check_threads(value: int | None) -> None:
     """Check a number of threads."""
     check_whole("threads", value, 1, MOST_THREADS)
+
+
+def check_one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    """Check that a value is one of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(
+            f"--{name} must be one of {', '.join(choices)}, got {value!r}"
+            + did_you_mean(value, choices)
+        )
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return ``"; did you mean …?"`` for the nearest known word, or nothing.
+
+    >>> did_you_mean("VGG12", ["MLP", "VGG11"])
+    '; did you mean VGG11?'
+    """
+    by_lower = {choice.lower(): choice for choice in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return f"; did you mean {prefix}{by_lower[near[0]]}?" if near else ""

@@ -1,6 +1,6 @@
-/* stack_kernel.cu on the CPU, called as the driver would call it: an address for each argument. */
+/* sparse_stack.cu on the CPU, called as the driver would call it: an address for each argument. */
 #include "cuda_on_cpu.h"
-#include "stack_kernel.cu"
+#include "sparse_stack.cu"
 
 template <class T> static T take(void **&arguments) { return *(T *)*arguments++; }
 

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from lossprune.experiment.config import did_you_mean, flag
 from lossprune.flags import (
     MOST_REG,
     check,
@@ -16,6 +15,8 @@ from lossprune.flags import (
     check_seed,
     check_threads,
     check_whole,
+    did_you_mean,
+    flag,
 )
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS

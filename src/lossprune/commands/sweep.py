@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lossprune.experiment.config import DEVICES, flag
+from lossprune.experiment.config import DEVICES
 from lossprune.experiment.record import DIVERGED
 from lossprune.flags import (
     MOST_WORKERS,
@@ -17,6 +17,7 @@ from lossprune.flags import (
     check_not_negative,
     check_threads,
     check_whole,
+    flag,
 )
 from lossprune.sweep.board import BLOCKED, describe_outcome
 from lossprune.sweep.job import FAILED

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lossprune
-from lossprune.experiment.config import did_you_mean
+from lossprune.flags import did_you_mean
 from lossprune.pruning import PruningError
 
 # What is installed, Python's own modules and this library are nobody's own code.

@@ -2,7 +2,7 @@
 
 The network is compacted, then every layer is either torch's dense one or the project's sparse
 kernel, whichever is faster here for a batch like the example.  Consecutive sparse layers run by one
-call, in one layout; see ``sparse/kernel.c``.
+call, in one layout; see ``sparse/sparse_network.c``.
 """
 
 from collections import Counter

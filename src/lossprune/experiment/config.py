@@ -6,11 +6,9 @@ Flags keep their published spelling (``--pr``); the code uses the field's names
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
-import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from lossprune.data import DATASETS, MOST_IMAGE_SIZE
 from lossprune.flags import (
@@ -19,35 +17,21 @@ from lossprune.flags import (
     MOST_REG,
     check_fraction,
     check_not_negative,
+    check_one_of,
     check_positive,
     check_seed,
     check_threads,
     check_whole,
+    flag,
 )
 from lossprune.networks import NETWORKS
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS, find_estimator
 from lossprune.pruning.schedules import MOST_STAGES
 
-T = TypeVar("T")
-
 DEVICES = ("auto", "cpu", "cuda")
 TRAININGS = ("auto", "dense", "sparse")
 AMPS = ("off", "bf16")
-
-
-def flag(default: T, name: str, help: str, named: str = "never") -> T:  # noqa: A002
-    """Return a dataclass field that is also a command-line flag.
-
-    Args:
-        default: its value where the flag is not given.
-        name: the flag's spelling, without the dashes.
-        help: one line for ``--help``.
-        named: whether the flag is part of the run folder's name: ``"always"``, ``"changed"``
-            (only where it differs from its default) or ``"never"``.
-    """
-    metadata = {"flag": name, "help": help, "named": named}
-    return cast(T, field(default=default, metadata=metadata))
 
 
 @dataclass(frozen=True)
@@ -125,14 +109,14 @@ class RunConfig:
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
     def __post_init__(self) -> None:
-        _one_of("arch", self.arch, NETWORKS)
+        check_one_of("arch", self.arch, NETWORKS)
         if self.dataset is not None:
-            _one_of("dataset", self.dataset, DATASETS)
-        _one_of("pm", self.criterion, CRITERIA)
-        _one_of("device", self.device, DEVICES)
-        _one_of("train", self.train, TRAININGS)
-        _one_of("amp", self.amp, AMPS)
-        _one_of("estimator", self.estimator.partition(":")[0], ESTIMATORS)
+            check_one_of("dataset", self.dataset, DATASETS)
+        check_one_of("pm", self.criterion, CRITERIA)
+        check_one_of("device", self.device, DEVICES)
+        check_one_of("train", self.train, TRAININGS)
+        check_one_of("amp", self.amp, AMPS)
+        check_one_of("estimator", self.estimator.partition(":")[0], ESTIMATORS)
         try:
             find_estimator(self.estimator)
         except ValueError as error:
@@ -218,23 +202,3 @@ class RunConfig:
 def implied_dataset(arch: str) -> str:
     """Return the data set of a network where none is named."""
     return "mnist" if arch == "MLP" else "cifar10"
-
-
-def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
-    choices = list(choices)
-    if value not in choices:
-        raise ValueError(
-            f"--{name} must be one of {', '.join(choices)}, got {value!r}"
-            + did_you_mean(value, choices)
-        )
-
-
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return ``"; did you mean …?"`` for the nearest known word, or nothing.
-
-    >>> did_you_mean("VGG12", ["MLP", "VGG11"])
-    '; did you mean VGG11?'
-    """
-    by_lower = {choice.lower(): choice for choice in known}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return f"; did you mean {prefix}{by_lower[near[0]]}?" if near else ""

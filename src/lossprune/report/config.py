@@ -5,8 +5,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lossprune.experiment.config import flag
-from lossprune.flags import MOST_EPOCHS, check_not_negative, check_whole
+from lossprune.flags import MOST_EPOCHS, check_not_negative, check_whole, flag
 
 _MOST_MB = 1000  # no browser opens a larger page
 

@@ -7,7 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from lossprune.experiment.config import RunConfig, did_you_mean
+from lossprune.experiment.config import RunConfig
+from lossprune.flags import did_you_mean
 from lossprune.sweep.plan import FIELDS, Choices, Plan
 
 _HINTS = get_type_hints(RunConfig)

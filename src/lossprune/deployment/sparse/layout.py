@@ -1,6 +1,6 @@
 """Steps laid out in memory for one shape of the input: what the compiled kernels run.
 
-The layouts and the meaning of every field are described in ``kernel.c``.
+The layouts and the meaning of every field are described in ``sparse_network.c``.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from lossprune.deployment.sparse.steps import Shape, Step, Weights, tiles
 from lossprune.kernels.compiler import load
 from lossprune.pruning.errors import PruningError
 
-SOURCE = Path(__file__).with_name("kernel.c")
+SOURCE = Path(__file__).with_name("sparse_network.c")
 KINDS = ("convolution", "affine", "addition", "maximum", "mean", "split", "read", "write")
 SHARED = 200_000  # multiply-adds: less work than that is not worth waking another thread
 _I = ctypes.c_int64
@@ -60,7 +60,7 @@ def library() -> ctypes.CDLL:
     for name in ("lanes", "operation_bytes"):
         getattr(built, name).restype = _I
     if built.operation_bytes() != ctypes.sizeof(_Operation):
-        raise RuntimeError("kernel.c and layout.py disagree about an operation")
+        raise RuntimeError("sparse_network.c and layout.py disagree about an operation")
     return built
 
 

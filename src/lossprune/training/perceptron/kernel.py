@@ -11,7 +11,7 @@ from torch import Tensor
 from lossprune.kernels.compiler import load
 from lossprune.training.perceptron.structure import Survivors
 
-SOURCE = Path(__file__).with_name("kernel.c")
+SOURCE = Path(__file__).with_name("sparse_training.c")
 
 
 class _Layer(Structure):

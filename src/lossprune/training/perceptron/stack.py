@@ -26,7 +26,7 @@ class SparseStack:
     """Pruned perceptrons that train together on a GPU, each over its own surviving weights.
 
     What comes out is what :class:`lossprune.training.StackedTraining` gives, to rounding; the work
-    is that of ``stack_kernel.cu``: one launch an epoch, a block a network.  An epoch of a
+    is that of ``sparse_stack.cu``: one launch an epoch, a block a network.  An epoch of a
     network is the same to the bit whichever others train beside it.
 
     Networks are read when the stack is made, and an optimizer's momentum when its network first

@@ -1,4 +1,4 @@
-"""Images and labels in the order in which ``stack_kernel.cu`` reads them.
+"""Images and labels in the order in which ``sparse_stack.cu`` reads them.
 
 A *part* is a batch, or as many examples of an evaluation.  Its pixels are rows of examples, padded
 to whole words of four: (groups, parts, pixels, row) bytes.

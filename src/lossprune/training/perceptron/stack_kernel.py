@@ -19,7 +19,7 @@ from lossprune.training.perceptron.stack_data import WORD, Parts
 from lossprune.training.perceptron.stack_layout import Layout
 from lossprune.training.perceptron.structure import NotSparseError
 
-SOURCE = Path(__file__).with_name("stack_kernel.cu")
+SOURCE = Path(__file__).with_name("sparse_stack.cu")
 PANEL = 128  # examples that are computed together, at most
 _CHUNK = 2560  # examples of an evaluation that one block takes
 _PARTS = 8  # of an epoch, where there are more networks than blocks at work at a time

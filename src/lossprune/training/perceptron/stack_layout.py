@@ -1,4 +1,4 @@
-"""A pruned perceptron as integers and values, in the layout of ``stack_kernel.cu``."""
+"""A pruned perceptron as integers and values, in the layout of ``sparse_stack.cu``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Training and evaluating a pruned multilayer perceptron over its surviving weights alone.
 
 The network stays an ordinary one: its weights, and the optimizer's momentum, are read before and
-written after every epoch.  The work is that of ``kernel.c``, on one thread.
+written after every epoch.  The work is that of ``sparse_training.c``, on one thread.
 """
 
 from collections.abc import Mapping, Sequence

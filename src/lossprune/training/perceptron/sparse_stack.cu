@@ -94,7 +94,7 @@ DEVICE float dot(const float4 a, const float4 b) {
 }
 
 /* tanh(x) = x P(x^2) / Q(x^2) for |x| <= 9.02, where it is 1 in float32: a minimax fit of the
- * relative error, the one of kernel.c. NaN stays NaN. */
+ * relative error, the one of sparse_training.c. NaN stays NaN. */
 DEVICE float tanh_(float x) {
     x = fabsf(x) > 9.02f ? copysignf(9.02f, x) : x;
     const float y = x * x;
