@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from lossprune.kernels import compiler
 from lossprune.kernels.compiler import NoCompiler, compiler_available, load
+from lossprune.kernels.interface import Activation
 
 needs_compiler = pytest.mark.skipif(not compiler_available(), reason="no C compiler here")
 
@@ -101,3 +103,53 @@ def test_without_a_compiler_one_sentence_says_so(cache, source):
         "no C compiler: set CC to one, install cc, gcc or clang, "
         'or pip install "lossprune[deploy]"\n'
     )
+
+
+class Pair(ctypes.Structure):
+    _fields_ = (("a", ctypes.c_int32), ("b", ctypes.c_int32))
+
+
+@pytest.fixture
+def mirrored(tmp_path):
+    file = tmp_path / "pair.c"
+    file.write_text(
+        '#include "lossprune.h"\n'
+        "typedef struct { int32_t a, b; } Pair;\n"
+        "MIRRORED(Pair)\n"
+        "int difference(Pair p) { return p.a - p.b + RELU * WIDTH; }\n"
+    )
+    return file
+
+
+@needs_compiler
+def test_constants_come_from_python_and_a_structure_that_is_alike_is_accepted(cache, mirrored):
+    built = load(mirrored, constants={"WIDTH": 5}, structures={"Pair": Pair})
+    assert built.difference(Pair(4, 1)) == 3 + Activation.RELU * 5
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (("b", ctypes.c_int32), ("a", ctypes.c_int32)),
+        (("a", ctypes.c_int32), ("b", ctypes.c_int64)),
+    ],
+    ids=["order", "size"],
+)
+def test_a_structure_that_differs_from_its_mirror_is_refused(cache, mirrored, fields):
+    other = type("Other", (ctypes.Structure,), {"_fields_": fields})
+    with pytest.raises(
+        RuntimeError, match=r"pair\.c and its mirror .* the structure Pair$"
+    ) as told:
+        load(mirrored, constants={"WIDTH": 5}, structures={"Pair": other})
+    assert not isinstance(told.value, NoCompiler)
+
+
+@needs_compiler
+def test_another_header_is_another_library(cache, source, monkeypatch, tmp_path):
+    load(source, flags=("-DEXTRA=0",))
+    changed = tmp_path / "lossprune.h"
+    changed.write_text(compiler.HEADER.read_text() + "\n")
+    monkeypatch.setattr(compiler, "HEADER", changed)
+    load(source, flags=("-DEXTRA=0",))
+    assert len(list(cache.iterdir())) == 2

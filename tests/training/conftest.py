@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lossprune.data import Dataset, load
+from lossprune.kernels.interface import HEADER
 from lossprune.training.perceptron.stack_kernel import SOURCE, Machine
 
 HERE = Path(__file__).parent
@@ -40,7 +41,7 @@ def compiled(defines):
     folder = tempfile.mkdtemp(prefix="lossprune-test-")
     built = f"{folder}/kernels.so"
     macros = [f"-D{name}={value}" for name, value in defines]
-    folders = ["-I", str(HERE.parent / "kernels"), "-I", str(SOURCE.parent)]
+    folders = [f"-I{folder}" for folder in (HERE.parent / "kernels", SOURCE.parent, HEADER.parent)]
     source = str(HERE / "sparse_stack_on_cpu.cc")
     subprocess.run(["g++", *FLAGS, *CUDA_WAYS, *macros, *folders, source, "-o", built], check=True)
     return EmulatedFile(ctypes.CDLL(built))

@@ -22,9 +22,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+from lossprune.kernels.interface import HEADER, Structures, check_mirrors, fields, macros
+
+_INCLUDED = ("In file included from", "  ")
 CACHE_VARIABLE = "LOSSPRUNE_CACHE"
 
 
@@ -32,18 +36,28 @@ class NoCompiler(RuntimeError):  # noqa: N818, as StopIteration: it says what is
     """There is no C compiler, or none that can build the file."""
 
 
-def load(source: Path, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
+def load(
+    source: Path,
+    *,
+    flags: Sequence[str] = (),
+    constants: Mapping[str, int] = MappingProxyType({}),
+    structures: Structures = MappingProxyType({}),
+) -> ctypes.CDLL:
     """Return the library built from one C file, from the cache if it was built before.
 
     Built with ``-O3 -march=native -shared -fPIC`` and ``flags``; calls through ctypes release the
     GIL.  Several processes may ask at once: each builds into a file of its own and renames it.
 
     Args:
-        source: a C file; what it includes beside the system's headers is not part of the key.
+        source: a C file; what it includes beside ``lossprune.h`` and the system's headers is not
+            part of the key.
         flags: more flags for the compiler, such as ``("-DWIDTH=4", "-lm")``; libraries go last.
+        constants: macros of the file, and their values.
+        structures: the mirrors of those that the file says are ``MIRRORED``.
 
     Raises:
         NoCompiler: there is none, or the compiler rejects the file.
+        RuntimeError: a structure and its mirror differ in size, or in where a field begins.
         FileNotFoundError: ``source`` does not exist.
     """
     compiler = _compiler(os.environ.get("CC"))
@@ -53,8 +67,9 @@ def load(source: Path, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
             'or pip install "lossprune[deploy]"'
         )
     command, version = compiler
-    used = (*_flags(), *flags)
-    text = source.read_bytes()
+    given = {**macros(constants, structures), **fields(structures)}
+    used = (*_flags(), *(f"-D{name}={value}" for name, value in given.items()), *flags)
+    text = source.read_bytes() + HEADER.read_bytes()
     key = hashlib.sha256(repr((text, used, version, _processor())).encode()).hexdigest()
     library = _folder() / f"{source.stem}-{key[:24]}.so"
     if not library.is_file():
@@ -138,11 +153,14 @@ def _build(command: Sequence[str], flags: Sequence[str], source: Path, library: 
         libraries = [flag for flag in flags if flag.startswith("-l")]
         others = [flag for flag in flags if not flag.startswith("-l")]
         done = subprocess.run(
-            [*command, *others, str(source), "-o", name, *libraries],
+            [*command, *others, "-I", str(HEADER.parent), str(source), "-o", name, *libraries],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["no message"])[0]
+            check_mirrors(source, done.stderr)
+            lines = done.stderr.strip().splitlines()
+            # Before what is wrong in a header stands who includes it.
+            said = next((line for line in lines if not line.startswith(_INCLUDED)), "no message")
             raise NoCompiler(f"{shlex.join(command)} cannot build {source.name}: {said}")
         part.replace(library)
     finally:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from lossprune.kernels.interface import HEADER, check_mirrors
+
 
 class NoCudaCompiler(RuntimeError):  # noqa: N818, as NoCompiler
     """NVRTC cannot be called here, or rejects the file."""
@@ -72,11 +74,12 @@ def load(source: Path, *, defines: Sequence[tuple[str, int]] = ()) -> CudaFile:
     """Compile a file for the current GPU, or return it as compiled before.
 
     Args:
-        source: a CUDA file that includes nothing.
+        source: a CUDA file that includes ``lossprune.h`` at most.
         defines: macros and their values.
 
     Raises:
         NoCudaCompiler: there is no GPU or no ``cuda-bindings``, or NVRTC rejects the file.
+        RuntimeError: a structure that is ``MIRRORED`` and its mirror differ in size.
         FileNotFoundError: ``source`` does not exist.
     """
     if not torch.cuda.is_available():
@@ -97,24 +100,34 @@ def _load(source: Path, defines: tuple[tuple[str, int], ...], device: int) -> Cu
     options = [f"--gpu-architecture=sm_{major}{minor}"]
     options += [f"-D{name}={value}" for name, value in defines]
     try:
-        program = _check(
-            nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], [])
-        )
-        encoded = [option.encode() for option in options]
-        (failed,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
-        if failed != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            said = b" " * _check(nvrtc.nvrtcGetProgramLogSize(program))
-            _check(nvrtc.nvrtcGetProgramLog(program, said))
-            text = said.decode(errors="replace").strip("\0 \n")
-            raise NoCudaCompiler(f"NVRTC cannot build {source.name}: {text}")
-        binary = b" " * _check(nvrtc.nvrtcGetCUBINSize(program))
-        _check(nvrtc.nvrtcGetCUBIN(program, binary))
+        binary, said = _compile(nvrtc, source, [option.encode() for option in options])
+    except FileNotFoundError:
+        raise
     except (OSError, RuntimeError) as error:
-        if isinstance(error, (NoCudaCompiler, FileNotFoundError)):
-            raise
         raise NoCudaCompiler(f"NVRTC cannot be called: {error}") from None
+    if binary is None:
+        check_mirrors(source, said)
+        raise NoCudaCompiler(f"NVRTC cannot build {source.name}: {said}")
     torch.cuda.current_stream().synchronize()  # which makes torch's context current
     return CudaFile(driver, _check(driver.cuModuleLoadData(binary)))
+
+
+def _compile(nvrtc: Any, source: Path, options: list[bytes]) -> tuple[bytes | None, str]:
+    """Return what NVRTC makes of a file, or None and what it says."""
+    program = _check(
+        nvrtc.nvrtcCreateProgram(
+            source.read_bytes(), source.name.encode(),
+            1, [HEADER.read_bytes()], [HEADER.name.encode()],
+        )
+    )  # fmt: skip
+    (failed,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    if failed != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        said = b" " * _check(nvrtc.nvrtcGetProgramLogSize(program))
+        _check(nvrtc.nvrtcGetProgramLog(program, said))
+        return None, said.decode(errors="replace").strip("\0 \n")
+    binary = b" " * _check(nvrtc.nvrtcGetCUBINSize(program))
+    _check(nvrtc.nvrtcGetCUBIN(program, binary))
+    return binary, ""
 
 
 def _check(answer: tuple[Any, ...]) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lossprune.kernels.compiler import load
-from lossprune.training.perceptron.structure import Survivors
+from lossprune.training.perceptron.structure import GROUP, Survivors
 
 SOURCE = Path(__file__).with_name("sparse_training.c")
 
@@ -63,7 +63,12 @@ class Kernel:
     """
 
     def __init__(self, layers: Sequence[Survivors], blocks: Tensor, idle: int) -> None:
-        library = load(SOURCE, flags=("-lm",))
+        library = load(
+            SOURCE,
+            flags=("-lm",),
+            constants={"GROUP": GROUP},
+            structures={"layer": _Layer, "network": _Network, "descent": _Descent},
+        )
         self._epoch = library.lossprune_sparse_epoch
         self._evaluate = library.lossprune_sparse_evaluate
         self._epoch.restype = self._evaluate.restype = c_int64
@@ -74,7 +79,7 @@ class Kernel:
         self.idle, self.idle_velocity = torch.zeros(idle), torch.zeros(idle)
         self._held: list[object] = []  # what the structures point to
         table = (_Layer * len(layers))()
-        inputs = len(blocks) * 16
+        inputs = len(blocks) * GROUP
         for number, layer in enumerate(layers):
             self._fill(table[number], number, layer, inputs)
             inputs = len(layer.live)

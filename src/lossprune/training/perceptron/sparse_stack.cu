@@ -12,19 +12,19 @@
  * the same to the bit, whichever networks train beside it and whichever block takes them.
  *
  * Compiled for LAYERS layers. CHANNELS is 1 where all pixels have one factor and offset. Where
- * IN_SHARED is 0 the activations, too many for shared memory, lie in `scratch`.
+ * IN_SHARED is 0 the activations, too many for shared memory, lie in `scratch`. Also given by the
+ * build: EACH examples of a lane, the bytes of a word; PANEL = WARP EACH examples that are computed
+ * together, at most; TOGETHER weights whose gradients a warp sums together, 8.
  *
  * Notation: z = W x + b, a = f(z), d the loss's gradient of z; o output, i input, k position among
  * a layer's surviving weights, e example. */
+#include "lossprune.h"
+
 #define WARP 32
-#define EACH 4              /* examples of a lane: the bytes of a word */
-#define PANEL (WARP * EACH) /* examples that are computed together, at most */
-#define TOGETHER 8          /* weights whose gradients a warp sums together */
-#define AHEAD 4             /* words of pixels that are asked for before one is used */
+#define AHEAD 4 /* words of pixels that are asked for before one is used */
 #define ALL 0xffffffffu
 #define DEVICE __device__ static inline
-
-enum { NONE, TANH, RELU };
+static_assert(PANEL == WARP * EACH, "a panel is a warp's");
 
 /* What a network's integers begin with, for each layer. Positions are in the integers, in the
  * values, and in rows of activations. */
@@ -35,11 +35,13 @@ struct Layer {
     int column_start, by_input_row, by_input; /* by input: (inputs + 1), (weights) twice; not of */
     int weight, bias, unit;                   /* the first layer, whose inputs have no gradient */
 };
+MIRRORED(Layer)
 
 /* Where a network's parts lie in the tensors of all. */
 struct Place {
     long long integers, integer_count, values, value_count, idle, idle_count;
 };
+MIRRORED(Place)
 
 /* Images and labels, put in panels' order by the caller. */
 struct Data {
@@ -48,11 +50,13 @@ struct Data {
     const float2 *affine;   /* (groups, pixels): factor and offset, x = byte factor - offset */
     int pixels, words, parts;
 };
+MIRRORED(Data)
 
 struct Descent {
     const float *rates, *decays; /* (blocks) */
     float momentum;
 };
+MIRRORED(Descent)
 
 /* A block at work on one panel. */
 struct Panel {
@@ -93,18 +97,17 @@ DEVICE float dot(const float4 a, const float4 b) {
     return (a.x * b.x + a.y * b.y) + (a.z * b.z + a.w * b.w);
 }
 
-/* tanh(x) = x P(x^2) / Q(x^2) for |x| <= 9.02, where it is 1 in float32: a minimax fit of the
- * relative error, the one of sparse_training.c. NaN stays NaN. */
+/* NaN stays NaN. */
 DEVICE float tanh_(float x) {
-    x = fabsf(x) > 9.02f ? copysignf(9.02f, x) : x;
+    x = fabsf(x) > TANH_LIMIT ? copysignf(TANH_LIMIT, x) : x;
     const float y = x * x;
-    float p = y * 1.3319076508366834e-08f + 2.0583485820679925e-05f;
-    p = p * y + 0.0034940349869430065f;
-    p = p * y + 0.13379718363285065f;
+    float p = y * TANH_P4 + TANH_P3;
+    p = p * y + TANH_P2;
+    p = p * y + TANH_P1;
     p = p * y + 1.0f;
-    float q = y * 7.762021709822875e-07f + 0.0003283093392383307f;
-    q = q * y + 0.025871073827147484f;
-    q = q * y + 0.4671303331851959f;
+    float q = y * TANH_Q4 + TANH_Q3;
+    q = q * y + TANH_Q2;
+    q = q * y + TANH_Q1;
     q = q * y + 1.0f;
     const float t = __fdividef(x * p, q);
     return fabsf(t) > 1.0f ? copysignf(1.0f, t) : t;

@@ -9,32 +9,18 @@
  * Notation: x inputs, z = W x + b, a = f(z), dz and da the loss's gradients; o output, i input,
  * k position among a layer's surviving weights, v vector of a row. */
 #include <math.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-#define MOST 8   /* vectors in a panel: with a broadcast weight they fit the registers */
-#define GROUP 16 /* examples, and pixels, that are transposed together */
+#include "lossprune.h"
 
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+#define MOST 8 /* vectors in a panel: with a broadcast weight they fit the registers */
+
+/* GROUP, given by the build: examples, and pixels, that are transposed together; 16. */
 typedef float wide __attribute__((vector_size(4 * GROUP), aligned(4)));
 typedef uint8_t bytes __attribute__((vector_size(GROUP)));
 typedef int16_t shorts __attribute__((vector_size(2 * GROUP)));
 typedef int32_t integers __attribute__((vector_size(4 * GROUP)));
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
-enum { NONE, TANH, RELU };
 
 typedef struct {
     int32_t outputs, inputs, activation, unused;
@@ -43,6 +29,7 @@ typedef struct {
     float *weight, *weight_velocity;             /* (weights), in order of outputs */
     float *bias, *bias_velocity;                 /* (outputs); NULL: the layer has none */
 } layer;
+MIRRORED(layer)
 
 typedef struct {
     int32_t layers, blocks;     /* blocks of GROUP neighbouring pixels that are read */
@@ -53,10 +40,12 @@ typedef struct {
     int64_t idle_count;         /* parameters that have no path to the output: */
     float *idle, *idle_velocity; /* their gradient is 0, but they decay */
 } network;
+MIRRORED(network)
 
 typedef struct {
     float lr, momentum, decay;
 } descent;
+MIRRORED(descent)
 
 typedef struct {
     void *memory;
@@ -66,24 +55,18 @@ typedef struct {
     int64_t lanes;    /* examples in a panel, a multiple of GROUP */
 } workspace;
 
-INLINE vec broadcast(float value) { return value - (vec){0}; }
-INLINE vec choose(ivec mask, vec yes, vec no) {
-    return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask));
-}
-
-/* tanh(x) = x P(x^2) / Q(x^2) for |x| <= 9.02, where it is 1 in float32; a minimax fit of the
- * relative error. Two at a time share one division. NaN stays NaN. */
+/* tanh(x) = numerator / denominator. Two at a time share one division. NaN stays NaN. */
 INLINE void tanh_parts(vec x, vec *numerator, vec *denominator) {
-    const vec limit = broadcast(9.02f);
+    const vec limit = broadcast(TANH_LIMIT);
     x = choose(x > limit, limit, choose(x < -limit, -limit, x));
     vec y = x * x;
-    vec p = y * 1.3319076508366834e-08f + 2.0583485820679925e-05f;
-    p = p * y + 0.0034940349869430065f;
-    p = p * y + 0.13379718363285065f;
+    vec p = y * TANH_P4 + TANH_P3;
+    p = p * y + TANH_P2;
+    p = p * y + TANH_P1;
     p = p * y + 1.0f;
-    vec q = y * 7.762021709822875e-07f + 0.0003283093392383307f;
-    q = q * y + 0.025871073827147484f;
-    q = q * y + 0.4671303331851959f;
+    vec q = y * TANH_Q4 + TANH_Q3;
+    q = q * y + TANH_Q2;
+    q = q * y + TANH_Q1;
     q = q * y + 1.0f;
     *numerator = x * p;
     *denominator = q;
@@ -422,7 +405,7 @@ static void gradients_(const network *net, workspace *w) {
     const int nv = (int)(w->lanes / LANES);
     const int32_t last = net->layers - 1;
     const layer *top = net->layer + last;
-    if (top->activation != NONE)
+    if (top->activation != IDENTITY)
         for (int64_t at = 0; at < (int64_t)top->outputs * nv; at++)
             w->dz[at] = through(w->dz[at], w->activation[last + 1][at], top->activation);
     for (int32_t l = last; l >= 0; l--) {

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from lossprune.kernels import cuda
+from lossprune.kernels.interface import macros
 from lossprune.training.loop import CHECK_EVERY
 from lossprune.training.perceptron.stack_data import WORD, Parts
-from lossprune.training.perceptron.stack_layout import Layout
+from lossprune.training.perceptron.stack_layout import TOGETHER, LayerHeader, Layout
 from lossprune.training.perceptron.structure import NotSparseError
 
 SOURCE = Path(__file__).with_name("sparse_stack.cu")
@@ -24,6 +25,7 @@ PANEL = 128  # examples that are computed together, at most
 _CHUNK = 2560  # examples of an evaluation that one block takes
 _PARTS = 8  # of an epoch, where there are more networks than blocks at work at a time
 _FLOATS = 4
+_NUMBERS = {"EACH": WORD, "PANEL": PANEL, "TOGETHER": TOGETHER}
 
 
 class File(Protocol):
@@ -69,6 +71,13 @@ def gpu(device: torch.device) -> Machine:
     return Machine(load, properties.shared_memory_per_block_optin, properties.multi_processor_count)
 
 
+class _Place(Structure):
+    _fields_ = tuple(
+        (name, c_longlong)
+        for name in ("integers", "integer_count", "values", "value_count", "idle", "idle_count")
+    )
+
+
 class _Data(Structure):
     _fields_ = (
         ("images", c_void_p),
@@ -82,6 +91,9 @@ class _Data(Structure):
 
 class _Descent(Structure):
     _fields_ = (("rates", c_void_p), ("decays", c_void_p), ("momentum", c_float))
+
+
+_STRUCTURES = {"Layer": LayerHeader, "Place": _Place, "Data": _Data, "Descent": _Descent}
 
 
 class Kernel:
@@ -108,9 +120,9 @@ class Kernel:
                 f"its surviving weights take {self._fixed:,} bytes of shared memory, which has "
                 f"{machine.shared_bytes:,}"
             )
-        self._defines = (("LAYERS", layers), ("CHANNELS", channels))
+        self._constants = {**_NUMBERS, "LAYERS": layers, "CHANNELS": channels}
         with self._on_device():
-            machine.load((*self._defines, ("IN_SHARED", 1)))  # so that its errors come now
+            self._load(in_shared=True)  # so that its errors come now
         sizes = [(len(it.integers), it.value_count, it.idle_count) for it in layouts]
         counts = torch.tensor(sizes, dtype=torch.int64)
         starts = counts.cumsum(0) - counts
@@ -202,8 +214,12 @@ class Kernel:
         self, name: str, grid: tuple[int, int], shared: int, inside: bool, arguments: list[Any]
     ) -> None:
         with self._on_device():
-            file = self._machine.load((*self._defines, ("IN_SHARED", int(inside))))
+            file = self._load(in_shared=inside)
             file.launch(name, grid, self._machine.threads, shared, arguments)
+
+    def _load(self, *, in_shared: bool) -> File:
+        constants = {**self._constants, "IN_SHARED": int(in_shared)}
+        return self._machine.load(tuple(macros(constants, _STRUCTURES).items()))
 
     def _on_device(self) -> AbstractContextManager[object]:
         on_gpu = self._device.type == "cuda"

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lossprune.kernels.interface import Activation
 from lossprune.training.perceptron.structure import (
-    NO_ACTIVATION,
     NotSparseError,
     Stage,
     Survivors,
     find_survivors,
 )
 
-_FIELDS = 14  # of the file's struct Layer
-_TOGETHER = 8  # as in the file
+TOGETHER = 8  # weights whose gradients are summed together
 Where = tuple[str, Tensor]  # a parameter's name, and positions in it, flattened
+
+
+class LayerHeader(ctypes.Structure):
+    """What the integers begin with, for each layer."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int32)
+        for name in (
+            "outputs", "inputs", "weights", "activation", "has_bias",
+            "row_start", "column", "row",
+            "column_start", "by_input_row", "by_input",
+            "weight", "bias", "unit",
+        )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ def lay_out(stages: tuple[Stage, ...], mask: Mapping[str, Tensor]) -> Layout:
         NotSparseError: the mask names something other than the layers' weights; the last layer has
             an activation; or a layer has no weight with a path to an output.
     """
-    if stages[-1].activation != NO_ACTIVATION:
+    if stages[-1].activation != Activation.IDENTITY:
         raise NotSparseError(f"{stages[-1].name}, the last layer, has an activation")
     survivors, _ = find_survivors(stages, mask)
     layers: list[_Rows] = []
@@ -130,7 +144,7 @@ def _ranked(
 
 def _integers(layers: list[_Rows]) -> Tensor:
     parts: list[Tensor] = []
-    at = _FIELDS * len(layers)
+    at = len(layers) * len(LayerHeader._fields_)
 
     def put(values: Tensor) -> int:
         nonlocal at
@@ -160,4 +174,4 @@ def _integers(layers: list[_Rows]) -> Tensor:
 
 def _padded(values: Tensor) -> Tensor:
     """Repeat the last one, up to a number that is read together."""
-    return torch.cat((values, values[-1:].expand(-len(values) % _TOGETHER)))
+    return torch.cat((values, values[-1:].expand(-len(values) % TOGETHER)))

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS: Mapping[type[nn.Module], int] = {nn.Tanh: 1, nn.ReLU: 2}  # as the C file counts them
-NO_ACTIVATION = 0
+from lossprune.kernels.interface import Activation
+
+ACTIVATIONS = {nn.Tanh: Activation.TANH, nn.ReLU: Activation.RELU}
 GROUP = 16  # neighbouring pixels that are read together
 
 
@@ -26,7 +27,7 @@ class Stage:
 
     name: str
     linear: nn.Linear
-    activation: int
+    activation: Activation
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def read_layers(network: nn.Module) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     for name, module in modules[1:]:
         if type(module) is nn.Linear:
-            stages.append(Stage(name, module, NO_ACTIVATION))
-        elif type(module) in ACTIVATIONS and stages and stages[-1].activation == NO_ACTIVATION:
+            stages.append(Stage(name, module, Activation.IDENTITY))
+        elif type(module) in ACTIVATIONS and stages and not stages[-1].activation:
             last = stages[-1]
             stages[-1] = Stage(last.name, last.linear, ACTIVATIONS[type(module)])
         else:

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lossprune.kernels.interface import Activation
 from lossprune.training.perceptron.structure import Stage
 from lossprune.training.stacked.state import Stack
-
-TANH, RELU = 1, 2
 
 
 class PerceptronSteps:
@@ -69,9 +68,9 @@ class PerceptronSteps:
             else:
                 bias = stack.parameters[f"{stage.name}.bias"].unsqueeze(1)
                 active = torch.baddbmm(bias, active, weight.mT, out=out)
-            if stage.activation == TANH:
+            if stage.activation == Activation.TANH:
                 active.tanh_()
-            elif stage.activation == RELU:
+            elif stage.activation == Activation.RELU:
                 active.relu_()
             activations.append(active)
         return activations
@@ -104,10 +103,10 @@ def _loss_(stack: Stack, logits: Tensor, labels: Tensor) -> Tensor:
     return log_p.exp_().sub_((labels == classes).to(logits.dtype)).div_(labels.shape[1])
 
 
-def _backward_(gradient: Tensor, active: Tensor, activation: int) -> Tensor:
+def _backward_(gradient: Tensor, active: Tensor, activation: Activation) -> Tensor:
     """Return the gradient before an activation, in place; ``active`` is used up."""
-    if activation == TANH:
+    if activation == Activation.TANH:
         return gradient.addcmul_(gradient, active.mul_(active), value=-1)  # g − g a²
-    if activation == RELU:
+    if activation == Activation.RELU:
         return gradient.mul_(active > 0)
     return gradient
