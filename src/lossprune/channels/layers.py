@@ -18,10 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.channels.knowledge import Channels, Identities, Unknown
+from lossprune.channels.nodes import BatchNorm, Convolution, paddings, scale_and_shift
 from lossprune.channels.operations import UnknownEffectError, Value, only
-
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 @dataclass(frozen=True)
@@ -170,29 +168,20 @@ def layer_operation(
 
 def norm_operation(name: str, norm: BatchNorm) -> Normalised | None:
     """Return the operation of ``norm``; None if it keeps no running statistics."""
-    if norm.running_mean is None or norm.running_var is None:
+    found = scale_and_shift(norm)
+    if found is None:
         return None
-    mean, variance = norm.running_mean.cpu().double(), norm.running_var.cpu().double()
-    scale = (variance + norm.eps).rsqrt()
-    shift = torch.zeros_like(mean)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().cpu().double()
-    if norm.bias is not None:
-        shift = norm.bias.detach().cpu().double()
     axes = {nn.BatchNorm1d: {-1, -2}, nn.BatchNorm2d: {-3}, nn.BatchNorm3d: {-4}}[type(norm)]
-    return Normalised(name, scale, shift - mean * scale, frozenset(axes))
+    return Normalised(name, found[0].cpu(), found[1].cpu(), frozenset(axes))
 
 
 def _border(layer: Convolution) -> Tensor:
     """Which taps reach into zero padding at some positions, in the order of the flat kernel."""
     size = layer.kernel_size
     inside = torch.ones(size, dtype=torch.bool)
-    for dimension, (length, dilation) in enumerate(zip(size, layer.dilation, strict=True)):
+    along = zip(size, layer.dilation, paddings(layer), strict=True)
+    for dimension, (length, dilation, (left, right)) in enumerate(along):
         reach = dilation * (length - 1)
-        if layer.padding == "same":
-            left, right = reach // 2, reach - reach // 2
-        else:
-            left = right = 0 if layer.padding == "valid" else int(layer.padding[dimension])
         distance = torch.arange(length) * dilation
         safe = (distance >= left) & (distance <= reach - right)
         inside &= safe.reshape([-1 if d == dimension else 1 for d in range(len(size))])

@@ -6,9 +6,9 @@ Linear and convolution layers are in ``layers.py``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,8 +43,14 @@ def only(inputs: Sequence[Value]) -> Channels:
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A function of each number by itself, or one that leaves constants as they are."""
+    """A function of each number by itself, or one that leaves constants as they are.
 
+    Attributes:
+        name: "relu", "tanh", ...; "identity" of all that do nothing in evaluation.
+        function: of the numbers.
+    """
+
+    name: str
     function: Callable[[Tensor], Tensor]
 
     def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
@@ -59,19 +65,33 @@ class Pointwise:
 class Pooling:
     """A mean or maximum over windows of the last ``dimensions`` dimensions.
 
-    With ``zeros`` at the border in its means, only the constant 0 stays the same everywhere.
+    Attributes:
+        kind: "max", "avg", "adaptive_max" or "adaptive_avg".
+        dimensions: of the positions.
+        arguments: of torch's function for it, by name.
     """
 
+    kind: str
     dimensions: int
-    zeros: bool = False
+    arguments: Mapping[str, Any]
+
+    @property
+    def rescales(self) -> bool:
+        """Whether its means count zeros at the border, or divide by another number than theirs."""
+        if self.kind != "avg":
+            return False
+        padding = self.arguments["padding"]
+        padded = padding != 0 if isinstance(padding, int) else any(padding)
+        counted = padded and bool(self.arguments["count_include_pad"])
+        return counted or self.arguments["divisor_override"] is not None
 
     def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
         channels = only(inputs)
         if channels.axis != -1 - self.dimensions or channels.flattened:
             raise UnknownEffectError("a pooling over channels")
-        if not self.zeros:
+        if not self.rescales:
             return channels
-        constant = channels.constant
+        constant = channels.constant  # only 0 stays the same everywhere
         return replace(channels, constant=constant.masked_fill(constant != 0, math.nan))
 
     def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:

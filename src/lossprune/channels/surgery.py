@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 
 from lossprune.channels.analysis import Analysis
 from lossprune.channels.knowledge import Channels, Unknown
-from lossprune.channels.layers import BatchNorm, Connected, Depthwise, Normalised
+from lossprune.channels.layers import Connected, Depthwise, Normalised
+from lossprune.channels.nodes import BatchNorm
 from lossprune.channels.presence import Presence, carrier
 
 

@@ -4,17 +4,15 @@ import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import iadd, imul, isub
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from lossprune.channels.kinds import FRESH_NAMES
+from lossprune.channels.nodes import changed, in_place, may_be_view
 from lossprune.channels.stand_in import UnfollowedError, follow
 from lossprune.pruning.names import listed
 
-_IN_PLACE = (iadd, isub, imul)
 _CONSTANT = "_tensor_constant"  # so torch.fx calls the tensors that a network's code makes
 
 
@@ -147,10 +145,8 @@ def untouchable(model: nn.Module, graph: fx.Graph) -> dict[str, str]:
             reasons[name] = "it shares a parameter with another layer"
         elif name in read:
             reasons[name] = "the network also uses its parameters outside of it"
-        elif module._forward_hooks or module._forward_pre_hooks:
-            reasons[name] = "it has hooks"
-        elif "forward" in vars(module):
-            reasons[name] = "its forward method was replaced"
+        elif reason := changed(module):
+            reasons[name] = reason
     return reasons
 
 
@@ -161,7 +157,7 @@ def overwritten(model: nn.Module, graph: fx.Graph) -> set[fx.Node]:
         if "out" in node.kwargs:
             found.update(node.all_input_nodes)
         source: Any = node
-        while source.all_input_nodes and (_in_place if source is node else _may_be_view)(
+        while source.all_input_nodes and (in_place if source is node else may_be_view)(
             model, source
         ):
             source = source.all_input_nodes[0]
@@ -169,33 +165,3 @@ def overwritten(model: nn.Module, graph: fx.Graph) -> set[fx.Node]:
                 found.add(source)
                 break
     return found
-
-
-def _in_place(model: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        # What could not be traced may do anything with its input.
-        return not _of_torch(module) or bool(getattr(module, "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    name = getattr(node.target, "__name__", "")
-    # A True after the tensor, as in F.relu(x, True), may be the flag; taking it for one is safe.
-    flagged = node.kwargs.get("inplace") is True or any(flag is True for flag in node.args[1:])
-    return node.op == "call_function" and (
-        node.target in _IN_PLACE or name.endswith("_") or flagged
-    )
-
-
-def _of_torch(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn.")
-
-
-def _may_be_view(model: nn.Module, node: fx.Node) -> bool:
-    """Whether the output may share memory with an input, as views do."""
-    if _in_place(model, node):
-        return True
-    if node.op == "call_module":
-        kind = type(model.get_submodule(str(node.target))).__name__
-        return kind in ("Identity", "Flatten", "Unflatten") or "Dropout" in kind
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name not in FRESH_NAMES and "pool" not in str(name)

@@ -1,0 +1,260 @@
+"""What one node of a network's graph computes, in whichever way the network's code writes it.
+
+``nn.ReLU()(x)``, ``F.relu(x)``, ``torch.relu(x)`` and ``x.relu_()`` are one operation, and so is a
+pooling by a module or by a function, with its arguments in order or by name.  Which channels an
+operation leads to which is in ``operations.py`` and ``interpretation.py``; which compiled step
+computes it in ``deployment/sparse/lowering.py``.
+"""
+
+import copy
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from lossprune.channels.operations import (
+    Concatenation,
+    Flatten,
+    Mean,
+    Operation,
+    Pointwise,
+    Pooling,
+    Product,
+    Sum,
+)
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+Layer = nn.Linear | Convolution | BatchNorm
+
+_POINTWISE_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
+    nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Softshrink, nn.Hardshrink,
+    nn.Tanhshrink, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Threshold,
+)  # fmt: skip
+_IDENTITIES = (
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)  # fmt: skip
+_FUNCTIONS = (
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
+    "logsigmoid", "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink", "hardtanh",
+    "hardswish", "hardsigmoid", "threshold", "clamp", "clip", "abs", "neg", "exp", "sqrt", "square",
+)  # fmt: skip
+_POINTWISE = frozenset(name + ending for name in _FUNCTIONS for ending in ("", "_")) | {
+    "contiguous",
+    "detach",
+}
+# Of these the output is a tensor of its own, never a view of an input.
+_FRESH = frozenset((*_FUNCTIONS, "add", "sub", "mul", "div", "truediv", "cat", "mean", "sum"))
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout)
+_HOMES = (Tensor, F, torch, operator)
+_BY_A_NUMBER = ("truediv", "itruediv", "div", "div_")
+_ARITHMETIC = {
+    "add": Sum(), "iadd": Sum(), "add_": Sum(),
+    "sub": Sum(-1), "isub": Sum(-1), "sub_": Sum(-1),
+    "mul": Product(), "imul": Product(), "mul_": Product(),
+}  # fmt: skip
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul)
+
+# Arguments of the poolings after the tensor, in order, and what they are where they are left out.
+_POOLINGS: Mapping[str, Mapping[str, Any]] = {
+    "max": {"kernel_size": None, "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False,
+            "return_indices": False},
+    "avg": {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False,
+            "count_include_pad": True, "divisor_override": None},
+    "adaptive_max": {"output_size": None, "return_indices": False},
+    "adaptive_avg": {"output_size": None},
+}  # fmt: skip
+_POOL_MODULES = {
+    getattr(nn, f"{kind.title().replace('_', '')}Pool{d}d"): (kind, d)
+    for kind in _POOLINGS
+    for d in (1, 2, 3)
+}
+_POOL_FUNCTIONS = {
+    getattr(F, f"{kind}_pool{d}d"): (kind, d) for kind in _POOLINGS for d in (1, 2, 3)
+}
+
+
+def read_module(module: nn.Module) -> Operation | Layer | None:
+    """Return what ``module`` computes in evaluation mode: itself, where it has weights.
+
+    None where that is not known.
+    """
+    kind = type(module)
+    if isinstance(module, Layer) and kind in Layer.__args__:
+        return module
+    if kind in _IDENTITIES:
+        return Pointwise("identity", _same)
+    if kind in _POINTWISE_MODULES:
+        return Pointwise(kind.__name__.lower(), copy.deepcopy(module).eval())
+    if kind in _POOL_MODULES:
+        pooling, dimensions = _POOL_MODULES[kind]
+        usual = _POOLINGS[pooling]
+        given = {name: getattr(module, name, default) for name, default in usual.items()}
+        return _pooling(pooling, dimensions, given)
+    whole = kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
+    return Flatten() if whole else None
+
+
+def read_call(node: fx.Node) -> Operation | None:
+    """Return what a call of a function or method computes; None where that is not known."""
+    function: Any = node.target
+    if node.op == "call_method":
+        function = getattr(Tensor, function, None)
+    name = getattr(function, "__name__", "")
+    read = _readers().get(function)
+    if read is not None:
+        return read(node)
+    if all(getattr(home, name, None) is not function for home in _HOMES):
+        return None
+    if name in _ARITHMETIC or name in _BY_A_NUMBER:
+        return _arithmetic(name, function, node)
+    others = node.args[1:]
+    if name not in _POINTWISE or _has_nodes(others) or _has_nodes(node.kwargs):
+        return None
+    return Pointwise(name.rstrip("_"), lambda c: function(c, *others, **node.kwargs))
+
+
+def _readers() -> dict[Any, Callable[[fx.Node], Operation | None]]:
+    """The functions that need a closer look at their arguments."""
+    return {
+        **dict.fromkeys(_POOL_FUNCTIONS, _pooling_call),
+        **dict.fromkeys(_DROPOUTS, _dropout),
+        **dict.fromkeys((torch.cat, torch.concat), _concatenation),
+        **dict.fromkeys((torch.flatten, Tensor.flatten), _flatten),
+        **dict.fromkeys((torch.mean, Tensor.mean), _mean),
+    }
+
+
+def arguments(node: fx.Node, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``node`` after its tensor, by the names and with the defaults given.
+
+    What is given by another name is there by that name, and what is given after all these by none.
+    """
+    return {**usual, **dict(zip(usual, node.args[1:], strict=False)), **node.kwargs}
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _pooling_call(node: fx.Node) -> Pooling | None:
+    function: Any = node.target
+    kind, dimensions = _POOL_FUNCTIONS[function]
+    return _pooling(kind, dimensions, arguments(node, _POOLINGS[kind]))
+
+
+def _pooling(kind: str, dimensions: int, given: Mapping[str, Any]) -> Pooling | None:
+    own = {name: value for name, value in given.items() if name != "input"}
+    known = not own.get("return_indices") and not _has_nodes(own)
+    return Pooling(kind, dimensions, own) if known else None
+
+
+def _dropout(node: fx.Node) -> Pointwise | None:
+    off = arguments(node, {"p": 0.5, "training": True})["training"] is False
+    return Pointwise("identity", _same) if off else None
+
+
+def _flatten(node: fx.Node) -> Flatten | None:
+    given = arguments(node, {"start_dim": 0, "end_dim": -1})
+    return Flatten() if (given["start_dim"], given["end_dim"]) == (1, -1) else None
+
+
+def _arithmetic(name: str, function: Any, node: fx.Node) -> Operation | None:
+    if node.kwargs or len(node.args) != 2:
+        return None
+    if all(isinstance(argument, fx.Node) for argument in node.args):
+        return _ARITHMETIC.get(name)
+    if not all(isinstance(argument, fx.Node | int | float) for argument in node.args):
+        return None
+    return Pointwise(
+        name, lambda c: function(*(c if isinstance(a, fx.Node) else a for a in node.args))
+    )
+
+
+def _mean(node: fx.Node) -> Operation | None:
+    given = arguments(node, {"dim": None, "keepdim": False})
+    dimensions = given.pop("dim")
+    keep = given.pop("keepdim")
+    if given or dimensions is None or _has_nodes(dimensions):
+        return None
+    return Mean(frozenset((dimensions,) if isinstance(dimensions, int) else dimensions), keep)
+
+
+def _concatenation(node: fx.Node) -> Operation | None:
+    dimension = arguments(node, {"dim": 0})["dim"]
+    tensors = node.args[0] if node.args else node.kwargs.get("tensors")
+    known = isinstance(tensors, tuple | list) and isinstance(dimension, int)
+    return Concatenation(dimension) if known else None
+
+
+def _has_nodes(values: Any) -> bool:
+    found: list[fx.Node] = []
+    fx.map_arg(values, found.append)
+    return bool(found)
+
+
+def scale_and_shift(norm: BatchNorm) -> tuple[Tensor, Tensor] | None:
+    """Return s and t, float64 (channels,), with which ``norm`` maps c to s · c + t.
+
+    None if it keeps no running statistics.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        return None
+    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    scale = (variance + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return scale, shift
+
+
+def paddings(layer: Convolution) -> list[tuple[int, int]]:
+    """Return how much a convolution pads before and after, for each dimension of positions."""
+    if layer.padding == "valid":
+        return [(0, 0)] * len(layer.kernel_size)
+    if layer.padding == "same":
+        reaches = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return [(reach // 2, reach - reach // 2) for reach in reaches]
+    return [(int(size), int(size)) for size in layer.padding]
+
+
+def changed(module: nn.Module) -> str | None:
+    """Return why a module may do something else than its class; None: it does not."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has hooks"
+    return "its forward method was replaced" if "forward" in vars(module) else None
+
+
+def in_place(model: nn.Module, node: fx.Node) -> bool:
+    """Whether ``node`` may write its output over its input."""
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        # What could not be traced may do anything with its input.
+        own = not type(module).__module__.startswith("torch.nn.")
+        return own or bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    name = getattr(node.target, "__name__", "")
+    # A True after the tensor, as in F.relu(x, True), may be the flag; taking it for one is safe.
+    flagged = node.kwargs.get("inplace") is True or any(flag is True for flag in node.args[1:])
+    return node.op == "call_function" and (
+        node.target in _IN_PLACE or name.endswith("_") or flagged
+    )
+
+
+def may_be_view(model: nn.Module, node: fx.Node) -> bool:
+    """Whether the output of ``node`` may share memory with an input, as views do."""
+    if in_place(model, node):
+        return True
+    if node.op == "call_module":
+        kind = type(model.get_submodule(str(node.target))).__name__
+        return kind in ("Identity", "Flatten", "Unflatten") or "Dropout" in kind
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return name not in _FRESH and "pool" not in str(name)
