@@ -70,9 +70,9 @@ def test_nothing_to_report_is_said_in_one_sentence(command, tmp_path):
 def test_many_records_are_read_by_several_processes_as_by_one(maker, monkeypatch):
     for seed in range(510):
         maker.run(seed=seed, loss=1 + seed / 7, epochs=0, stages=1, mask=False)
-    monkeypatch.setattr("lossprune.report.source._cores", lambda: 2)
+    monkeypatch.setattr("lossprune.report.source.count_cores", lambda: 2)
     several = read_results(maker.root)
-    monkeypatch.setattr("lossprune.report.source._cores", lambda: 1)
+    monkeypatch.setattr("lossprune.report.source.count_cores", lambda: 1)
     one = read_results(maker.root)
     assert len(one.runs) == 510
     assert several.runs.equals(one.runs)

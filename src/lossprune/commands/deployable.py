@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lossprune.commands.config import DeployConfig
 from lossprune.commands.output import format_of
 from lossprune.commands.prune import FORMAT as PRUNED
-from lossprune.commands.prune import NETWORK, build_network, drawing
+from lossprune.commands.prune import NETWORK, build_network
 from lossprune.commands.user_code import Batches, find_function
 from lossprune.deployment.example import Call
 from lossprune.deployment.sparse.parts import inputs_of
@@ -29,6 +29,7 @@ from lossprune.json_text import parse_json
 from lossprune.pruning import Mask
 from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.forms import default_forward
+from lossprune.torch_state import seeded
 from lossprune.training import evaluate
 
 
@@ -70,7 +71,7 @@ def deployable(folder: Path, config: DeployConfig) -> Iterator[Deployable]:
         raise FileNotFoundError(f"no run folder {folder}")
     if format_of(folder) == PRUNED:
         settings = _settings(folder)
-        with drawing(settings["seed"]):
+        with seeded(settings["seed"]):
             yield _pruned(folder, settings)
     else:
         yield _run(folder, config)

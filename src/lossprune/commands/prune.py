@@ -2,12 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from lossprune.channels.compaction import count_live
@@ -37,7 +36,7 @@ from lossprune.pruning import (
     prune_by_stage,
 )
 from lossprune.pruning.stages import Stages
-from lossprune.torch_state import using_threads
+from lossprune.torch_state import seeded, using_threads
 
 FORMAT = "lossprune pruning 1"
 NETWORK, TABLE = "network.safetensors", "table.md"
@@ -54,7 +53,7 @@ def prune_network(config: PruneConfig, build: str) -> None:
     check_out(config.out, FORMAT, config.overwrite)
     out = config.out.absolute()  # the user's code may change the working folder
     began = time.perf_counter()
-    with drawing(config.seed), using_threads(config.threads), blaming_users_code():
+    with seeded(config.seed), using_threads(config.threads), blaming_users_code():
         network = _build(build, config.weights)
         with shown_progress() as progress:
             mask, stages, pruning = _prune(network, config, progress)
@@ -221,11 +220,3 @@ def _settings(config: PruneConfig, build: str) -> dict[str, Any]:
         del values[name]
     paths = {name: values[name] and str(values[name]) for name in ("weights", "start")}
     return {"build": build, **values, **paths}
-
-
-@contextlib.contextmanager
-def drawing(seed: int) -> Iterator[None]:
-    """Seed torch for the user's functions, and put back what was there."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield

@@ -2,7 +2,6 @@
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from lossprune.sweep.board import BLOCKED, describe_outcome
 from lossprune.sweep.job import FAILED
 from lossprune.sweep.plan import PlannedRun, select
 from lossprune.sweep.plan_file import PLANS, parse_choices, read_plan
+from lossprune.torch_state import count_cores
 
 _MOST_SHARE = 1024  # CPUs or GPUs: no node has more
 
@@ -157,10 +157,7 @@ def _engine(config: SweepConfig, runs: int) -> Any:
 
     if config.ray is not None:
         return RayEngine(config.ray, config.cpus_per_run, config.gpus_per_run)
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return LocalEngine(min(config.workers or max(1, cores // 2), runs))
+    return LocalEngine(min(config.workers or max(1, count_cores() // 2), runs))
 
 
 def _check_tensorboard() -> None:

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-CACHE_VARIABLE = "LOSSPRUNE_CACHE"
+from lossprune.files import CACHE_VARIABLE, cache_folder, replacing
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,6 @@ class Decoded:
     classes: tuple[str, ...]
     images: Mapping[str, Tensor]
     labels: Mapping[str, Tensor]
-
-
-def cache_folder() -> Path:
-    """Return the folder of all that is cached."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else Path(pooch.os_cache("lossprune"))
 
 
 def cached(key: str, source: Path, decode: Callable[[], Decoded]) -> Decoded:
@@ -94,15 +86,8 @@ def _write(file: Path, decoded: Decoded) -> None:
     tensors |= {f"labels.{name}": labels for name, labels in decoded.labels.items()}
     classes = json.dumps(decoded.classes)
     metadata = {"classes": classes, "sha256": _digest(classes, tensors)}
-    # Under the lock of this source, so that no other process writes the same temporary file.
-    temporary = file.with_suffix(".tmp")
-    try:
-        save_file(tensors, temporary, metadata)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as part:
+        save_file(tensors, part, metadata)
 
 
 def _read(file: Path) -> Decoded | None:

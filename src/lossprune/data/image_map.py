@@ -29,9 +29,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lossprune.data.image_cache import CACHE_VARIABLE, Decoded, cache_folder
+from lossprune.data.image_cache import Decoded
 from lossprune.data.image_file import opened
+from lossprune.files import CACHE_VARIABLE, cache_folder, write_whole
 from lossprune.json_text import parse_digested, with_digest
+from lossprune.torch_state import count_cores
 
 IMAGES, INDEX, PROGRESS = "images.u8", "index.json", "progress.json"
 CHUNK = 2048  # images between two looks back: some seconds of work
@@ -124,7 +126,9 @@ def _decode(folder: Path, listing: Listing, side: int, progress: bool | None) ->
     target = os.open(folder / IMAGES, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         with (
-            ThreadPoolExecutor(_cores()) as pool,  # Pillow lets other threads run while it works
+            ThreadPoolExecutor(
+                count_cores()
+            ) as pool,  # Pillow lets other threads run while it works
             Progress(*columns, console=Console(stderr=True), disable=not show) as bar,
         ):
             task = bar.add_task("", total=len(files), completed=state.done)
@@ -179,12 +183,6 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @dataclass(frozen=True)
 class _Progress:
     """How many images are on the disk, and what was wrong with some of them."""
@@ -209,9 +207,4 @@ class _Progress:
 
 def _write(file: Path, values: Mapping[str, object]) -> None:
     """Write JSON to the disk, whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("w") as sink:
-        json.dump(with_digest(values), sink)
-        sink.flush()
-        os.fsync(sink.fileno())
-    temporary.replace(file)
+    write_whole(file, json.dumps(with_digest(values)).encode())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lossprune.pruning.errors import PruningError
+from lossprune.torch_state import seeded
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,7 @@ class Call:
     def __call__(self, network: nn.Module) -> Any:
         """Return what the network gives for copies, whatever random numbers were drawn before."""
         own = self.copied()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with seeded(0):
             return network(*own.inputs, **own.named)
 
     @property

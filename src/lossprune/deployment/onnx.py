@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossprune.files import check_folder_of, replacing
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.wholeness import check_whole
 from lossprune.pruning.wrappers import unwrapped
+from lossprune.torch_state import in_mode
 
 TOLERANCE = 1e-4
 
@@ -54,8 +56,7 @@ def export_onnx(
     check_whole(model)
     model = unwrapped(model)
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: its folder does not exist")
+    check_folder_of(path)
     if not isinstance(example, Tensor):
         raise ValueError(
             f"example must be one tensor, as the network takes one, got {type(example).__name__}"
@@ -66,15 +67,9 @@ def export_onnx(
             f"got shape {tuple(example.shape)}"
         )
     _check_real(model, example)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with _evaluating(model), torch.no_grad():
-            _export(model, part, example)
-            difference = _compare(model, part, example, tolerance)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return difference
+    with replacing(path) as part, in_mode(model, training=False), torch.no_grad():
+        _export(model, part, example)
+        return _compare(model, part, example, tolerance)
 
 
 class OnnxNetwork(nn.Module):
@@ -195,17 +190,6 @@ def _compare(model: nn.Module, path: Path, example: Tensor, tolerance: float) ->
             )
         worst = max(worst, difference)
     return worst
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

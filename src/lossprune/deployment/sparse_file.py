@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lossprune.deployment.positions import encode
 from lossprune.deployment.sparse_header import kind_of, unstorable
+from lossprune.files import check_folder_of, write_whole
 from lossprune.pruning.canonical import in_order
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
@@ -72,8 +73,7 @@ def save_sparse(model: nn.Module, mask: Mask, path: str | Path, *, values: str =
     if values not in VALUES:
         raise ValueError(f"values must be one of {', '.join(VALUES)}, got {values!r}")
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: its folder does not exist")
+    check_folder_of(path)
     model = unwrapped(model)
     state, same = tensors_of(model)
     kept = _kept_of(model, mask, state, same)
@@ -111,7 +111,7 @@ def save_sparse(model: nn.Module, mask: Mask, path: str | Path, *, values: str =
             stored[f"dense:{name}"] = tensor.cpu().contiguous().clone()
             parts["dense"] = crc_of(stored[f"dense:{name}"])
         described[name] = parts
-    _write(path, _signed(stored, described, mask))
+    write_whole(path, _signed(stored, described, mask))
     _tell_of_zeros(zeros, mask.total - mask.removed)
 
 
@@ -220,12 +220,3 @@ def _signed(
 def with_signature(header: bytes, old: str, new: str) -> bytes:
     """Return the header with another checksum of itself."""
     return header.replace(f'"header_crc32":"{old}"'.encode(), f'"header_crc32":"{new}"'.encode(), 1)
-
-
-def _write(path: Path, contents: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(contents)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lossprune.experiment.record import RUNNING, RunRecord
+from lossprune.files import remove_unfinished, replacing, write_whole
 from lossprune.json_text import parse_json
 
 RECORD, LOG, MASK = "record.json", "log.txt", "mask.safetensors"
@@ -78,7 +79,7 @@ class RunFolder:
         try:
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
             self.write(_HOLDER, json.dumps(holder).encode())
-            self._sweep()
+            remove_unfinished(self.path)
             yield
         finally:
             with contextlib.suppress(OSError):
@@ -97,8 +98,8 @@ class RunFolder:
         Raises:
             ValueError: it cannot be written, as there is no space left; the old one is untouched.
         """
-        with _explained(self.path / name), _replacing(self.path / name) as part:
-            part.write_bytes(contents)
+        with _explained(self.path / name):
+            write_whole(self.path / name, contents)
 
     def save(self, name: str, save: Callable[[Path], None]) -> None:
         """Replace a file as a whole by what ``save(path)`` writes.
@@ -106,7 +107,7 @@ class RunFolder:
         Raises:
             ValueError: as :meth:`write`.
         """
-        with _explained(self.path / name), _replacing(self.path / name) as part:
+        with _explained(self.path / name), replacing(self.path / name) as part:
             save(part)
 
     def remove(self, name: str) -> None:
@@ -120,37 +121,6 @@ class RunFolder:
             return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"  # it took the lock a moment ago and has not signed yet
-
-    def _sweep(self) -> None:
-        """Remove what a killed process was writing."""
-        for leftover in self.path.glob(".*.part"):
-            leftover.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file in the same folder; flush it to the disk and rename it to ``path``."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename itself survive a power cut, where the system can do that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

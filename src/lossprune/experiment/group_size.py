@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from lossprune.experiment.runner import Run
+from lossprune.torch_state import usable_cores
 from lossprune.training import bytes_per_member
 
 _OF_GPU = 0.8  # of what is free: libraries take workspaces that nobody can foresee
@@ -32,8 +33,7 @@ def _on_gpu(device: torch.device) -> float:
 
 def _in_memory() -> float:
     """A share of what is available, so that every worker of a machine can take its own."""
-    cores = os.cpu_count() or 1
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    cores, own = os.cpu_count() or 1, len(usable_cores() or [0])
     return min(_available(), _left_to_group()) * _OF_MEMORY * own / cores
 
 

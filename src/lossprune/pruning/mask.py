@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lossprune.files import check_folder_of, write_whole
 from lossprune.pruning.enforcement import Enforcement
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask_file import mask_bytes, read_mask
@@ -153,12 +154,9 @@ class Mask(Mapping[str, Tensor]):
             FileNotFoundError: the folder to write into does not exist.
         """
         path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"cannot write {path}: its folder does not exist")
+        check_folder_of(path)
         # Not safetensors' save_file, whose files only their owner can read.
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(mask_bytes(self._kept, self.sparsity, self.criterion))
-        part.replace(path)
+        write_whole(path, mask_bytes(self._kept, self.sparsity, self.criterion))
 
     @classmethod
     def load(cls, path: str | Path) -> "Mask":

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import did_you_mean, listed, without_wrappers
 from lossprune.pruning.wholeness import check_whole
+from lossprune.torch_state import in_mode
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -182,13 +183,8 @@ def _weight(layer: Any) -> Tensor:
     """
     if not is_parametrized(layer, "weight"):
         return layer.weight
-    modes = [(part, part.training) for part in layer.parametrizations.weight.modules()]
-    try:
-        layer.parametrizations.weight.eval()
+    with in_mode(layer.parametrizations.weight, training=False):
         return layer.weight
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _check_ordinary(use: _Use) -> None:

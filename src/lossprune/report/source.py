@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from lossprune.experiment.folder import LOG, RECORD, RunFolder
 from lossprune.experiment.record import RunRecord
+from lossprune.torch_state import count_cores
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ class ResultsFolder:
         return zip(folders, self._taken(partial(_read, take)), strict=True)
 
     def _taken(self, read: Callable[[Path], T]) -> Iterator[T]:
-        workers = min(_cores(), 8)
+        workers = min(count_cores(), 8)
         if len(self._runs) < _PARALLEL_FROM or workers < 2:
             yield from map(read, self._runs)
             return
@@ -111,12 +112,6 @@ def find_runs(root: Path) -> Iterator[Path]:
         if RECORD in files:
             inside.clear()
             yield Path(folder)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _read(take: Callable[[RunRecord], T], folder: Path) -> T | str:

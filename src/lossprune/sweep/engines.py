@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from lossprune.sweep.job import Job, LostError, Outcome
 from lossprune.sweep.servers import start_quietly
+from lossprune.torch_state import usable_cores
 
 _STARTS = 3
 
@@ -55,9 +56,9 @@ def split_cores(workers: int) -> list[list[int]]:
 
     With more workers than cores several share one.
     """
-    if not hasattr(os, "sched_getaffinity"):
+    cores = usable_cores()
+    if cores is None:
         return [[] for _ in range(workers)]
-    cores = sorted(os.sched_getaffinity(0))
     share = max(1, len(cores) // workers)
     return [
         [cores[(slot * share + i) % len(cores)] for i in range(share)] for slot in range(workers)

@@ -12,6 +12,7 @@ from typing import Any
 
 from lossprune.experiment.folder import CHECKPOINT, RECORD, RunFolder
 from lossprune.experiment.record import DIVERGED, FINISHED, RUNNING, legible
+from lossprune.files import write_whole
 from lossprune.json_text import parse_digested, parse_json, with_digest
 from lossprune.sweep.board import describe_outcome
 from lossprune.sweep.job import ERROR, FAILED, Outcome, last_lines, noted_failure
@@ -42,11 +43,9 @@ def note_plan(path: Path, name: str, folders: Sequence[Path]) -> None:
     """
     said = {"plan": name, "runs": [folder.name for folder in folders], **_this_process()}
     target = path / SWEEPS / f"{name}.json"
-    part = target.with_name(f".{os.getpid()}.part")  # several sweeps may say so at once
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(with_digest(said), indent=0))
-        part.replace(target)
+        write_whole(target, json.dumps(with_digest(said), indent=0).encode())
     except OSError as error:
         raise ValueError(f"cannot write {target}: {error.strerror or error}") from None
 

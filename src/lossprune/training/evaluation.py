@@ -1,8 +1,7 @@
 """Loss and error rate of a network on one split."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from lossprune.data import Dataset, Split
 from lossprune.pruning.wholeness import check_whole
+from lossprune.torch_state import in_mode
 
 MOST = 1000  # examples at a time, ...
 NUMBERS = 1 << 24  # ... and fewer where their inputs would be more numbers than these
@@ -66,21 +66,10 @@ def count_losses(
         batch_size = max(1, min(MOST, NUMBERS // math.prod(dataset.shape)))
     forward = forward or network
     losses, wrong = [], []
-    with _evaluating(network):
+    with in_mode(network, training=False):
         for inputs, labels in dataset.batches(split, batch_size, share=share):
             logits = forward(inputs)
             losses.append(F.cross_entropy(logits, labels, reduction="sum"))
             wrong.append((logits.argmax(1) != labels).sum())
     # One transfer at the end, and a sum in double precision.
     return sum(torch.stack(losses).tolist()), sum(torch.stack(wrong).tolist())
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -26,6 +26,7 @@ from lossprune.pruning.names import look_up
 from lossprune.pruning.prunable import Choices, prunable_weights
 from lossprune.pruning.substitution import call_with
 from lossprune.pruning.wholeness import check_whole
+from lossprune.torch_state import in_mode
 
 _FEW = 4  # examples that a probe looks at
 
@@ -132,9 +133,8 @@ class Network:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode with gradients on, everything put back afterwards, also on an error."""
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
         with ExitStack() as stack:
+            stack.enter_context(in_mode(self.model, training=False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(running_plainly(self.model))
             if self.device.type == "cuda":
@@ -147,9 +147,6 @@ class Network:
                 if "use_reentrant" in str(error) or isinstance(error, CheckpointError):
                     raise PruningError(CHECKPOINTED) from error
                 raise
-            finally:
-                for module, mode in modes.items():
-                    module.training = mode
 
     def probe(self, batch: Batch, loss: FullLoss, *, curvature: bool) -> "Costs":
         """Run a few examples: what they cost in memory, and whether curvature can be measured.

@@ -4,8 +4,7 @@ Running statistics of batch norm are updated in place, each member's in its own 
 they are batched as the activations are, which is the one case in which torch allows that.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from lossprune.pruning.substitution import call_with
+from lossprune.torch_state import in_mode
 from lossprune.training.stacked.state import Stack
 
 
@@ -57,15 +57,3 @@ class AnySteps:
         self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor
     ) -> Tensor:
         return call_with({**parameters, **buffers}, self.network, inputs)
-
-
-@contextmanager
-def in_mode(network: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put a network in training or evaluation mode, and every module back into its own."""
-    modes = {module: module.training for module in network.modules()}
-    network.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
