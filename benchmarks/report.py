@@ -23,6 +23,7 @@ import torch
 
 from lossprune.experiment import RunConfig
 from lossprune.experiment.folder import LOG, MASK, RECORD
+from lossprune.experiment.log import log_text
 from lossprune.experiment.record import EpochRecord, RunRecord, Scores, Start
 from lossprune.pruning import Mask
 
@@ -115,7 +116,7 @@ def write_runs(root: Path, count: int, epochs: int) -> int:
         text = record.to_json()
         total += len(text)
         (folder / RECORD).write_text(text)
-        (folder / LOG).write_text(record.to_log())
+        (folder / LOG).write_text(log_text(record))
         if config.prunes:
             os.link(mask, folder / MASK)
     return total

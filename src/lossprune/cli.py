@@ -20,8 +20,9 @@ from lossprune.commands.config import DeployConfig, PruneConfig
 from lossprune.commands.sweep import StatusConfig, SweepConfig, run_sweep, show_status
 from lossprune.data import DATASETS, MOST_IMAGE_SIZE
 from lossprune.experiment.config import RunConfig
+from lossprune.experiment.log import legible, summarise
 from lossprune.experiment.ranks import ElsewhereError, alike, joined, launched, leave_word
-from lossprune.experiment.record import DIVERGED, RunRecord, legible, summarise
+from lossprune.experiment.record import RunRecord, RunStatus
 from lossprune.experiment.shared_folder import SharedFolder
 from lossprune.flags import check_seed, check_threads, check_whole, did_you_mean, flag
 from lossprune.report.config import CompareConfig, ReportConfig
@@ -279,9 +280,9 @@ def _run(config: RunConfig) -> int:
         elif ranks.first:
             print("Experiment already exists!")
             _warn_of_another_start(config, record)
-        if record.status == DIVERGED and ranks.first:
+        if record.status == RunStatus.DIVERGED and ranks.first:
             print(f"diverged: {record.message}", file=sys.stderr)
-    return EXIT_DIVERGED if record.status == DIVERGED else EXIT_OK
+    return EXIT_DIVERGED if record.status == RunStatus.DIVERGED else EXIT_OK
 
 
 def _warn_of_another_start(config: RunConfig, record: RunRecord) -> None:

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from lossprune.experiment.record import EpochRecord, RunRecord, Scores, Start, summarise
+from lossprune.experiment.log import log_text, summarise
+from lossprune.experiment.record import EpochRecord, RunRecord, Scores, Start
 
 
 def scores(base: float) -> Scores:
@@ -42,7 +43,7 @@ def record() -> RunRecord:
 
 
 def test_the_log_has_the_published_format(record):
-    assert record.to_log().splitlines() == [
+    assert log_text(record).splitlines() == [
         "# pe=2",
         "# pi=1",
         "# seed=1111",
@@ -68,10 +69,10 @@ def test_the_log_has_the_published_format(record):
 
 def test_the_log_names_the_row_of_an_epoch_where_it_has_one(record):
     training = ({"from_epoch": 3, "mode": "dense", "reason": "asked for"},)
-    log = replace(record, best=record.after_pruning, training=training).to_log()
+    log = log_text(replace(record, best=record.after_pruning, training=training))
     assert "# training from epoch 3 (n 2): dense, asked for\n" in log
     unpruned = replace(record, best=EpochRecord(0, scores(1.0)), epochs=())
-    assert "# best epoch 0: train_l" in unpruned.to_log()
+    assert "# best epoch 0: train_l" in log_text(unpruned)
 
 
 def test_a_record_survives_json_to_the_last_bit(record):

@@ -8,6 +8,7 @@ import torch
 from lossprune.cli import main
 from lossprune.experiment import RunConfig
 from lossprune.experiment.folder import LOG, MASK, RECORD
+from lossprune.experiment.log import log_text
 from lossprune.experiment.record import EpochRecord, RunRecord, Scores, Start
 from lossprune.pruning import Mask
 
@@ -109,7 +110,7 @@ class Maker:
         path = self.root / name
         path.mkdir(parents=True)
         (path / RECORD).write_text(record.to_json())
-        (path / LOG).write_text(record.to_log())
+        (path / LOG).write_text(log_text(record))
         return path
 
 

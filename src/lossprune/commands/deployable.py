@@ -24,7 +24,7 @@ from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import BEST, MASK, RECORD, RunFolder
 from lossprune.experiment.network_file import load_weights_, read_network
 from lossprune.experiment.prepare import environment_of, prepare
-from lossprune.experiment.record import FINISHED, RunRecord
+from lossprune.experiment.record import RunRecord, RunStatus
 from lossprune.json_text import parse_json
 from lossprune.pruning import Mask
 from lossprune.pruning.curvature.batch import Batch
@@ -114,7 +114,7 @@ def _finished(run: Path) -> RunRecord:
             if there
             else f"{run} is not the folder of a run or of lossprune prune: it has no {RECORD}"
         )
-    if record.status != FINISHED:
+    if record.status != RunStatus.FINISHED:
         raise ValueError(f"the run in {run} {record.status}: {record.message}")
     if record.after_pruning is None:
         raise ValueError(f"the run in {run} did not prune: there is no mask to deploy")

@@ -23,10 +23,10 @@ from lossprune.commands.user_code import (
 from lossprune.deployment.sparse_file import is_sparse_file, save_sparse
 from lossprune.deployment.sparse_load import load_sparse
 from lossprune.experiment.folder import MASK, RECORD
+from lossprune.experiment.log import describe_stage
 from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
 from lossprune.experiment.prepare import environment_of
 from lossprune.experiment.progress import Progress, shown_progress
-from lossprune.experiment.record import describe_stage
 from lossprune.pruning import (
     CRITERIA,
     LOSSES,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lossprune.experiment.config import DEVICES
-from lossprune.experiment.record import DIVERGED
 from lossprune.flags import (
     MOST_WORKERS,
     check,
@@ -18,8 +17,8 @@ from lossprune.flags import (
     check_whole,
     flag,
 )
-from lossprune.sweep.board import BLOCKED, describe_outcome
-from lossprune.sweep.job import FAILED
+from lossprune.sweep.board import describe_outcome
+from lossprune.sweep.job import RunPhase
 from lossprune.sweep.plan import PlannedRun, select
 from lossprune.sweep.plan_file import PLANS, parse_choices, read_plan
 from lossprune.torch_state import count_cores
@@ -185,10 +184,10 @@ def _conclude(driver: Any) -> int:
         print(f"best: {board.best[0]}: {describe_outcome(board.best[1])}", file=sys.stderr)
     if driver.stopped:
         raise ValueError(driver.stopped)
-    if board.count(FAILED) or board.count(BLOCKED):
+    if board.count(RunPhase.FAILED) or board.count(RunPhase.BLOCKED):
         print("error: some runs failed; lossprune status says which and why", file=sys.stderr)
         return EXIT_FAILED
-    return EXIT_DIVERGED if board.count(DIVERGED) else EXIT_OK
+    return EXIT_DIVERGED if board.count(RunPhase.DIVERGED) else EXIT_OK
 
 
 def show_status(_: StatusConfig, results: str = "results") -> int:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lossprune.experiment.record import RUNNING, RunRecord
+from lossprune.experiment.record import RunRecord, RunStatus
 from lossprune.files import remove_unfinished, replacing, write_whole
 from lossprune.json_text import parse_json
 
@@ -38,9 +38,9 @@ class RunFolder:
         The checkpoint is the last thing that a run removes: while there is one, it is not settled.
         """
         record = self.record()
-        if record is None or record.status == RUNNING or (self.path / CHECKPOINT).exists():
+        if record is None or record.status == RunStatus.RUNNING:
             return None
-        return record
+        return None if (self.path / CHECKPOINT).exists() else record
 
     def record(self) -> RunRecord | None:
         """Return the record as it stands, or None where there is none yet."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lossprune.experiment.checkpoint import Checkpoint
 from lossprune.experiment.folder import BEST, CHECKPOINT, LAST, LOG, MASK, RECORD
+from lossprune.experiment.log import log_text
 from lossprune.experiment.network_file import network_in
-from lossprune.experiment.record import DIVERGED
+from lossprune.experiment.record import RunStatus
 from lossprune.experiment.shared_folder import SharedFolder
 from lossprune.experiment.state import RunState
 from lossprune.pruning import Mask
@@ -145,13 +146,17 @@ class Keeping:
         state.progress.note(f"going on after {where}")
         return True
 
-    def settle(self, status: str, message: str | None = None) -> None:
+    def settle(self, status: RunStatus, message: str | None = None) -> None:
         """Write what a run leaves, the record last; what only an unfinished one needs goes.
 
         The last network is that of the checkpoint: where it diverged, of the epoch before.
         """
         state = self._state
-        last = self._checkpoint().network if status == DIVERGED else state.network.state_dict()
+        last = (
+            self._checkpoint().network
+            if status == RunStatus.DIVERGED
+            else state.network.state_dict()
+        )
         self._folder.write(LAST, state.network_bytes(last, state.record.last))
         state.change(status=status, message=message)
         self._write_log_and_record()
@@ -172,7 +177,7 @@ class Keeping:
 
     def _write_log_and_record(self) -> None:
         record = self._state.record
-        self._folder.write(LOG, record.to_log().encode())
+        self._folder.write(LOG, log_text(record).encode())
         self._folder.write(RECORD, record.to_json().encode())
 
     def _checkpoint(self) -> Checkpoint:

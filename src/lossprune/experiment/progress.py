@@ -29,7 +29,7 @@ class Silent:
         """Say nothing."""
 
 
-class Lines:
+class ProgressLines:
     """Plain lines, for logs and pipes."""
 
     def note(self, text: str) -> None:
@@ -66,7 +66,7 @@ def shown_progress(show: bool = True) -> Iterator[Progress]:
         yield Silent()
         return
     if not sys.stderr.isatty():
-        yield Lines()
+        yield ProgressLines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -5,9 +5,10 @@ from dataclasses import asdict
 
 from lossprune.experiment.cache import Cache
 from lossprune.experiment.keeping import Keeping
+from lossprune.experiment.log import describe, describe_stage
 from lossprune.experiment.network_file import weights_sha256
 from lossprune.experiment.prepare import StageExamples
-from lossprune.experiment.record import EpochRecord, describe, describe_stage
+from lossprune.experiment.record import EpochRecord
 from lossprune.experiment.state import RunState, check_finite
 from lossprune.pruning import CRITERIA, Statistics, prune_by_stage
 

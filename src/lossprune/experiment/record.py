@@ -1,4 +1,4 @@
-"""What is known of a run: its record (``record.json``) and its log (``log.txt``).
+"""What is known of a run: its record, and the text of ``record.json``.
 
 No torch here, so that thousands of records can be read in a moment.
 """
@@ -6,26 +6,21 @@ No torch here, so that thousands of records can be read in a moment.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
 from typing import Any
 
 from lossprune.json_text import digest_of, parse_json
 
-LOG_HEADER = "n\ttrain_l\ttrain_m\tvalid_l\tvalid_m\ttest_l\ttest_m\ttime"
-
-# The published log's rows are counted from 0, and its training columns are means over the epoch's
-# batches while the network was trained.  Ours are what every other column is: an evaluation.
-_LOG_COMMENT = (
-    "row n, counted from 0, is the network after epoch n + 1",
-    "train_l and train_m are evaluations of it, as the other columns, without augmentation: "
-    "not means over the epoch's batches in training mode",
-)
-
 _DIGEST = "sha256"
 
-_LONGEST = 1000  # line that is shown
 
-RUNNING, FINISHED, DIVERGED = "running", "finished", "diverged"
+class RunStatus(StrEnum):
+    """How a run stands, as its record says."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ class RunRecord:
         config: what determines the result, by flag.
         environment: versions, device, machine, threads of each process, processes.
         start: the network it began from.
-        status: ``"running"``, ``"finished"`` or ``"diverged"``.
+        status: a :class:`RunStatus`; one that was read may be any text.
         message: why it diverged, or None.
         before_pruning: the network about to be pruned, at the epoch it comes from.
         after_pruning: the same network with the mask applied, at the epoch of pruning.
@@ -97,7 +92,7 @@ class RunRecord:
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     start: Start
-    status: str = RUNNING
+    status: str = RunStatus.RUNNING
     message: str | None = None
     before_pruning: EpochRecord | None = None
     after_pruning: EpochRecord | None = None
@@ -131,24 +126,24 @@ class RunRecord:
         return replace(
             self,
             config={**self.config, "nepochs": epochs},
-            status=FINISHED,
+            status=RunStatus.FINISHED,
             message=None,
             best=min(candidates, key=lambda row: row.scores.valid_error),  # the first of equals
             last=candidates[-1],
             epochs=rows,
-            training=tuple(it for it in self.training if it["from_epoch"] <= epochs),
+            training=tuple(way for way in self.training if way["from_epoch"] <= epochs),
             seconds=self.seconds - sum(row.seconds for row in later),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return dictionaries, lists, numbers and strings; what is not finite becomes None."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {**_plain(values), "sparsity": self.sparsity}
+        return {**_plain(values), "status": str(self.status), "sparsity": self.sparsity}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunRecord":
         """Return the record that :meth:`to_dict` described."""
-        known = {name: it for name, it in values.items() if name not in ("sparsity", _DIGEST)}
+        known = {name: value for name, value in values.items() if name not in ("sparsity", _DIGEST)}
         for name in ("before_pruning", "after_pruning", "best", "last"):
             known[name] = _epoch(known.get(name))
         known["epochs"] = tuple(_epoch(row) for row in known.get("epochs", ()))
@@ -183,105 +178,6 @@ class RunRecord:
                 f"where they were changed on purpose, take its {_DIGEST!r} out"
             )
         return cls.from_dict(values)
-
-    def to_log(self) -> str:
-        """Return the text of ``log.txt``: the published table, and comment lines around it."""
-        pruned_at = None if self.after_pruning is None else self.after_pruning.epoch
-        lines = [f"# {name}={value}" for name, value in self.config.items()]
-        lines += [f"# start weights sha256 {self.start.weights_sha256}"]
-        pruning = [f"# {line}" for line in self._pruning_lines()]
-        lines += pruning if not self.epochs or pruned_at == 0 else []
-        lines += [*(f"# {line}" for line in _LOG_COMMENT), LOG_HEADER]
-        for row in self.epochs:
-            lines.append(_log_line(row))
-            lines += pruning if self._log_pruning_after(row.epoch, pruned_at) else []
-        if self.status != RUNNING:
-            lines.append(f"# {self.status}" + (f": {self.message}" if self.message else ""))
-            if self.best is not None:
-                best = _epoch_and_row(self.best.epoch)
-                lines.append(f"# best {best}: {describe(self.best.scores)}")
-        return "\n".join(lines) + "\n"
-
-    def _log_pruning_after(self, epoch: int, pruned_at: int | None) -> bool:
-        at = self.epochs[-1].epoch if pruned_at is None else pruned_at
-        return at > 0 and epoch == at
-
-    def _pruning_lines(self) -> list[str]:
-        lines = []
-        if self.before_pruning is not None:
-            lines.append(f"before pruning: {describe(self.before_pruning.scores)}")
-        lines += [describe_stage(stage, self.config["pi"]) for stage in self.stages]
-        if self.after_pruning is not None:
-            lines.append(f"after pruning: {describe(self.after_pruning.scores)}")
-            lines.append(f"removed {self.removed} of {self.prunable}: sparsity {self.sparsity:.7f}")
-        lines += [
-            f"training from {_epoch_and_row(it['from_epoch'])}: {it['mode']}, {it['reason']}"
-            for it in self.training
-        ]
-        return lines
-
-
-def describe(scores: Scores) -> str:
-    """Return the six scores in one line, named as the columns of the log."""
-    names = LOG_HEADER.split("\t")[1:-1]
-    values = asdict(scores).values()
-    return " ".join(f"{name} {value:.5f}" for name, value in zip(names, values, strict=True))
-
-
-def describe_stage(stage: Mapping[str, Any], stages: int) -> str:
-    """Return what happened in one pruning stage, in one line and without its time."""
-    predicted = stage["predicted_change"]
-    return (
-        f"stage {stage['stage']}/{stages}: sparsity {stage['sparsity']:.5f} "
-        f"loss {_number(stage['loss_before'])} -> {_number(stage['loss_after'])} "
-        f"predicted change {'none' if predicted is None else format(predicted, '.5f')}"
-    )
-
-
-def legible(text: str) -> str:
-    r"""Return a line of somebody's text as any terminal, file and library takes it.
-
-    Control characters and halves of characters become question marks, and a long line is cut.
-
-    >>> legible("red: \x1b[31m")
-    'red: ?[31m'
-    """
-    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
-    return "".join(sign if sign.isprintable() else "?" for sign in cut)
-
-
-def _number(value: float | None) -> str:
-    """JSON has no NaN: a loss that was not finite is null there."""
-    return "nan" if value is None else format(value, ".5f")
-
-
-def summarise(record: RunRecord) -> str:
-    """Return what came of a run, in a few lines."""
-    lines = [f"{record.status} in {record.seconds:.1f} s"]
-    if record.before_pruning is not None and record.after_pruning is not None:
-        before, after = record.before_pruning.scores, record.after_pruning.scores
-        lines.append(
-            f"pruned {record.removed:,} of {record.prunable:,} weights "
-            f"(sparsity {record.sparsity:.5f}): training loss {before.train_loss:.4f} -> "
-            f"{after.train_loss:.4f}, test error {before.test_error:.2%} -> {after.test_error:.2%}"
-        )
-    if record.best is not None:
-        best = record.best.scores
-        lines.append(
-            f"best epoch {record.best.epoch}: training loss {best.train_loss:.4f}, "
-            f"validation error {best.valid_error:.2%}, test error {best.test_error:.2%}"
-        )
-    return "\n".join(lines)
-
-
-def _log_line(row: EpochRecord) -> str:
-    scores = (f"{value:.5f}" for value in vars(row.scores).values())
-    return "\t".join([str(row.epoch - 1), *scores, f"{row.seconds:.2f}"])
-
-
-def _epoch_and_row(epoch: int) -> str:
-    """Name an epoch in the log; epoch 0, before all training, has no row there."""
-    return f"epoch {epoch} (n {epoch - 1})" if epoch else "epoch 0"
 
 
 def _epoch(values: Mapping[str, Any] | None) -> Any:

@@ -7,19 +7,12 @@ from contextlib import contextmanager
 from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.keeping import Keeping
+from lossprune.experiment.log import describe
 from lossprune.experiment.prepare import Setting, computing, prepare
 from lossprune.experiment.progress import Progress, Silent
 from lossprune.experiment.pruning_step import prune
 from lossprune.experiment.ranks import Ranks, current
-from lossprune.experiment.record import (
-    DIVERGED,
-    FINISHED,
-    RUNNING,
-    EpochRecord,
-    RunRecord,
-    Scores,
-    describe,
-)
+from lossprune.experiment.record import EpochRecord, RunRecord, RunStatus, Scores
 from lossprune.experiment.shared_folder import SharedFolder
 from lossprune.experiment.state import RunState, check_finite
 from lossprune.training import DivergedError
@@ -137,7 +130,7 @@ class Run:
     @property
     def due(self) -> bool:
         """Whether an epoch is to be trained; False where the run has come to its end."""
-        return self.state.status == RUNNING
+        return self.state.status == RunStatus.RUNNING
 
     @property
     def stops(self) -> bool:
@@ -221,12 +214,12 @@ class Run:
         self.state.restart_clock()
         self.save()
         if self.state.epoch >= self.state.config.epochs:
-            self._keeping.settle(FINISHED)
+            self._keeping.settle(RunStatus.FINISHED)
 
     def give_up(self, error: DivergedError) -> None:
         """Settle a run that is saved and whose next epoch diverged."""
         self.state.restart_clock()
-        self._keeping.settle(DIVERGED, str(error))
+        self._keeping.settle(RunStatus.DIVERGED, str(error))
 
     def go_back(self) -> None:
         """Go back to the checkpoint."""
@@ -238,7 +231,7 @@ class Run:
         try:
             yield
         except DivergedError as error:
-            self._keeping.settle(DIVERGED, str(error))
+            self._keeping.settle(RunStatus.DIVERGED, str(error))
 
     def _start(self) -> None:
         state = self.state
@@ -255,7 +248,7 @@ class Run:
         if self.state.prunes_now:
             prune(self.state, self._keeping, self._cache)
         if self.state.epoch >= self.state.config.epochs:
-            self._keeping.settle(FINISHED)
+            self._keeping.settle(RunStatus.FINISHED)
 
     def _diverged(self, error: DivergedError) -> DivergedError:
         return DivergedError(f"epoch {self.state.epoch + 1}: {error}")

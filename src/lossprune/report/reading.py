@@ -15,15 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lossprune.experiment.config import RunConfig
-from lossprune.experiment.record import (
-    DIVERGED,
-    FINISHED,
-    RUNNING,
-    EpochRecord,
-    RunRecord,
-    Scores,
-    legible,
-)
+from lossprune.experiment.log import legible
+from lossprune.experiment.record import EpochRecord, RunRecord, RunStatus, Scores
 from lossprune.report.layout import arrange
 from lossprune.report.records_file import RecordsFile
 from lossprune.report.source import ResultsFolder, Source
@@ -136,7 +129,7 @@ def row_of(record: RunRecord) -> dict[str, Any]:
         ValueError: a setting is missing or of the wrong type.
     """
     row = _settings(record.config)
-    if record.status not in (RUNNING, FINISHED, DIVERGED):
+    if record.status not in list(RunStatus):
         raise ValueError(f"the record's status is {_quoted(record.status)}")
     row["start"] = legible(record.start.path or "")
     row["start_weights"] = legible(record.start.weights_sha256)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lossprune.experiment.folder import RunFolder
+from lossprune.experiment.log import log_text
 from lossprune.experiment.record import RunRecord
 from lossprune.json_text import parse_json
 from lossprune.report.source import attempt
@@ -126,7 +127,7 @@ class RecordsFile:
 
     def texts(self, folders: Collection[str]) -> Iterator[tuple[str, str]]:
         """Give log and record of these runs, as their files say it."""
-        return ((record.to_log(), record.to_json()) for record in self.records(folders))
+        return ((log_text(record), record.to_json()) for record in self.records(folders))
 
     def _runs(self) -> "Iterator[Run]":
         from lossprune.report.records_table import from_table

@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lossprune.experiment.record import DIVERGED, FINISHED
-from lossprune.sweep.job import FAILED, Outcome
+from lossprune.sweep.job import Outcome, RunPhase
 from lossprune.sweep.plan import PlannedRun
-
-BLOCKED = "blocked"
 
 
 def label_runs(runs: Sequence[PlannedRun]) -> dict[PlannedRun, str]:
@@ -64,13 +61,13 @@ class Board:
         """Note the end of a run."""
         self.outcomes[label] = outcome
         self.found += found
-        self.ended += not found and outcome.status in (FINISHED, DIVERGED, FAILED)
+        self.ended += not found and outcome.status != RunPhase.BLOCKED
         if outcome.pruned_loss is None or outcome.valid_error is None:
             return
         if self.best is None or outcome.valid_error < (self.best[1].valid_error or 0.0):
             self.best = (label, outcome)
 
-    def count(self, status: str) -> int:
+    def count(self, status: RunPhase) -> int:
         """Return how many runs ended so."""
         return sum(outcome.status == status for outcome in self.outcomes.values())
 
@@ -88,12 +85,12 @@ class Board:
 
     def summary(self) -> str:
         """Return all of it in one line."""
-        parts = [f"{self.count(FINISHED)} of {self.total} finished"]
+        parts = [f"{self.count(RunPhase.FINISHED)} of {self.total} finished"]
         if self.found:
             parts[0] += f" ({self.found} before)"
         if self.running:
             parts.append(f"{sum(job.runs for job in self.running.values())} running")
-        for status in (DIVERGED, FAILED, BLOCKED):
+        for status in (RunPhase.DIVERGED, RunPhase.FAILED, RunPhase.BLOCKED):
             if self.count(status):
                 parts.append(f"{self.count(status)} {status}")
         if self.left and self.eta is not None:
@@ -103,7 +100,7 @@ class Board:
 
 def describe_outcome(outcome: Outcome) -> str:
     """Return what came of a run, in a few words."""
-    if outcome.status != FINISHED:
+    if outcome.status != RunPhase.FINISHED:
         return f"{outcome.status}: {outcome.message}"
     words = [f"{outcome.seconds:.1f} s"]
     if outcome.pruned_loss is not None:

@@ -9,20 +9,14 @@ from itertools import chain
 from pathlib import Path
 
 from lossprune.experiment.folder import RunFolder
-from lossprune.experiment.record import FINISHED
-from lossprune.sweep.board import BLOCKED, Board, Flying, label_runs
+from lossprune.sweep.board import Board, Flying, label_runs
 from lossprune.sweep.engines import Engine, Outcomes
 from lossprune.sweep.gathering import Gathering, Kind, kind_of
 from lossprune.sweep.job import (
-    ALONE,
-    BUSY,
-    DUE,
-    FAILED,
-    LEFT,
-    LOST,
     Job,
     LostError,
     Outcome,
+    RunPhase,
     note_failure,
     noted_failure,
 )
@@ -108,10 +102,10 @@ class Driver:
         folder = RunFolder(run.config.folder)
         try:
             record = folder.settled()
+            if record is not None:
+                return Outcome.of(record)
         except ValueError as error:  # its record is damaged, which is no other run's affair
-            return Outcome(FAILED, str(error))
-        if record is not None:
-            return Outcome.of(record)
+            return Outcome(RunPhase.FAILED, str(error))
         failure = noted_failure(folder)
         if failure is not None and not failure.again and not self.retry:
             return replace(
@@ -120,10 +114,10 @@ class Driver:
         return None
 
     def _begin_or_block(self, run: PlannedRun, baseline: Outcome | None) -> None:
-        if baseline is None or baseline.status == FINISHED:
+        if baseline is None or baseline.status == RunPhase.FINISHED:
             self._ready.append((run,))
         else:
-            self._settle(run, Outcome(BLOCKED, f"its baseline {baseline.status}"))
+            self._settle(run, Outcome(RunPhase.BLOCKED, f"its baseline {baseline.status}"))
 
     def _gather(self) -> None:
         """Form groups of the runs that nobody else can join."""
@@ -186,7 +180,7 @@ class Driver:
         try:
             outcomes = self.engine.collect(future)
         except LostError as error:
-            outcomes = (Outcome(LOST, str(error), again=True),) * len(runs)
+            outcomes = (Outcome(RunPhase.LOST, str(error), again=True),) * len(runs)
             if any(self._attempts.get(run, 0) + 1 < _ATTEMPTS for run in runs):
                 it_goes = "they go" if len(runs) > 1 else "it goes"
                 self.view.note(f"{label}: {error}; {it_goes} on elsewhere")
@@ -195,20 +189,20 @@ class Driver:
 
     def _sort(self, run: PlannedRun, outcome: Outcome, *, grouped: bool) -> None:
         """Settle a run, or say what is next for it."""
-        if outcome.status == BUSY:
+        if outcome.status == RunPhase.BUSY:
             self._not_before[run] = time.monotonic() + _BUSY_SECONDS
             self._ready.append((run,))
             return
         self._not_before.pop(run, None)
-        if outcome.status == DUE:
+        if outcome.status == RunPhase.DUE:
             self._gathering.add(run)
             self._gathering.gpus[kind_of(run.config)] = outcome.gpus
-        elif outcome.status == LEFT:
+        elif outcome.status == RunPhase.LEFT:
             self._ready.append((run,))
-        elif outcome.status == ALONE:
+        elif outcome.status == RunPhase.ALONE:
             self._alone.add(run)
             self._ready.append((run,))
-        elif outcome.status == LOST:
+        elif outcome.status == RunPhase.LOST:
             self._try_again(run, outcome, grouped=grouped)
         else:
             self._end(run, outcome)
@@ -226,7 +220,7 @@ class Driver:
             self._ready.append((run,))
         else:
             message = f"{outcome.message}, {attempts} times in a row"
-            outcome = replace(outcome, status=FAILED, message=message)
+            outcome = replace(outcome, status=RunPhase.FAILED, message=message)
             note_failure(RunFolder(run.config.folder), outcome)
             self._end(run, outcome)
 
@@ -240,7 +234,7 @@ class Driver:
     def _settle(self, run: PlannedRun, outcome: Outcome, *, found: bool = False) -> None:
         self._not_before.pop(run, None)
         self.board.settle(self.labels[run], outcome, found=found)
-        if not found or outcome.status != FINISHED:
+        if not found or outcome.status != RunPhase.FINISHED:
             self.view.ended(self.labels[run], outcome, RunFolder(run.config.folder), self.board)
 
 

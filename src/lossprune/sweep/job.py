@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from lossprune.experiment.config import RunConfig
@@ -13,8 +14,22 @@ from lossprune.json_text import parse_digested, with_digest
 ERROR = "error.json"
 """In a run's folder: why its last attempt failed."""
 
-FAILED, BUSY, LOST = "failed", "busy", "lost"
-DUE, LEFT, ALONE = "due", "left", "alone"
+
+class RunPhase(StrEnum):
+    """Where a run of a sweep stands."""
+
+    WAITING = "waiting"  # for its baseline, or for others to train with
+    RUNNING = "running"
+    DUE = "due"  # its next epoch is to be trained in a group
+    LEFT = "left"  # its group, to be pruned
+    ALONE = "alone"  # as no group can train it
+    BUSY = "busy"  # another process has it
+    LOST = "lost"  # with its worker
+    INTERRUPTED = "interrupted"
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    FAILED = "failed"
+    BLOCKED = "blocked"  # its baseline has not finished
 
 
 class LostError(Exception):
@@ -43,9 +58,7 @@ class Outcome:
     """What came of a run: a few numbers, not its record, so that a driver stays small.
 
     Attributes:
-        status: ``"finished"`` or ``"diverged"``, of the record; ``"failed"``; ``"busy"``: another
-            process has it; ``"lost"``: its worker died; ``"due"``: it is to be trained in a group;
-            ``"left"``: it left its group to be pruned; ``"alone"``: no group can train it.
+        status: where it stands for it.
         message: one sentence, where it is not finished.
         seconds: of computing.
         pruned_loss: training loss right after pruning, or None.
@@ -56,7 +69,7 @@ class Outcome:
         gpus: that its worker sees, where it is due; 0 where it is done on the CPU.
     """
 
-    status: str
+    status: RunPhase
     message: str | None = None
     seconds: float = 0.0
     pruned_loss: float | None = None
@@ -71,7 +84,7 @@ class Outcome:
         """Return the outcome of a run that came to its end."""
         pruned, best = record.after_pruning, record.best
         return cls(
-            record.status,
+            RunPhase(record.status),
             record.message,
             record.seconds,
             None if pruned is None else pruned.scores.train_loss,
@@ -93,6 +106,7 @@ def noted_failure(folder: RunFolder) -> Outcome | None:
     """Return the failure of the last attempt, or None."""
     try:
         said = parse_digested(folder.read(ERROR))
+        said["status"] = RunPhase(said["status"])
         known = said.keys() & Outcome.__dataclass_fields__.keys()
         return Outcome(**{name: said[name] for name in known})
     except (OSError, ValueError, KeyError, TypeError):

@@ -5,34 +5,26 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lossprune.experiment.folder import CHECKPOINT, RECORD, RunFolder
-from lossprune.experiment.record import DIVERGED, FINISHED, RUNNING, legible
+from lossprune.experiment.folder import RECORD, RunFolder
+from lossprune.experiment.log import legible
 from lossprune.files import write_whole
 from lossprune.json_text import parse_digested, parse_json, with_digest
 from lossprune.sweep.board import describe_outcome
-from lossprune.sweep.job import ERROR, FAILED, Outcome, last_lines, noted_failure
+from lossprune.sweep.job import ERROR, Outcome, RunPhase, last_lines, noted_failure
 from lossprune.sweep.view import progress
 
-INTERRUPTED, WAITING = "interrupted", "waiting"
 SWEEPS = ".sweeps"
 """In a results folder: what each plan that was swept into it stands for, and the last to do it."""
 
 _STALE_SECONDS = 600.0  # a run on another machine that has written nothing for so long is not alive
-_ORDER = (FINISHED, RUNNING, WAITING, INTERRUPTED, DIVERGED, FAILED)
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """How one run stands."""
-
-    folder: Path
-    status: str
-    outcome: Outcome | None = None
+_ORDER = (
+    *(RunPhase.FINISHED, RunPhase.RUNNING, RunPhase.WAITING),
+    *(RunPhase.INTERRUPTED, RunPhase.DIVERGED, RunPhase.FAILED),
+)
 
 
 def note_plan(path: Path, name: str, folders: Sequence[Path]) -> None:
@@ -50,39 +42,37 @@ def note_plan(path: Path, name: str, folders: Sequence[Path]) -> None:
         raise ValueError(f"cannot write {target}: {error.strerror or error}") from None
 
 
-def read_status(path: Path) -> dict[str, RunStatus]:
-    """Return the status of every run in a results folder, by its folder's name.
+def read_status(path: Path) -> dict[str, Outcome]:
+    """Return how every run in a results folder stands, by its folder's name, and in that order.
 
     Raises:
         FileNotFoundError: there is no such folder.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"RESULTS must be a folder of results, but there is no {path}")
-    return {run.folder.name: run for run in sorted(_runs(path), key=lambda run: run.folder.name)}
-
-
-def _runs(path: Path) -> Iterator[RunStatus]:
     swept = {run for plan in _plans(path) if _lives(plan) for run in plan["runs"]}
-    for folder in path.iterdir():
-        if (folder / RECORD).is_file() or (folder / ERROR).is_file():
-            yield _status_of(folder, folder.name in swept)
+    return {
+        folder.name: _status_of(folder, folder.name in swept)
+        for folder in sorted(path.iterdir())
+        if (folder / RECORD).is_file() or (folder / ERROR).is_file()
+    }
 
 
-def _status_of(folder: Path, swept: bool) -> RunStatus:
+def _status_of(folder: Path, swept: bool) -> Outcome:
     run = RunFolder(folder)
     try:
-        record = run.record()
+        record = run.settled()
+        if record is not None:
+            return Outcome.of(record)
     except ValueError as error:
-        return RunStatus(folder, FAILED, Outcome(FAILED, str(error)))
-    if record is not None and record.status != RUNNING and not (folder / CHECKPOINT).exists():
-        return RunStatus(folder, record.status, Outcome.of(record))
+        return Outcome(RunPhase.FAILED, str(error))
     if _alive(folder):
-        return RunStatus(folder, RUNNING)
+        return Outcome(RunPhase.RUNNING)
     failure = noted_failure(run)
     if failure is not None:
-        return RunStatus(folder, FAILED, failure)
+        return failure
     # A sweep comes back to what it left, as to a pruned run that waits for others to train with.
-    return RunStatus(folder, WAITING if swept else INTERRUPTED)
+    return Outcome(RunPhase.WAITING if swept else RunPhase.INTERRUPTED)
 
 
 def _alive(folder: Path) -> bool:
@@ -122,25 +112,27 @@ def describe_status(path: Path) -> str:
     for plan in _plans(path):
         name, planned = plan["plan"], plan["runs"]
         here = Counter(runs[run].status for run in planned if run in runs)
-        ended = here[FINISHED] + here[DIVERGED] + here[FAILED]
+        ended = here[RunPhase.FINISHED] + here[RunPhase.DIVERGED] + here[RunPhase.FAILED]
         lines.append(
             f"plan {name}: {ended} of {len(planned)} ended ({_counted(here) or 'none begun'}), "
             f"{len(planned) - sum(here.values())} not begun"
         )
-    for run in runs.values():
-        if run.status == RUNNING:
-            lines.append(f"running: {run.folder.name}: {progress(run.folder)}")
-    for run in runs.values():
-        if run.status in (FAILED, DIVERGED) and run.outcome is not None:
-            lines.append(f"{run.folder.name}: {describe_outcome(run.outcome)}")
-            lines += [f"    {line}" for line in last_lines(RunFolder(run.folder))]
-    best = _best(runs)
-    if best is not None and best.outcome is not None:
-        lines.append(f"best pruned: {best.folder.name}: {describe_outcome(best.outcome)}")
+    for name, run in runs.items():
+        if run.status == RunPhase.RUNNING:
+            lines.append(f"running: {name}: {progress(path / name)}")
+    for name, run in runs.items():
+        if run.status in (RunPhase.FAILED, RunPhase.DIVERGED):
+            lines.append(f"{name}: {describe_outcome(run)}")
+            lines += [f"    {line}" for line in last_lines(RunFolder(path / name))]
+    pruned = {name: run.valid_error for name, run in runs.items() if run.valid_error is not None}
+    pruned = {name: error for name, error in pruned.items() if runs[name].pruned_loss is not None}
+    if pruned:
+        best = min(pruned, key=pruned.__getitem__)
+        lines.append(f"best pruned: {best}: {describe_outcome(runs[best])}")
     return "\n".join(map(legible, lines))
 
 
-def _counted(counts: Counter[str]) -> str:
+def _counted(counts: Counter[RunPhase]) -> str:
     return ", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])
 
 
@@ -156,15 +148,3 @@ def _plans(path: Path) -> list[dict[str, Any]]:
         if "plan" in said and isinstance(runs, list) and all(isinstance(run, str) for run in runs):
             found.append(said)
     return found
-
-
-def _best(runs: dict[str, RunStatus]) -> RunStatus | None:
-    """The pruned network of lowest validation error."""
-    pruned = [
-        run
-        for run in runs.values()
-        if run.outcome is not None
-        and run.outcome.pruned_loss is not None
-        and run.outcome.valid_error is not None
-    ]
-    return min(pruned, key=lambda run: run.outcome.valid_error, default=None)  # type: ignore[union-attr]

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lossprune.experiment.folder import RunFolder
-from lossprune.experiment.record import DIVERGED, FINISHED
-from lossprune.sweep.board import BLOCKED, Board, describe_outcome, duration
-from lossprune.sweep.job import FAILED, Outcome, last_lines
+from lossprune.sweep.board import Board, describe_outcome, duration
+from lossprune.sweep.job import Outcome, RunPhase, last_lines
 
 _REDRAW_SECONDS = 0.5
 _LAST = 8  # ended runs that the table shows
-_STYLES = {FINISHED: "green", FAILED: "red", DIVERGED: "yellow", BLOCKED: "yellow"}
+_STYLES = {
+    RunPhase.FINISHED: "green",
+    RunPhase.FAILED: "red",
+    RunPhase.DIVERGED: "yellow",
+    RunPhase.BLOCKED: "yellow",
+}
 
 
 class View(Protocol):
@@ -34,7 +38,7 @@ class View(Protocol):
         """Say how a run ended."""
 
 
-class Lines:
+class SweepLines:
     """A line for each run that ends, on standard error."""
 
     def begin(self, board: Board) -> None:
@@ -53,12 +57,12 @@ class Lines:
         place = f"[{len(board.outcomes)}/{board.total}]"
         left = "" if board.eta is None else f" ({duration(board.eta)} left)"
         self.note(f"{place} {label}: {describe_outcome(outcome)}{left}")
-        if outcome.status in (FAILED, DIVERGED):
+        if outcome.status in (RunPhase.FAILED, RunPhase.DIVERGED):
             for line in last_lines(folder):
                 self.note(f"    {line}")
 
 
-class Live:
+class SweepTable:
     """A table redrawn in place: counts, what runs and how far it is, what ended last."""
 
     def __init__(self, live: Any) -> None:
@@ -82,7 +86,7 @@ class Live:
     def ended(self, label: str, outcome: Outcome, folder: RunFolder, board: Board) -> None:
         """Put it into the table; a failure is printed above it, with its last lines."""
         self._last.append((label, outcome))
-        if outcome.status in (FAILED, DIVERGED):
+        if outcome.status in (RunPhase.FAILED, RunPhase.DIVERGED):
             self.note(f"{label}: {describe_outcome(outcome)}")
             for line in last_lines(folder):
                 self.note(f"    {line}")
@@ -103,7 +107,7 @@ class Live:
             table.add_row(Text(outcome.status, style), label, *_cells(outcome))
         for label, job in board.running.items():
             since = duration(time.monotonic() - job.since)
-            table.add_row(Text("running", "cyan"), f"{label}: {progress(job.folder)}", since)
+            table.add_row(Text(RunPhase.RUNNING, "cyan"), f"{label}: {progress(job.folder)}", since)
         lines: list[Any] = [Text(board.summary(), "bold"), table]
         if board.best is not None:
             lines.append(Text(f"best so far: {board.best[0]}: {describe_outcome(board.best[1])}"))
@@ -136,10 +140,10 @@ def progress(folder: Path) -> str:
 def shown() -> Iterator[View]:
     """Give a live table where standard error is a terminal, else plain lines."""
     if not sys.stderr.isatty():
-        yield Lines()
+        yield SweepLines()
         return
     from rich.console import Console
     from rich.live import Live as RichLive
 
     with RichLive(console=Console(stderr=True), auto_refresh=False) as live:
-        yield Live(live)
+        yield SweepTable(live)

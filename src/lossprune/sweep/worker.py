@@ -19,9 +19,9 @@ from lossprune.experiment import FolderBusyError, RunFolder, RunRecord
 from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.group import run_together, stackable
-from lossprune.experiment.record import RUNNING
+from lossprune.experiment.record import RunStatus
 from lossprune.experiment.runner import Run
-from lossprune.sweep.job import ALONE, BUSY, DUE, ERROR, FAILED, LEFT, Job, Outcome, note_failure
+from lossprune.sweep.job import ERROR, Job, Outcome, RunPhase, note_failure
 from lossprune.training import NotStackableError
 
 # Of each kind, what consecutive runs of a plan use: one data set a seed, and for every criterion
@@ -71,13 +71,13 @@ def _execute(job: Job, config: RunConfig) -> Outcome:
         except Exception as error:
             return _conclude(job, config, error)
         else:
-            if record.status != RUNNING:
+            if record.status != RunStatus.RUNNING:
                 return _conclude(job, config, record)
             with contextlib.suppress(OSError):
                 (config.folder / ERROR).unlink(missing_ok=True)
             if gpus:  # the group may be trained by another process
                 torch.cuda.empty_cache()
-            return Outcome(DUE, gpus=gpus)
+            return Outcome(RunPhase.DUE, gpus=gpus)
 
 
 def _execute_together(job: Job) -> tuple[Outcome, ...]:
@@ -96,15 +96,15 @@ def _execute_together(job: Job) -> tuple[Outcome, ...]:
 def _conclude(job: Job, config: RunConfig, result: RunRecord | Exception) -> Outcome:
     """Return the outcome of a run that a worker is done with, and leave word of a failure."""
     if isinstance(result, FolderBusyError):
-        return Outcome(BUSY, str(result), again=True)
+        return Outcome(RunPhase.BUSY, str(result), again=True)
     if isinstance(result, NotStackableError):
-        return Outcome(ALONE, str(result))
+        return Outcome(RunPhase.ALONE, str(result))
     folder = RunFolder(config.folder)
     try:
         if isinstance(result, Exception):
             raise result
-        if result.status == RUNNING:
-            return Outcome(LEFT)
+        if result.status == RunStatus.RUNNING:
+            return Outcome(RunPhase.LEFT)
         (folder.path / ERROR).unlink(missing_ok=True)
         if job.tensorboard is not None:
             from lossprune.sweep.tensorboard import write_events
@@ -126,7 +126,7 @@ def _failure(error: Exception) -> Outcome:
     if not isinstance(error, (ValueError, OSError)):
         message = f"{type(error).__name__}: {message}"
     full = isinstance(cause, OSError) and cause.errno in _NO_SPACE
-    return Outcome(FAILED, message, again=system, full=full)
+    return Outcome(RunPhase.FAILED, message, again=system, full=full)
 
 
 def begin(leash: Connection, stderr: Connection | None, cores: Sequence[int], slot: int) -> None:

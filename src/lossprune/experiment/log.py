@@ -1,0 +1,123 @@
+"""What a person reads of a run: its log (``log.txt``), and lines about it.  No torch here."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lossprune.experiment.record import EpochRecord, RunRecord, RunStatus, Scores
+
+LOG_HEADER = "n\ttrain_l\ttrain_m\tvalid_l\tvalid_m\ttest_l\ttest_m\ttime"
+
+# The published log's rows are counted from 0, and its training columns are means over the epoch's
+# batches while the network was trained.  Ours are what every other column is: an evaluation.
+_LOG_COMMENT = (
+    "row n, counted from 0, is the network after epoch n + 1",
+    "train_l and train_m are evaluations of it, as the other columns, without augmentation: "
+    "not means over the epoch's batches in training mode",
+)
+
+_LONGEST = 1000  # line that is shown
+
+
+def log_text(record: RunRecord) -> str:
+    """Return the text of ``log.txt``: the published table, and comment lines around it."""
+    pruned_at = None if record.after_pruning is None else record.after_pruning.epoch
+    lines = [f"# {name}={value}" for name, value in record.config.items()]
+    lines += [f"# start weights sha256 {record.start.weights_sha256}"]
+    pruning = [f"# {line}" for line in _pruning_lines(record)]
+    lines += pruning if not record.epochs or pruned_at == 0 else []
+    lines += [*(f"# {line}" for line in _LOG_COMMENT), LOG_HEADER]
+    for row in record.epochs:
+        lines.append(_log_line(row))
+        lines += pruning if _log_pruning_after(record, row.epoch, pruned_at) else []
+    if record.status != RunStatus.RUNNING:
+        lines.append(f"# {record.status}" + (f": {record.message}" if record.message else ""))
+        if record.best is not None:
+            best = _epoch_and_row(record.best.epoch)
+            lines.append(f"# best {best}: {describe(record.best.scores)}")
+    return "\n".join(lines) + "\n"
+
+
+def _log_pruning_after(record: RunRecord, epoch: int, pruned_at: int | None) -> bool:
+    at = record.epochs[-1].epoch if pruned_at is None else pruned_at
+    return at > 0 and epoch == at
+
+
+def _pruning_lines(record: RunRecord) -> list[str]:
+    lines = []
+    if record.before_pruning is not None:
+        lines.append(f"before pruning: {describe(record.before_pruning.scores)}")
+    lines += [describe_stage(stage, record.config["pi"]) for stage in record.stages]
+    if record.after_pruning is not None:
+        lines.append(f"after pruning: {describe(record.after_pruning.scores)}")
+        lines.append(
+            f"removed {record.removed} of {record.prunable}: sparsity {record.sparsity:.7f}"
+        )
+    lines += [
+        f"training from {_epoch_and_row(way['from_epoch'])}: {way['mode']}, {way['reason']}"
+        for way in record.training
+    ]
+    return lines
+
+
+def describe(scores: Scores) -> str:
+    """Return the six scores in one line, named as the columns of the log."""
+    names = LOG_HEADER.split("\t")[1:-1]
+    values = asdict(scores).values()
+    return " ".join(f"{name} {value:.5f}" for name, value in zip(names, values, strict=True))
+
+
+def describe_stage(stage: Mapping[str, Any], stages: int) -> str:
+    """Return what happened in one pruning stage, in one line and without its time."""
+    predicted = stage["predicted_change"]
+    return (
+        f"stage {stage['stage']}/{stages}: sparsity {stage['sparsity']:.5f} "
+        f"loss {_number(stage['loss_before'])} -> {_number(stage['loss_after'])} "
+        f"predicted change {'none' if predicted is None else format(predicted, '.5f')}"
+    )
+
+
+def legible(text: str) -> str:
+    r"""Return a line of somebody's text as any terminal, file and library takes it.
+
+    Control characters and halves of characters become question marks, and a long line is cut.
+
+    >>> legible("red: \x1b[31m")
+    'red: ?[31m'
+    """
+    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return "".join(sign if sign.isprintable() else "?" for sign in cut)
+
+
+def _number(value: float | None) -> str:
+    """JSON has no NaN: a loss that was not finite is null there."""
+    return "nan" if value is None else format(value, ".5f")
+
+
+def summarise(record: RunRecord) -> str:
+    """Return what came of a run, in a few lines."""
+    lines = [f"{record.status} in {record.seconds:.1f} s"]
+    if record.before_pruning is not None and record.after_pruning is not None:
+        before, after = record.before_pruning.scores, record.after_pruning.scores
+        lines.append(
+            f"pruned {record.removed:,} of {record.prunable:,} weights "
+            f"(sparsity {record.sparsity:.5f}): training loss {before.train_loss:.4f} -> "
+            f"{after.train_loss:.4f}, test error {before.test_error:.2%} -> {after.test_error:.2%}"
+        )
+    if record.best is not None:
+        best = record.best.scores
+        lines.append(
+            f"best epoch {record.best.epoch}: training loss {best.train_loss:.4f}, "
+            f"validation error {best.valid_error:.2%}, test error {best.test_error:.2%}"
+        )
+    return "\n".join(lines)
+
+
+def _log_line(row: EpochRecord) -> str:
+    scores = (f"{value:.5f}" for value in vars(row.scores).values())
+    return "\t".join([str(row.epoch - 1), *scores, f"{row.seconds:.2f}"])
+
+
+def _epoch_and_row(epoch: int) -> str:
+    """Name an epoch in the log; epoch 0, before all training, has no row there."""
+    return f"epoch {epoch} (n {epoch - 1})" if epoch else "epoch 0"
