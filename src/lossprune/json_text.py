@@ -24,7 +24,7 @@ def parse_json(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = text.decode()
     brackets = _BRACKET.findall(_STRING.sub("", text))
-    if max(accumulate(1 if it in "[{" else -1 for it in brackets), default=0) > _DEEPEST:
+    if max(accumulate(1 if bracket in "[{" else -1 for bracket in brackets), default=0) > _DEEPEST:
         raise ValueError(f"it is nested more than {_DEEPEST} deep")
     return json.loads(text, object_pairs_hook=_once)
 
@@ -62,5 +62,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     named = dict(pairs)
     if len(named) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"it has {next(it for it in names if names.count(it) > 1)!r} twice")
+        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
     return named

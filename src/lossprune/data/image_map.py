@@ -119,7 +119,7 @@ def _decode(folder: Path, listing: Listing, side: int, progress: bool | None) ->
     """Decode what is not on the disk yet, then write the index."""
     folder.mkdir(exist_ok=True)
     files = [file for of_split in listing.files.values() for file in of_split]
-    state = _Progress.read(folder)
+    state = _Decoding.read(folder)
     _check_room(folder, (len(files) - state.done) * 3 * side**2)
     show = sys.stderr.isatty() if progress is None else progress
     columns = TextColumn("decoding images"), MofNCompleteColumn(), TimeElapsedColumn()
@@ -148,7 +148,8 @@ def _decode(folder: Path, listing: Listing, side: int, progress: bool | None) ->
         rest = f"; and {count - NAMED} more" if count > NAMED else ""
         raise ValueError(f"{count} of {len(files)} images cannot be used: {named}{rest}")
     counts = {name: list(of_split) for name, of_split in listing.counts.items()}
-    _write(folder / INDEX, {"classes": listing.classes, "counts": counts})
+    index = with_digest({"classes": listing.classes, "counts": counts})
+    write_whole(folder / INDEX, json.dumps(index).encode())
     (folder / PROGRESS).unlink()
 
 
@@ -184,27 +185,22 @@ def _check_room(folder: Path, needed: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Progress:
+class _Decoding:
     """How many images are on the disk, and what was wrong with some of them."""
 
     done: int = 0
     unreadable: tuple[str, ...] = ()
 
     @staticmethod
-    def read(folder: Path) -> _Progress:
+    def read(folder: Path) -> _Decoding:
         try:
             state = parse_digested((folder / PROGRESS).read_bytes())
-            return _Progress(state["done"], tuple(state["unreadable"]))
+            return _Decoding(state["done"], tuple(state["unreadable"]))
         except (OSError, ValueError, KeyError, TypeError):
-            return _Progress()
+            return _Decoding()
 
-    def further(self, count: int, faults: Sequence[str]) -> _Progress:
-        return _Progress(self.done + count, (*self.unreadable, *faults))
+    def further(self, count: int, faults: Sequence[str]) -> _Decoding:
+        return _Decoding(self.done + count, (*self.unreadable, *faults))
 
     def write(self, folder: Path) -> None:
-        _write(folder / PROGRESS, asdict(self))
-
-
-def _write(file: Path, values: Mapping[str, object]) -> None:
-    """Write JSON to the disk, whole or not at all."""
-    write_whole(file, json.dumps(with_digest(values)).encode())
+        write_whole(folder / PROGRESS, json.dumps(with_digest(asdict(self))).encode())

@@ -9,19 +9,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossprune.networks.resnet import DEPTHS, EXPANSION, WIDTHS, conv
 from lossprune.networks.shape import checked_shape
 
-WIDTHS = (64, 128, 256, 512)
 STRIDES = (1, 2, 2, 2)
-# Blocks in each group, and whether they are bottlenecks.
-DEPTHS = {
-    18: ((2, 2, 2, 2), False),
-    34: ((3, 4, 6, 3), False),
-    50: ((3, 4, 6, 3), True),
-    101: ((3, 4, 23, 3), True),
-    152: ((3, 8, 36, 3), True),
-}
-EXPANSION = 4
 
 
 def preact_resnet(
@@ -37,19 +28,19 @@ def preact_resnet(
     """
     channels, _, _ = checked_shape(f"PreActResNet{depth}", shape, classes)
     blocks, bottleneck = DEPTHS[depth]
-    return PreActResNet(channels, classes, blocks, Bottleneck if bottleneck else Basic)
+    return PreActResNet(channels, classes, blocks, PreActBottleneck if bottleneck else PreActBasic)
 
 
-class Basic(nn.Module):
+class PreActBasic(nn.Module):
     """Two 3×3 convolutions, each after batch norm and ReLU: x ↦ shortcut + F(x)."""
 
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
         self.outputs = width
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = _conv(inputs, width, 3, stride)
+        self.conv1 = conv(inputs, width, 3, stride)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3)
+        self.conv2 = conv(width, width, 3)
         self.shortcut = _shortcut(inputs, self.outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,18 +51,18 @@ class Basic(nn.Module):
         return identity + self.conv2(F.relu(self.bn2(out)))
 
 
-class Bottleneck(nn.Module):
+class PreActBottleneck(nn.Module):
     """1×1, 3×3 and 1×1 convolutions, each after batch norm and ReLU; 4 · width channels leave."""
 
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
         self.outputs = EXPANSION * width
         self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = _conv(inputs, width, 1)
+        self.conv1 = conv(inputs, width, 1)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3, stride)
+        self.conv2 = conv(width, width, 3, stride)
         self.bn3 = nn.BatchNorm2d(width)
-        self.conv3 = _conv(width, self.outputs, 1)
+        self.conv3 = conv(width, self.outputs, 1)
         self.shortcut = _shortcut(inputs, self.outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,10 +82,10 @@ class PreActResNet(nn.Module):
         channels: int,
         classes: int,
         blocks: Sequence[int],
-        block: type[Basic] | type[Bottleneck],
+        block: type[PreActBasic] | type[PreActBottleneck],
     ):
         super().__init__()
-        self.stem = _conv(channels, WIDTHS[0], 3)
+        self.stem = conv(channels, WIDTHS[0], 3)
         width_in = WIDTHS[0]
         groups = []
         for width, stride, count in zip(WIDTHS, STRIDES, blocks, strict=True):
@@ -105,7 +96,7 @@ class PreActResNet(nn.Module):
             groups.append(group)
         self.groups = nn.Sequential(*groups)
         self.bn = nn.BatchNorm2d(width_in)
-        self.classifier = _conv(width_in, classes, 1)
+        self.classifier = conv(width_in, classes, 1)
         self.bn_outputs = nn.BatchNorm2d(classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,10 +106,6 @@ class PreActResNet(nn.Module):
         return self.bn_outputs(self.classifier(pooled)).flatten(1)
 
 
-def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
-
-
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Conv2d | None:
     """Return a projection where the block changes size or width; None: the identity."""
-    return None if stride == 1 and inputs == outputs else _conv(inputs, outputs, 1, stride)
+    return None if stride == 1 and inputs == outputs else conv(inputs, outputs, 1, stride)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from lossprune.networks.shape import checked_shape
 
 WIDTHS = (64, 128, 256, 512)
-# Blocks in each layer, and whether they are bottlenecks: table 1 of the paper.
+# Blocks in each layer (a group, in the pre-activation networks), and whether they are bottlenecks:
+# table 1 of the paper.
 DEPTHS = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -46,9 +47,9 @@ class Basic(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
         self.outputs = width
-        self.conv1 = _conv(inputs, width, 3, stride)
+        self.conv1 = conv(inputs, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3)
+        self.conv2 = conv(width, width, 3)
         self.bn2 = nn.BatchNorm2d(width)
         self.downsample = _projection(inputs, self.outputs, stride)
 
@@ -65,11 +66,11 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
         self.outputs = EXPANSION * width
-        self.conv1 = _conv(inputs, width, 1)
+        self.conv1 = conv(inputs, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv(width, width, 3, stride)
+        self.conv2 = conv(width, width, 3, stride)
         self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = _conv(width, self.outputs, 1)
+        self.conv3 = conv(width, self.outputs, 1)
         self.bn3 = nn.BatchNorm2d(self.outputs)
         self.downsample = _projection(inputs, self.outputs, stride)
 
@@ -92,7 +93,7 @@ class ResNet(nn.Module):
         block: type[Basic] | type[Bottleneck],
     ):
         super().__init__()
-        self.conv1 = _conv(channels, WIDTHS[0], 7, stride=2)
+        self.conv1 = conv(channels, WIDTHS[0], 7, stride=2)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         first, second, third, fourth = WIDTHS
@@ -119,7 +120,8 @@ def _layer(
     return nn.Sequential(first, *rest), first.outputs
 
 
-def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution without bias that keeps the size of the map, but for its stride."""
     return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
 
 
@@ -127,4 +129,4 @@ def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     """Return what fits x to a block that changes size or width; None: x fits as it is."""
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+    return nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
