@@ -1,6 +1,7 @@
 """The stage loop: counts, nesting, records, resuming, data, and what it refuses."""
 
 import dataclasses
+import inspect
 import json
 import math
 from itertools import pairwise
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lossprune
 from lossprune.pruning import PruningError, prune_by_stage
+from lossprune.pruning.settings import Pruning
 
 
 def network(dtype=torch.float64) -> nn.Module:
@@ -651,3 +653,39 @@ def test_wrong_arguments_are_answered_before_any_data_is_read():
 
     with pytest.raises(ValueError, match="reg"):
         prune_by_stage(network(), "QM", sparsity=0.5, data=untouched(), reg=-1)
+
+
+def test_settings_are_those_of_the_call():
+    """What ``prune`` takes and what it is checked and kept as have the same names and defaults."""
+    fields = inspect.signature(Pruning).parameters.values()
+    parameters = inspect.signature(lossprune.prune).parameters.values()
+    assert [(field.name, field.kind, field.default) for field in fields] == [
+        (parameter.name, parameter.kind, parameter.default) for parameter in parameters
+    ]
+
+
+class TestANetworkThatChangesBetweenStages:
+    @pytest.mark.parametrize("criterion", ["MP", "QM", "SynFlow"])
+    def test_is_looked_at_anew(self, criterion):
+        """As a pruning that begins with the changed network where this one stands."""
+        settings = {"sparsity": 0.8, "data": [pool()], "stages": 2}
+        model, changed = network(), network()
+        with torch.no_grad():
+            for tensor in (*changed.parameters(), changed[1].running_mean):
+                tensor.add_(torch.linspace(-0.5, 0.5, tensor.numel()).view_as(tensor))
+        stages = prune_by_stage(model, criterion, **settings)
+        first, _ = next(stages)
+        model.load_state_dict(changed.state_dict())
+        mask, record = next(stages)
+        rest = prune_by_stage(changed, criterion, start=first, completed=1, **settings)
+        ((expected, other),) = rest
+        assert mask == expected
+        assert dataclasses.replace(record, seconds=0) == dataclasses.replace(other, seconds=0)
+
+    def test_parameters_that_are_gone(self):
+        model = network()
+        stages = prune_by_stage(model, "MP", sparsity=0.8, stages=2)
+        next(stages)
+        model[4] = nn.Tanh()
+        with pytest.raises(PruningError, match=r"stage 2 of 2: .*no longer has '4\.weight'"):
+            next(stages)

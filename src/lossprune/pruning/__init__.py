@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lossprune.pruning.call import prune as prune
+    from lossprune.pruning.call import prune_by_stage as prune_by_stage
     from lossprune.pruning.criteria import CRITERIA as CRITERIA
     from lossprune.pruning.criteria import Criterion as Criterion
     from lossprune.pruning.curvature.cross_entropy import CrossEntropy as CrossEntropy
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     from lossprune.pruning.curvature.estimators import Tolerance as Tolerance
     from lossprune.pruning.curvature.losses import LOSSES as LOSSES
     from lossprune.pruning.curvature.losses import Loss as Loss
-    from lossprune.pruning.curvature.measure import Statistics as Statistics
     from lossprune.pruning.curvature.measure import measure as measure
+    from lossprune.pruning.curvature.statistics import Statistics as Statistics
     from lossprune.pruning.errors import PruningError as PruningError
     from lossprune.pruning.interoperation import MaskParametrization as MaskParametrization
     from lossprune.pruning.interoperation import read_mask as read_mask
@@ -38,9 +40,7 @@ if TYPE_CHECKING:
     from lossprune.pruning.schedules import sparsities as sparsities
     from lossprune.pruning.scopes import SCOPES as SCOPES
     from lossprune.pruning.scopes import Scope as Scope
-    from lossprune.pruning.stages import prune as prune
-    from lossprune.pruning.stages import prune_by_stage as prune_by_stage
-    from lossprune.pruning.statistics import STATISTICS as STATISTICS
+    from lossprune.pruning.terms import STATISTICS as STATISTICS
 
 _HOMES = {
     "BinaryCrossEntropy": "curvature.elementwise",
@@ -63,14 +63,14 @@ _HOMES = {
     "SCHEDULES": "schedules",
     "SCOPES": "scopes",
     "Scope": "scopes",
-    "STATISTICS": "statistics",
+    "STATISTICS": "terms",
     "StageRecord": "result",
-    "Statistics": "curvature.measure",
+    "Statistics": "curvature.statistics",
     "Tolerance": "curvature.estimators",
     "measure": "curvature.measure",
     "prunable_weights": "prunable",
-    "prune": "stages",
-    "prune_by_stage": "stages",
+    "prune": "call",
+    "prune_by_stage": "call",
     "read_mask": "interoperation",
     "remove_masks_": "interoperation",
     "sparsities": "schedules",

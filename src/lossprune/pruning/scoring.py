@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lossprune.pruning.criteria import Criterion
-from lossprune.pruning.curvature.measure import Statistics
+from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.errors import PruningError
 
 

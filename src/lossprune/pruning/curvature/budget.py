@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
+
+# The default of `memory`: beyond these a measurement does not get faster.
+MEMORY = {"cpu": 256 << 20, "cuda": 4 << 30}
 # What a column needs beside its kept gradients: those under way through the network.
 _UNDER_WAY = 2
 # What products and convolutions work in: this much, or half of a smaller budget.
@@ -40,3 +44,16 @@ class Budget:
         """Return how many columns at once fit with that many examples; at least one."""
         free = self._free // examples - self.graph
         return max(1, free // max(1, self.column) - _UNDER_WAY)
+
+
+def checked_memory(memory: int | None, device: torch.device) -> int:
+    """Return the bytes that may be in use at once; None: what suits the device.
+
+    Raises:
+        ValueError: it is no whole number of at least 1.
+    """
+    if memory is None:
+        memory = MEMORY.get(device.type, MEMORY["cuda"])
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+        raise ValueError(f"memory must be a whole number of bytes, at least 1, got {memory!r}")
+    return memory

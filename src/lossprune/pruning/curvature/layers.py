@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from lossprune.pruning.errors import PruningError
 
@@ -259,28 +258,3 @@ class LayerCalls(TorchFunctionMode):
             return {}
         # Only so that the output has a place in the graph; no gradient is ever taken here.
         return {id(inputs): inputs.detach().requires_grad_()}
-
-
-class Probe(LayerCalls):
-    """Also shows what a recording alone cannot see.
-
-    Recorded calls compute with a detached weight, so that what the outputs still depend on the
-    weight through is exactly the uses that were *not* recorded.  And no function may use a
-    module's own parameter where a weight has been put in its place.
-    """
-
-    def __init__(self, weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-        super().__init__(weights)
-        self._parameters = {id(parameters[name]): name for name in weights}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for argument in tree_leaves((args, kwargs)):
-            if id(argument) in self._parameters:
-                raise PruningError(
-                    f"the network keeps {self._parameters[id(argument)]!r} elsewhere than in its "
-                    "layer and uses it from there, so that masks do not reach it"
-                )
-        return super().__torch_function__(func, types, args, kwargs)
-
-    def _replacements(self, inputs: Tensor, weight: Tensor) -> dict[int, Tensor]:
-        return {**super()._replacements(inputs, weight), id(weight): weight.detach()}

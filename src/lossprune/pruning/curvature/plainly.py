@@ -8,11 +8,43 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._autograd import _top_saved_tensors_default_hooks as _hooks
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
+
+from lossprune.pruning.errors import PruningError
+from lossprune.torch_state import in_mode
+
+_CHECKPOINTED = (
+    "the network computes activations again in the backward pass (activation checkpointing) in a "
+    "way that cannot be measured: give torch.utils.checkpoint use_reentrant=False, or switch it "
+    "off while the network is measured"
+)
 
 
 @contextmanager
-def running_plainly(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode with gradients on, everything put back afterwards, also on an error."""
+    with ExitStack() as stack:
+        stack.enter_context(in_mode(model, training=False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_running_plainly(model))
+        if device.type == "cuda":
+            # TF32 would cost three digits of the curvature, and masks that agree with the CPU.
+            stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
+        try:
+            yield
+        except RuntimeError as error:
+            # Of checkpointing that goes about it by autograd functions of its own.
+            if "use_reentrant" in str(error) or isinstance(error, CheckpointError):
+                raise PruningError(_CHECKPOINTED) from error
+            raise
+
+
+@contextmanager
+def _running_plainly(model: nn.Module) -> Iterator[None]:
     """Let what is compiled run as it was written, and data parallel call the network in it.
 
     A compiled network computes with graphs of its own weights, and data parallel runs copies on
@@ -49,3 +81,36 @@ def outside_inference() -> Iterator[None]:
 def ordinary(tensor: Tensor) -> Tensor:
     """Return the tensor, of one made in inference mode a copy: no backward pass can save that."""
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+class Saving(TorchFunctionMode):
+    """While entered, activations are kept, also where the network would compute them anew.
+
+    Activation checkpointing (``use_reentrant=False``) is hooks that the network itself puts around
+    saving.  It would compute the activations again in the first backward pass, when the weights
+    that were put in are gone from the network, and for that pass alone.  Here such hooks have no
+    part in what is saved.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outside = _hooks(False)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _hooks(False) == self._outside:
+            return func(*args, **(kwargs or {}))
+        pack, unpack = self._outside or (_keep, _kept)
+        with saved_tensors_hooks(pack, unpack):
+            return func(*args, **(kwargs or {}))
+
+
+def _keep(tensor: Tensor) -> tuple[Tensor, int]:
+    # Detached, as a node that saves its own output would otherwise keep itself for ever.
+    return tensor.detach(), tensor._version
+
+
+def _kept(saved: tuple[Tensor, int]) -> Tensor:
+    tensor, version = saved
+    if tensor._version != version:  # which torch checks only where there are no hooks
+        raise PruningError(_CHECKPOINTED)
+    return tensor

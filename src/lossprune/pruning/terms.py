@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lossprune.pruning.curvature import distributed
-from lossprune.pruning.curvature.batch import Batch, Forward
+from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.budget import Budget
+from lossprune.pruning.curvature.estimators import EmpiricalFisher
 from lossprune.pruning.curvature.examples import regroup
-from lossprune.pruning.curvature.losses import FullLoss
-from lossprune.pruning.curvature.measure import MEMORY, measure
-from lossprune.pruning.curvature.network import Network
+from lossprune.pruning.curvature.network import MaskedNetwork
+from lossprune.pruning.curvature.objective import Objective
+from lossprune.pruning.curvature.plainly import evaluating
+from lossprune.pruning.curvature.probe import probe
 from lossprune.pruning.errors import PruningError
 
 # What a Hessian-vector product keeps, counted in graphs of a forward pass.
@@ -26,74 +28,37 @@ _TWICE = 4
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a stage measures: a network at θ ⊙ m, and its examples.
+class Term:
+    """What a criterion's formulas get in the place of h.
 
     Attributes:
-        weights: the prunable weights, by parameter name.
-        batches: none where no data is given.
-        generator: CPU generator of whatever is drawn.
-        sharded: whether the batches are this process's share of the data of several.
+        compute: ``compute(objective, mask)`` gives a tensor of every weight's shape, by parameter
+            name, at θ ⊙ m; the objective has no examples where no data is given.
+        needs_data: whether it takes examples.
     """
 
-    model: nn.Module
-    weights: Mapping[str, Tensor]
-    mask: Mapping[str, Tensor]
-    batches: Sequence[Batch]
-    loss: FullLoss
-    forward: Forward | None
-    memory: int | None
-    generator: torch.Generator
-    sharded: bool = False
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """A tensor of every weight's shape, by parameter name, and whether data is needed for it."""
-
-    compute: Callable[[Setting], Mapping[str, Tensor]]
+    compute: Callable[[Objective, Mapping[str, Tensor]], Mapping[str, Tensor]]
     needs_data: bool = True
 
 
-def empirical_fisher(setting: Setting) -> Mapping[str, Tensor]:
+def empirical_fisher(objective: Objective, mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return F = mean over examples of (∂ℓ/∂θ)²."""
-    return measure(
-        setting.model,
-        setting.batches,
-        mask=setting.mask,
-        loss=setting.loss,
-        forward=setting.forward,
-        gradient=False,
-        estimator="empirical-fisher",
-        memory=setting.memory,
-        parameters=tuple(setting.weights),
-        sharded=setting.sharded,
-    ).ggn_diagonal
+    return objective.measure(mask, estimator=EmpiricalFisher()).ggn_diagonal
 
 
-def hessian_gradient(setting: Setting) -> Mapping[str, Tensor]:
+def hessian_gradient(objective: Objective, mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return H g, with the Hessian H of L and its gradient g in the weights that are left."""
-    found = measure(
-        setting.model,
-        setting.batches,
-        mask=setting.mask,
-        loss=setting.loss,
-        forward=setting.forward,
-        ggn_diagonal=False,
-        memory=setting.memory,
-        parameters=tuple(setting.weights),
-        sharded=setting.sharded,
-    )
-    network = Network(setting.model, setting.mask, setting.forward, tuple(setting.weights))
-    batches = [batch.to(network.device) for batch in setting.batches]
-    if distributed.processes() > 1 and not setting.sharded:
+    gradient = objective.measure(mask, gradient=True).gradient
+    direction = {name: g * mask[name] for name, g in gradient.items()}
+    network = objective.network.at(mask)
+    batches = [batch.to(network.device) for batch in objective.batches]
+    if distributed.processes() > 1 and not objective.sharded:
         batches = list(distributed.share(batches))
-    direction = {name: g * setting.mask[name] for name, g in found.gradient.items()}
     product = network.zeros()
     amount = torch.zeros((), dtype=torch.float64, device=network.device)
     with distributed.together(network.device):
         if batches:
-            _add_hessian_products_(product, amount, network, batches, setting, direction)
+            _add_hessian_products_(product, amount, network, batches, objective, direction)
     if distributed.processes() > 1:
         distributed.sum_over_processes_([*product.values(), amount])
     return {name: part / float(amount) for name, part in product.items()}
@@ -102,21 +67,22 @@ def hessian_gradient(setting: Setting) -> Mapping[str, Tensor]:
 def _add_hessian_products_(
     product: Mapping[str, Tensor],
     amount: Tensor,
-    network: Network,
+    network: MaskedNetwork,
     batches: Sequence[Batch],
-    setting: Setting,
+    objective: Objective,
     direction: Mapping[str, Tensor],
 ) -> None:
     """Add the products of these batches, and what their examples count."""
-    # Of torch's ways to compute attention only the plain one has a second derivative.
-    with network.evaluating(), sdpa_kernel(SDPBackend.MATH):
-        costs = network.probe(batches[0], setting.loss, curvature=False)
-        memory = setting.memory or MEMORY.get(network.device.type, MEMORY["cuda"])
-        budget = Budget(memory, _TWICE * costs.graph_bytes, 0)
+    loss = objective.loss
+    # Of torch's ways to compute attention only the plain one has a second derivative; it costs
+    # other memory than the one that the objective measures with, hence a probe of its own.
+    with evaluating(objective.network.model, network.device), sdpa_kernel(SDPBackend.MATH):
+        costs = probe(network, batches[0], loss, curvature=False)
+        budget = Budget(objective.memory, _TWICE * costs.graph_bytes, 0)
         for batch in regroup(batches, budget.examples(0)):
             outputs, targets = network(batch)
-            total = setting.loss.value(outputs, targets).sum()
-            amount += setting.loss.amount(outputs.detach(), targets).sum()
+            total = loss.value(outputs, targets).sum()
+            amount += loss.amount(outputs.detach(), targets).sum()
             _add_hessian_product_(product, total, network.weights, direction)
 
 
@@ -145,7 +111,7 @@ def _add_hessian_product_(
             product[name].add_(part)
 
 
-def synaptic_flow(setting: Setting) -> Mapping[str, Tensor]:
+def synaptic_flow(objective: Objective, mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return ∂R/∂|θ| of R = Σ of the outputs of the network of absolute values on ones.
 
     Of every parameter and buffer the absolute value is taken, so that no signal cancels; batch
@@ -153,21 +119,23 @@ def synaptic_flow(setting: Setting) -> Mapping[str, Tensor]:
     Of the data the first example counts, for its shape alone: numbers in it that are not whole are
     replaced by ones.
     """
-    for name, tensor in (*setting.model.named_parameters(), *setting.model.named_buffers()):
+    model = objective.network.model
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_complex():
             raise PruningError(
                 f"synaptic flow is one of real numbers, but {name!r} is complex, of "
                 f"{tensor.dtype}: take another criterion"
             )
-    network = Network(setting.model, setting.mask, setting.forward, tuple(setting.weights))
-    if not setting.batches:
+    network = objective.network.at(mask)
+    first = next(iter(objective.batches), None)
+    if first is None:
         raise PruningError("the share of a process has no example, and its shape is needed")
-    first = setting.batches[0].to(network.device)
+    first = first.to(network.device)
     ones = (first if first.size is None else first[:1]).map(
         lambda x: torch.ones_like(x, dtype=torch.float64) if x.is_floating_point() else x
     )
     network = network.map(lambda x: x.abs().double() if x.is_floating_point() else x)
-    with network.evaluating():
+    with evaluating(model, network.device):
         outputs, _ = network(ones)
         weights = list(network.weights.values())
         found = torch.autograd.grad(outputs.sum(), weights, allow_unused=True)
@@ -178,30 +146,30 @@ def synaptic_flow(setting: Setting) -> Mapping[str, Tensor]:
     }
 
 
-def uniform(setting: Setting) -> Mapping[str, Tensor]:
+def uniform(objective: Objective, mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return independent numbers, uniform in [0, 1)."""
+    generator = objective.generator()
     return {  # drawn on the CPU, so that every device gets the same
-        name: torch.rand(weight.shape, generator=setting.generator, dtype=torch.float64).to(
-            weight.device
-        )
-        for name, weight in setting.weights.items()
+        name: torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
+        for name, weight in objective.network.weights.items()
     }
 
 
-STATISTICS: dict[str, Statistic] = {
-    "empirical-fisher": Statistic(empirical_fisher),
-    "hessian-gradient": Statistic(hessian_gradient),
-    "synaptic-flow": Statistic(synaptic_flow),
-    "uniform": Statistic(uniform, needs_data=False),
+TERMS: dict[str, Term] = {
+    "empirical-fisher": Term(empirical_fisher),
+    "hessian-gradient": Term(hessian_gradient),
+    "synaptic-flow": Term(synaptic_flow),
+    "uniform": Term(uniform, needs_data=False),
 }
+STATISTICS = TERMS  # the name in the public API
 
 
-def find_statistic(name: str) -> Statistic:
-    """Return the statistic of that name.
+def find_term(name: str) -> Term:
+    """Return the term of that name.
 
     Raises:
-        ValueError: a name that is not in :data:`STATISTICS`.
+        ValueError: a name that is not in :data:`TERMS`.
     """
-    if name not in STATISTICS:
-        raise ValueError(f"unknown statistic {name!r}; choose one of: {', '.join(STATISTICS)}")
-    return STATISTICS[name]
+    if name not in TERMS:
+        raise ValueError(f"unknown statistic {name!r}; choose one of: {', '.join(TERMS)}")
+    return TERMS[name]

@@ -1,0 +1,160 @@
+"""The call: prune a network, at once or stage by stage."""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from lossprune.pruning.criteria import Criterion
+from lossprune.pruning.curvature.batch import Forward
+from lossprune.pruning.curvature.estimators import Estimator
+from lossprune.pruning.curvature.losses import Loss, LossFunction
+from lossprune.pruning.curvature.statistics import Statistics
+from lossprune.pruning.mask import Mask
+from lossprune.pruning.prunable import Choices
+from lossprune.pruning.result import PruningResult
+from lossprune.pruning.scopes import Scope
+from lossprune.pruning.settings import Pruning
+from lossprune.pruning.stages import MOST_NAMED, Stages
+
+
+def prune(
+    model: nn.Module,
+    criterion: str | Criterion,
+    *,
+    sparsity: float | None = None,
+    data: Iterable[Any] | None = None,
+    examples: int | None = None,
+    stages: int | None = None,
+    schedule: str | Sequence[float] = "exponential",
+    reg: float = 0.0,
+    parameters: Choices | None = None,
+    exclude: Choices | None = None,
+    scope: str | Scope = "global",
+    pattern: str | None = "unstructured",
+    loss: str | Loss | LossFunction = "cross_entropy",
+    forward: Forward | None = None,
+    estimator: str | Estimator = "exact",
+    memory: int | None = None,
+    seed: int | None = None,
+    sharded: bool = False,
+    start: Mask | None = None,
+) -> PruningResult:
+    """Find which weights of ``model`` to remove so that a model of its loss rises least.
+
+    In each stage i the statistics that the criterion needs are measured at θ ⊙ m of the stage
+    before, on fresh examples; every weight that is left gets its saliency + ½ λ θ²; and the
+    smallest over all layers together, or as ``scope`` and ``pattern`` say, are removed until
+    round(κᵢ · N) are gone.  θ itself never changes, and a weight once removed stays removed.
+    Weights that are exactly 0 go before all others, whatever the criterion; equal ones by position.
+    Source: Laurent et al., "Revisiting Loss Modelling for Unstructured Pruning", 2020.
+
+    Args:
+        model: left unchanged; apply the mask with ``result.mask.apply_(model)``.
+        criterion: a name in ``lossprune.CRITERIA`` or a :class:`Criterion`.
+        sparsity: κ, the fraction of the prunable weights removed at the end, in [0, 1); with an
+            N:M pattern it is 1 − N/M and may be left out.
+        data: iterable of batches: (inputs, targets), dicts of the network's keyword arguments and
+            ``labels``, or whatever ``forward`` understands; iterated anew at each stage, so an
+            iterator will not do for several.  A criterion that needs no statistics (MP) does
+            without; given data, its stages record their losses.
+        examples: how many to read a stage, exactly; None reads all.  A stage holds its examples
+            until it ends, where the iterable puts them.
+        stages: π; 1 if not given, but for a criterion that says otherwise (SynFlow: 100).
+        schedule: ``"exponential"``, ``"linear"``, or a rising sequence of sparsities.
+        reg: λ ≥ 0, the step-size penalty.
+        parameters: which weights to prune, if not those of all linear and convolution layers: a
+            name, glob pattern, type of module, module, function of (name, parameter, module), or a
+            sequence of these; see :func:`lossprune.pruning.prunable_weights`.
+        exclude: which of them not, in the same ways, or ``"first and last"`` for the first and
+            last layer that the network registers.
+        scope: which weights compete: a name in ``SCOPES`` or a :class:`Scope`.
+        pattern: ``"unstructured"``, or ``"N:M"``, such as ``"2:4"``, to keep N in every group of M
+            weights that are neighbours along a layer's inputs.
+        loss: a name in ``LOSSES``, a :class:`Loss`, or, for criteria that need no curvature and
+            for ``estimator="empirical-fisher"``, any function of (outputs, targets).
+        forward: ``forward(model, batch)`` gives (outputs, targets) of batches of any other form;
+            as in :func:`measure`.
+        estimator: of the GGN diagonal: a name in ``ESTIMATORS`` or an :class:`Estimator`.
+        memory: bytes that a measurement may take at once; as in :func:`measure`.
+        seed: of what an estimator or a criterion draws, for each stage apart; if not given it
+            draws from torch's global generator as it stands, and leaves that as it was.
+        sharded: whether the data of each process of a ``torch.distributed`` group is its own share;
+            as in :func:`measure`.
+        start: the mask of a network that is pruned already, to prune it further: what it removes
+            stays removed, and the schedule begins at its sparsity κ₀ (see
+            :func:`lossprune.sparsities`).  ``sparsity`` is still of all prunable weights.
+
+    Weights that the network's outputs do not depend on in evaluation mode, such as those of a copy
+    or a head that is used in training only, count in the sparsity, and criteria that look at the
+    loss remove them first: a warning and ``result.unused`` name them, where there is data.
+
+    Under an initialised ``torch.distributed`` group every process must call this with the same
+    model, and with the same data or ``sharded``; they share the work, and each gets the same mask.
+
+    Raises:
+        ValueError: an argument out of range; ``start`` is not a mask of this network, or has more
+            removed than ``sparsity`` asks for.
+        PruningError: no weight would be left; the data does not do (see :func:`measure`); a loss,
+            gradient, curvature or saliency is not finite.  The stage is named.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    >>> batches = [(torch.randn(32, 8), torch.arange(32) % 4)]
+    >>> result = prune(model, "QM", sparsity=0.75, data=batches, stages=3)
+    >>> result.mask
+    Mask(144 of 192 weights removed, 2 parameters)
+    >>> [stage.removed for stage in result.stages]
+    [71, 116, 144]
+    """
+    # Each setting is a parameter here and a field there, of one name; here they are all there is.
+    pruning = Stages(Pruning(**locals()))
+    mask, records = Mask({}), []
+    for after, record in pruning:
+        if not records and pruning.unused:
+            names = list(pruning.unused_modules)
+            instead = f"exclude={names if len(names) <= MOST_NAMED else 'result.unused'}"
+            warnings.warn(f"{pruning.told_unused()}; {instead} leaves them out", stacklevel=2)
+        mask = after
+        records.append(record)
+    return PruningResult(mask, tuple(records), pruning.unused)
+
+
+def prune_by_stage(
+    model: nn.Module,
+    criterion: str | Criterion,
+    *,
+    start: Mask | None = None,
+    completed: int = 0,
+    origin: Mask | None = None,
+    recall: Callable[[int, Callable[[], Statistics]], Statistics] | None = None,
+    **settings: Any,
+) -> Stages:
+    """Prune as :func:`prune`, giving mask and record after every stage.
+
+    What is returned is an iterator; after its first step ``unused`` is as in
+    :class:`PruningResult`.
+
+    ``start`` is the mask after ``completed`` stages, to go on from there: the masks are those of
+    a pruning that was never stopped, if the data gives the same examples at the same stage.
+
+    ``origin`` is the mask before the first stage, :func:`prune`'s ``start``, where not all weights
+    were there: the schedule begins at its sparsity.
+
+    ``recall(stage, measure)`` gives a stage's statistics where given: ``measure()``, or what that
+    returned before for the same network, mask, examples and criterion.
+
+    ``settings`` are the other arguments of :func:`prune`.
+
+    Between two stages the network may be trained or get other values: each stage looks at its
+    parameters and buffers anew.  Which parameters are pruned stays as it was at the call.
+
+    Raises:
+        ValueError: as :func:`prune`, at once; ``completed`` is not below the number of stages, or
+            ``start`` is not a mask of this network, or has more removed than the next stage ends
+            with.
+        PruningError: as :func:`prune`, when the stage is reached; or a parameter that is pruned is
+            no longer there.
+    """
+    return Stages(Pruning(model, criterion, start=origin, **settings), start, completed, recall)

@@ -1,0 +1,177 @@
+"""A few examples run first: what they cost in memory, and whether curvature can be measured."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
+
+from lossprune.pruning.curvature.batch import Batch
+from lossprune.pruning.curvature.layers import LayerCall, LayerCalls
+from lossprune.pruning.curvature.losses import FullLoss
+from lossprune.pruning.curvature.network import MaskedNetwork
+from lossprune.pruning.curvature.reach import NOTHING
+from lossprune.pruning.errors import PruningError
+
+_FEW = 4  # examples that a probe looks at
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a few examples showed.
+
+    Attributes:
+        outputs: of the few, (n, ...).
+        targets: of the few.
+        graph_bytes: what a forward pass keeps for the backward ones, of one example.
+        column_bytes: the gradients at all the layers' outputs, of one example and column.
+        unreached: names of the weights that the outputs of the few do not depend on.
+        curvature: whether the few also showed that curvature can be measured.
+    """
+
+    outputs: Tensor
+    targets: Any
+    graph_bytes: int
+    column_bytes: int
+    unreached: frozenset[str]
+    curvature: bool
+
+
+def probe(network: MaskedNetwork, batch: Batch, loss: FullLoss, *, curvature: bool) -> Costs:
+    """Run a few examples: what they cost in memory, and whether curvature can be measured.
+
+    Raises:
+        PruningError: the outputs do not suit the loss; with ``curvature`` also, a weight
+            is used where it cannot be measured, or examples interact.
+    """
+    if batch.size is not None:
+        batch = batch[:_FEW]
+    constants = {
+        _storage(tensor) for tensor in (*network.constants.values(), *network.weights.values())
+    }
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in constants:
+            saved[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        # Detached, as a node that saves its own output would otherwise keep itself for ever.
+        return tensor.detach()
+
+    with (
+        saved_tensors_hooks(note, lambda tensor: tensor),
+        _Probe(network.weights, network.own) as recorder,
+    ):
+        outputs, targets = network(batch)
+    network.note_reached(outputs, recorder.calls)
+    check_outputs(outputs, targets, batch, loss)
+    if curvature and outputs.isfinite().all():  # else the loss will be refused for it
+        _check_only_layers(network.weights, outputs)
+        _check_independent(outputs, recorder.calls)
+    for call in recorder.calls:
+        note(call.inputs)
+    column_bytes = sum(math.prod(call.output_shape) for call in recorder.calls)
+    if outputs.ndim > 2:  # a column of them is no small thing beside the layers'
+        column_bytes += outputs.numel()
+    column_bytes *= outputs.element_size()
+    return Costs(
+        outputs.detach(),
+        targets,
+        math.ceil(sum(saved.values()) / len(outputs)),
+        math.ceil(column_bytes / len(outputs)),
+        frozenset(network.unreached),
+        curvature,
+    )
+
+
+def check_outputs(outputs: Tensor, targets: Any, batch: Batch, loss: FullLoss) -> None:
+    """Raise unless the loss takes outputs and targets, and there is a row for each example."""
+    loss.check(outputs.detach(), targets)
+    if batch.size is not None and len(outputs) != batch.size:
+        raise PruningError(
+            f"the network must return a row of outputs for each example, got {len(outputs)} for "
+            f"{batch.size} examples"
+        )
+
+
+class _Probe(LayerCalls):
+    """Also shows what a recording alone cannot see.
+
+    Recorded calls compute with a detached weight, so that what the outputs still depend on the
+    weight through is exactly the uses that were *not* recorded.  And no function may use a
+    module's own parameter where a weight has been put in its place.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+        super().__init__(weights)
+        self._parameters = {id(parameters[name]): name for name in weights}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for argument in tree_leaves((args, kwargs)):
+            if id(argument) in self._parameters:
+                raise PruningError(
+                    f"the network keeps {self._parameters[id(argument)]!r} elsewhere than in its "
+                    "layer and uses it from there, so that masks do not reach it"
+                )
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _replacements(self, inputs: Tensor, weight: Tensor) -> dict[int, Tensor]:
+        return {**super()._replacements(inputs, weight), id(weight): weight.detach()}
+
+
+def _check_only_layers(weights: Mapping[str, Tensor], outputs: Tensor) -> None:
+    """Raise if a weight reaches the outputs by a way that was not recorded, and detached."""
+    if not outputs.requires_grad:
+        raise PruningError(NOTHING)
+    elsewhere = torch.autograd.grad(
+        outputs.sum(), list(weights.values()), retain_graph=True, allow_unused=True
+    )
+    for name, gradient in zip(weights, elsewhere, strict=True):
+        if gradient is not None:
+            raise PruningError(
+                f"{name!r} is also used outside a linear or convolution function, where its "
+                "curvature cannot be measured; prune with MP or LM, which do without it, or "
+                f"leave it out: exclude={name!r}"
+            )
+
+
+def _check_independent(outputs: Tensor, calls: list[LayerCall]) -> None:
+    """Raise unless the first dimension of every layer is the examples, and they do not interact.
+
+    It may also be the examples and something else folded together, the rows of an example being
+    next to each other.
+    """
+    examples = len(outputs)
+    for call in calls:
+        call.check_rows(examples)
+    if examples == 1 or not calls:
+        return
+    # No direction that a network is likely to be blind to, as it may be to the sum of its outputs.
+    outputs = outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
+    direction = torch.linspace(1, 2, outputs.shape[1], dtype=outputs.dtype).cos().to(outputs.device)
+    for example in range(examples):
+        found = torch.autograd.grad(
+            outputs[example] @ direction,
+            [call.output for call in calls],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for call, gradient in zip(calls, found, strict=True):
+            if gradient is None:
+                continue
+            if _others(gradient.unflatten(0, (examples, -1)), example).count_nonzero():
+                raise PruningError(
+                    f"the output of one example depends on others through {call.name!r}: the first "
+                    "dimension of its input is not the examples, or the network mixes them"
+                )
+
+
+def _others(tensor: Tensor, example: int) -> Tensor:
+    return torch.cat([tensor[:example], tensor[example + 1 :]])
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

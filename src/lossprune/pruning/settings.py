@@ -1,0 +1,179 @@
+"""What a pruning is asked to do: its settings, written and checked once."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from numbers import Integral
+from typing import Any
+
+from torch import Tensor, nn
+
+from lossprune.pruning.criteria import Criterion, find_criterion
+from lossprune.pruning.curvature import distributed
+from lossprune.pruning.curvature.batch import Forward
+from lossprune.pruning.curvature.estimators import Estimator, find_estimator
+from lossprune.pruning.curvature.examples import check_examples
+from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
+from lossprune.pruning.curvature.network import PrunableNetwork
+from lossprune.pruning.mask import Mask
+from lossprune.pruning.patterns import Pattern, final_sparsity, find_pattern
+from lossprune.pruning.prunable import Choices, check_mask, input_dimensions, last_layer
+from lossprune.pruning.schedules import sparsities
+from lossprune.pruning.scopes import Scope, find_scope
+from lossprune.pruning.selection import Selection
+from lossprune.pruning.terms import Term, find_term
+
+_FEW_STAGES = 1000  # that any network may be pruned in, a toy with fewer weights as well
+
+
+@dataclass(frozen=True, eq=False)
+class Pruning:
+    """The arguments of :func:`lossprune.prune`, which says what each is, and what they come to.
+
+    Attributes:
+        network: the model with its prunable weights.
+        found_criterion: the criterion itself, where it was named, as is
+        found_loss: the loss, and
+        found_estimator: the estimator.
+        term: what the criterion gets in the place of h, if anything.
+        selection: which weights a stage removes.
+        steps: the sparsity after each stage.
+
+    Raises:
+        ValueError, PruningError: at construction, as :func:`lossprune.prune` before its first
+            stage.
+    """
+
+    model: nn.Module
+    criterion: str | Criterion
+    _: KW_ONLY
+    sparsity: float | None = None
+    data: Iterable[Any] | None = None
+    examples: int | None = None
+    stages: int | None = None
+    schedule: str | Sequence[float] = "exponential"
+    reg: float = 0.0
+    parameters: Choices | None = None
+    exclude: Choices | None = None
+    scope: str | Scope = "global"
+    pattern: str | None = "unstructured"
+    loss: str | Loss | LossFunction = "cross_entropy"
+    forward: Forward | None = None
+    estimator: str | Estimator = "exact"
+    memory: int | None = None
+    seed: int | None = None
+    sharded: bool = False
+    start: Mask | None = None
+
+    network: PrunableNetwork = field(init=False)
+    found_criterion: Criterion = field(init=False)
+    found_loss: FullLoss = field(init=False)
+    found_estimator: Estimator = field(init=False)
+    term: Term | None = field(init=False)
+    selection: Selection = field(init=False)
+    steps: tuple[float, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        criterion = find_criterion(self.criterion)
+        stages = self.stages
+        if stages is None and isinstance(self.schedule, str):
+            stages = criterion.stages
+        pattern = find_pattern(self.pattern)
+        final = final_sparsity(self.sparsity, pattern)
+        steps = sparsities(self.schedule, final, stages)
+        network = PrunableNetwork(self.model, self.forward, self.parameters, self.exclude)
+        weights = network.weights
+        selection = _selection(self.model, weights, find_scope(self.scope), pattern)
+        if self.start is not None:
+            _check_start(self.start, weights, selection, final)
+            # above it by less than one weight
+            began = min(final, selection.sparsity(self.start.removed))
+            steps = sparsities(self.schedule, final, stages, began)
+        derived = {
+            "network": network,
+            "found_criterion": criterion,
+            "found_loss": find_loss(self.loss),
+            "found_estimator": find_estimator(self.estimator),
+            "term": None if criterion.statistic is None else find_term(criterion.statistic),
+            "selection": selection,
+            "steps": steps,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+        self._check_numbers(sum(weight.numel() for weight in weights.values()))
+        self._check_data()
+        selection.check(steps[-1])
+
+    def _check_numbers(self, total: int) -> None:
+        if not (isinstance(self.reg, (int, float)) and 0 <= self.reg <= sys.float_info.max):
+            raise ValueError(f"reg must be a number of at least 0, got {self.reg!r}")
+        check_examples(self.examples)
+        if self.seed is not None and not isinstance(self.seed, Integral):
+            raise ValueError(f"seed must be a whole number or None, got {self.seed!r}")
+        if len(self.steps) > max(total, _FEW_STAGES):
+            raise ValueError(
+                f"stages must be at most {max(total, _FEW_STAGES):,} for {total:,} prunable "
+                f"weights, of which each stage is to remove some, got {len(self.steps)}"
+            )
+
+    def _check_data(self) -> None:
+        criterion = self.found_criterion
+        if self.data is None:
+            by_term = self.term is not None and self.term.needs_data
+            if criterion.gradient or criterion.curvature or by_term:
+                raise ValueError(
+                    f"criterion {criterion.name!r} needs data: an iterable of (inputs, targets)"
+                )
+            if self.examples is not None:
+                raise ValueError(
+                    f"examples={self.examples!r} asks for examples, but no data is given"
+                )
+        if len(self.steps) > 1 and isinstance(self.data, Iterator):
+            raise ValueError(
+                f"data is iterated anew at each of {len(self.steps)} stages, but an iterator can "
+                "be used only once: give a list or a DataLoader"
+            )
+        if not self.sharded:
+            distributed.check_undivided(self.data)
+
+    def check_reached(self, mask: Mask, completed: int) -> None:
+        """Raise a ``ValueError`` unless stages can go on from this mask after so many."""
+        _check_is_mask(mask, self.network.weights)
+        self.selection.check_start(mask)
+        count = self.selection.count(self.steps[completed])
+        if mask.removed > count:
+            raise ValueError(
+                f"start has {mask.removed} weights removed, but stage {completed + 1} removes "
+                f"{count} in all"
+            )
+
+
+def _selection(
+    model: nn.Module, weights: dict[str, Tensor], scope: Scope, pattern: Pattern | None
+) -> Selection:
+    last = last_layer(model) if scope.keeps_last else None
+    return Selection(
+        scope,
+        pattern,
+        {name: weight.shape for name, weight in weights.items()},
+        {} if pattern is None else input_dimensions(model),
+        last if last in weights else None,
+    )
+
+
+def _check_start(
+    start: Mask, weights: dict[str, Tensor], selection: Selection, sparsity: float
+) -> None:
+    _check_is_mask(start, weights)
+    if start.removed > selection.count(sparsity):
+        raise ValueError(
+            f"start has {start.removed} of {start.total} weights removed, but sparsity "
+            f"{sparsity} is {selection.count(sparsity)} of them: it must be at least "
+            f"{selection.sparsity(start.removed)}"
+        )
+
+
+def _check_is_mask(start: Any, weights: dict[str, Tensor]) -> None:
+    if not isinstance(start, Mask):
+        raise ValueError(f"start must be a lossprune.Mask, got {type(start).__name__}")
+    check_mask(start, weights, "start")
