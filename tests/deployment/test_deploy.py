@@ -13,7 +13,7 @@ from torch import nn
 
 import lossprune
 from lossprune.deployment.deployed import deploy
-from lossprune.deployment.sparse.network import SparseNetwork
+from lossprune.deployment.sparse.network import SparseNetwork, Tuning
 from lossprune.deployment.sparse.parts import in_parts, sparse_networks
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning import PruningError
@@ -93,7 +93,7 @@ def test_a_convolution_of_any_shape(
     random_mask(model, density).apply_(model)
     deployed = sparse(model.eval(), inputs)
     assert isinstance(deployed, SparseNetwork)
-    deployed.few = few
+    deployed.retune_(Tuning(few=few))
     assert_equal_to_rounding(deployed(inputs), model, inputs)
     others = torch.randn(2, channels, height + larger[0], width + larger[1])
     assert_equal_to_rounding(deployed(others), model, others)
@@ -115,7 +115,7 @@ def test_linear_layers_of_any_size(sizes, batch, density, few):
     random_mask(model, density).apply_(model)
     x = torch.randn(batch, sizes[0])
     deployed = sparse(model, x)
-    deployed.few = few
+    deployed.retune_(Tuning(few=few))
     assert_equal_to_rounding(deployed(x), model, x)
 
 
@@ -167,7 +167,7 @@ def test_every_operation(batch, few):
     x = torch.randn(batch, 3, 26, 30)
     deployed = sparse(model, x)
     assert isinstance(deployed, SparseNetwork), "all of it runs by one call"
-    deployed.few = few
+    deployed.retune_(Tuning(few=few))
     assert_equal_to_rounding(deployed(x), model, x)
 
 
@@ -215,7 +215,7 @@ def test_a_residual_network_runs_by_one_call(few):
     x = torch.randn(2, 3, 32, 32)
     deployed = sparse(model, x)
     assert isinstance(deployed, SparseNetwork)
-    deployed.few = few
+    deployed.retune_(Tuning(few=few))
     assert_equal_to_rounding(deployed(x), model, x)
 
 
@@ -224,7 +224,7 @@ def test_threads_may_share_it():
     random_mask(model, 0.3).apply_(model)
     inputs = [torch.randn(batch, 3, 26, 30) for batch in (1, 40, 3, 17)]
     deployed = sparse(model, inputs[1])
-    deployed.few = 4
+    deployed.retune_(Tuning(few=4))
     alone = [deployed(x) for x in inputs]
     fresh = pickle.loads(pickle.dumps(deployed))
     different = []
@@ -247,7 +247,7 @@ def test_one_thread_or_several_give_the_same_bits():
     random_mask(model, 0.5).apply_(model)
     inputs = [torch.randn(batch, 3, 60, 60) for batch in (1, 40, 3, 16)]
     deployed = sparse(model, inputs[1])
-    deployed.few = 4
+    deployed.retune_(Tuning(few=4))
     before = torch.get_num_threads()
     results = []
     try:
@@ -317,7 +317,7 @@ def test_an_image_too_small_for_the_maximum_is_refused(few):
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.Tanh(), nn.MaxPool2d(3, 1)).eval()
     deployed = sparse(model, torch.randn(1, 2, 9, 9))
     assert isinstance(deployed, SparseNetwork)
-    deployed.few = few
+    deployed.retune_(Tuning(few=few))
     for size in (3, 6):
         with pytest.raises(PruningError, match="no window of its maximum fits"):
             deployed(torch.randn(2, 2, size, size))
@@ -343,7 +343,7 @@ def test_what_all_images_share_is_no_batch_of_one(few):
     model = Positions().eval()
     deployed = sparse(model, torch.randn(1, 3, 9, 9))
     (part,) = sparse_networks(deployed)
-    part.few = few
+    part.retune_(Tuning(few=few))
     for batch in (4, 1, 0):
         x = torch.randn(batch, 3, 9, 9)
         assert_equal_to_rounding(deployed(x), model, x)
@@ -361,7 +361,7 @@ def test_activations_keep_nan_and_are_accurate():
     assert error.max() < 4e-7
     special = torch.tensor([[float("nan")], [float("inf")], [-float("inf")], [0.0]])
     for few in (0, 100):
-        deployed.few = few
+        deployed.retune_(Tuning(few=few))
         out = deployed(special).flatten()
         assert out[0].isnan()
         assert out[1:].tolist() == [1.0, -1.0, 0.0]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -106,6 +107,6 @@ def sparse_layer(
     if not sparse_networks(sparse):
         return None
     for part in sparse_networks(sparse):
-        part.steps = tuple(step.replace(name=name) for step in part.steps)
+        part.steps = tuple(replace(step, name=name) for step in part.steps)
     tune_(sparse, lambda network: network(*args), seconds)
     return sparse

@@ -5,27 +5,43 @@ that computes it, or nothing where torch must.  ``joined`` then puts what follow
 it: batch norm into its weights, an addition, an activation and a maximum over 2×2 into its end.
 """
 
+import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from lossprune.deployment.sparse.steps import IDENTITY, RELU, TANH, Step, Weights
-
-Lowered = tuple[Step, Weights]
-
-_NOTHING = Weights(
-    torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+from lossprune.deployment.sparse.steps import (
+    ChannelScales,
+    MapActivation,
+    MapMaximum,
+    MapMean,
+    MapSum,
+    SparseConvolution,
+    SparseOperation,
+    SparseStep,
+    Weights,
 )
-_ACTIVATIONS: Mapping[Any, int] = {
-    nn.ReLU: RELU, F.relu: RELU, torch.relu: RELU, "relu": RELU,
-    nn.Tanh: TANH, F.tanh: TANH, torch.tanh: TANH, "tanh": TANH,
-}  # fmt: skip
-_SAME = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+from lossprune.kernels.interface import Activation
+
+Lowered = tuple[SparseStep, Weights]
+
+_ACTIVATIONS: Mapping[Any, Activation] = {
+    **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), Activation.RELU),
+    **dict.fromkeys((nn.Tanh, F.tanh, torch.tanh, "tanh"), Activation.TANH),
+}
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add")
+_FLATTENINGS = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
+_POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+
+# An operation and its weights; "same" of what leaves a value as it is; None where torch must.
+_Read = tuple[SparseOperation, Weights] | Literal["same"] | None
 
 
 def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
@@ -34,29 +50,26 @@ def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
     Flattening and what does nothing in evaluation leave a value as it is.
     """
     shape = _shape(node)
-    if shape is None:
+    before = _shape(node.all_input_nodes[0]) if node.all_input_nodes else None
+    if shape is None or before is None:
         return None
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
-        return _module(node, module, shape)
-    if node.op in ("call_function", "call_method"):
-        return _function(node, shape)
-    return None
+        own = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        given = len(node.args) + len(node.kwargs)
+        if module.training or own or len(node.all_input_nodes) != 1 or given != 1:
+            return None
+        name, read = str(node.target), _module(module, before, shape)
+    else:
+        name, read = node.name, _function(node, before, shape)
+    sources = tuple(source.name for source in node.all_input_nodes)
+    if read is None or read == "same":
+        return read and sources[0]
+    return SparseStep(name, sources, node.name, read[0]), read[1]
 
 
-def _module(  # noqa: PLR0911, one return for each kind
-    node: fx.Node, module: nn.Module, shape: torch.Size
-) -> Lowered | str | None:
-    own = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    given = len(node.args) + len(node.kwargs)
-    if module.training or own or len(node.all_input_nodes) != 1 or given != 1:
-        return None
-    source = node.all_input_nodes[0]
-    before = _shape(source)
-    if before is None:
-        return None
-    name = str(node.target)
-    kind: Callable[..., Lowered | None] | None = {
+def _module(module: nn.Module, before: torch.Size, after: torch.Size) -> _Read:
+    read: Callable[..., _Read] | None = {
         nn.Linear: _linear,
         nn.Conv2d: _convolution,
         nn.BatchNorm1d: _batch_norm,
@@ -64,59 +77,48 @@ def _module(  # noqa: PLR0911, one return for each kind
         nn.MaxPool2d: _max_pool,
         nn.AdaptiveAvgPool2d: _mean,
     }.get(type(module))
-    if kind is not None:
-        return kind(module, name, source.name, node.name, before)
+    if read is not None:
+        return read(module, before)
     if type(module) in _ACTIVATIONS and _is_map(before):
-        return _activation(name, source.name, node.name, _ACTIVATIONS[type(module)])
-    if isinstance(module, _SAME) and _is_map(before):
-        return source.name
-    if isinstance(module, nn.Flatten) and _flattens(before, shape):
-        return source.name
-    return None
+        return MapActivation(_ACTIVATIONS[type(module)]), Weights()
+    same = isinstance(module, _NOTHING) and _is_map(before)
+    same = same or (isinstance(module, nn.Flatten) and _flattens(before, after))
+    return "same" if same else None
 
 
 def _function(  # noqa: PLR0911, one return for each kind
-    node: fx.Node, shape: torch.Size
-) -> Lowered | str | None:
+    node: fx.Node, before: torch.Size, after: torch.Size
+) -> _Read:
     inputs = node.all_input_nodes
-    before = _shape(inputs[0]) if inputs else None
-    if before is None or not _is_map(before):
+    if not _is_map(before):
         return None
     if node.target in _ADDITIONS:
-        same = len(inputs) == 2 and _shape(inputs[1]) == before and set(node.args) == set(inputs)
-        if not same or node.kwargs:
-            return None
-        step = Step("addition", node.name, inputs[0].name, node.name, other=inputs[1].name)
-        return step, _NOTHING
+        alike = len(inputs) == 2 and _shape(inputs[1]) == before and set(node.args) == set(inputs)
+        return (MapSum(), Weights()) if alike and not node.kwargs else None
     if len(inputs) != 1:
         return None
-    source = inputs[0].name
     if node.target in _ACTIVATIONS:
-        return _activation(node.name, source, node.name, _ACTIVATIONS[node.target])
-    if node.target in (torch.flatten, "flatten", "view", "reshape", torch.reshape):
-        return source if _flattens(before, shape) else None
-    if node.target is F.adaptive_avg_pool2d and len(shape) == 4 and shape[2:] == (1, 1):
-        return Step("mean", node.name, source, node.name), _NOTHING
+        return MapActivation(_ACTIVATIONS[node.target]), Weights()
+    if node.target in _FLATTENINGS:
+        return "same" if _flattens(before, after) else None
+    if node.target is F.adaptive_avg_pool2d and len(after) == 4 and after[2:] == (1, 1):
+        return MapMean(), Weights()
     if node.target is F.max_pool2d:
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+        given = {**dict(zip(_POOLING, node.args[1:], strict=False)), **node.kwargs}
         given.pop("input", None)
-        pool = nn.MaxPool2d(**given)  # type: ignore[arg-type]
-        return _max_pool(pool, node.name, source, node.name, before)
+        return _max_pool(nn.MaxPool2d(**given), before)  # type: ignore[arg-type]
     return None
 
 
-def _linear(module: nn.Linear, name: str, source: str, target: str, before: torch.Size) -> Any:
+def _linear(module: nn.Linear, before: torch.Size) -> _Read:
     if len(before) != 2:
         return None
     outputs, inputs = module.weight.shape
-    step = Step(
-        "convolution", name, source, target, weight_shape=(outputs, inputs, 1, 1), flat=True
-    )
-    return step, Weights.kept(module.weight, module.bias)
+    convolution = SparseConvolution((outputs, inputs, 1, 1), flat=True)
+    return convolution, Weights.kept(module.weight, module.bias)
 
 
-def _convolution(module: nn.Conv2d, name: str, source: str, target: str, before: torch.Size) -> Any:
+def _convolution(module: nn.Conv2d, before: torch.Size) -> _Read:
     if len(before) != 4 or module.padding_mode != "zeros":
         return None
     padding: Any = module.padding
@@ -127,19 +129,14 @@ def _convolution(module: nn.Conv2d, name: str, source: str, target: str, before:
         if any(extent % 2 for extent in reach):
             return None  # torch pads one side more than the other
         padding = tuple(extent // 2 for extent in reach)
-    step = Step(
-        "convolution", name, source, target,
-        weight_shape=tuple(module.weight.shape),  # type: ignore[arg-type]
-        stride=module.stride, padding=padding, dilation=module.dilation,  # type: ignore[arg-type]
-        groups=module.groups,
+    convolution = SparseConvolution(
+        tuple(module.weight.shape),  # pyright: ignore[reportArgumentType]
+        _pair(module.stride), padding, _pair(module.dilation), module.groups,
     )  # fmt: skip
-    return step, Weights.kept(module.weight, module.bias)
+    return convolution, Weights.kept(module.weight, module.bias)
 
 
-def _batch_norm(
-    module: nn.BatchNorm1d | nn.BatchNorm2d, name: str, source: str, target: str,
-    before: torch.Size,
-) -> Any:  # fmt: skip
+def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, before: torch.Size) -> _Read:
     if not _is_map(before) or module.running_mean is None or module.running_var is None:
         return None
     mean, variance = module.running_mean.double(), module.running_var.double()
@@ -149,28 +146,20 @@ def _batch_norm(
     shift = -mean * scale
     if module.bias is not None:
         shift = shift + module.bias.detach().double()
-    return Step("affine", name, source, target), Weights.affine(scale, shift)
+    return ChannelScales(len(scale)), Weights(shift.float(), scale.float())
 
 
-def _max_pool(module: nn.MaxPool2d, name: str, source: str, target: str, before: torch.Size) -> Any:
-    size, stride = _pair(module.kernel_size), _pair(module.stride)
+def _max_pool(module: nn.MaxPool2d, before: torch.Size) -> _Read:
     plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
     if len(before) != 4 or not plain or module.ceil_mode or module.return_indices:
         return None
-    return Step("maximum", name, source, target, size=size, stride=stride), _NOTHING
+    return MapMaximum(_pair(module.kernel_size), _pair(module.stride)), Weights()
 
 
-def _mean(
-    module: nn.AdaptiveAvgPool2d, name: str, source: str, target: str, before: torch.Size
-) -> Any:
+def _mean(module: nn.AdaptiveAvgPool2d, before: torch.Size) -> _Read:
     if len(before) != 4 or module.output_size not in (1, (1, 1)):
         return None
-    return Step("mean", name, source, target), _NOTHING
-
-
-def _activation(name: str, source: str, target: str, kind: int) -> Lowered:
-    # The shift 0 and scale 1 are filled in when the number of channels is known.
-    return Step("affine", name, source, target, activation=kind), _NOTHING
+    return MapMean(), Weights()
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -194,78 +183,78 @@ def _flattens(before: torch.Size, after: torch.Size) -> bool:
     return len(after) == 2 and before[0] == after[0] and _is_map(before)
 
 
-def joined(parts: Sequence[Lowered], kept: set[str]) -> list[Lowered]:
+def joined(parts: Sequence[Lowered], kept: Collection[str]) -> list[Lowered]:
     """Return the same steps, fewer: what follows a convolution alone becomes part of it.
 
     Args:
         parts: steps in order.
         kept: values that are read from outside, so must stay.
     """
+    readers = Counter(name for step, _ in parts for name in step.reads)
     out: list[Lowered] = []
-    reads: dict[str, int] = {}
-    for step, _ in parts:
-        for name in (step.source, step.other):
-            if name is not None:
-                reads[name] = reads.get(name, 0) + 1
-    made: dict[str, int] = {}
-    for step, weight in parts:
-        done = None
-        for name in (step.source, step.other):
-            if name is None or name in kept or reads[name] != 1 or name not in made:
+    places: dict[str, int] = {}  # of the steps that make values, in `out`
+    for part in parts:
+        step, _ = part
+        place, joint = len(out), None
+        for name in step.reads:
+            if name not in places or name in kept or readers[name] != 1:
                 continue
-            place = made[name]
-            earlier = {value for value, at in made.items() if at < place}
-            done = _join(out[place], (step, weight), name, earlier, set(made))
-            if done is not None:
-                out[place] = done
-                made[step.target] = place
-                del made[name]
+            # What else it reads must be there already where it is computed then.
+            if all(places.get(other, -1) < places[name] for other in step.reads if other != name):
+                joint = _join(out[places[name]], part, name)
+            if joint is not None:
+                place = places.pop(name)
                 break
-        if done is None:
-            made[step.target] = len(out)
-            out.append((step, weight))
+        out[place : place + 1] = [joint or part]
+        places[step.target] = place
     return out
 
 
-def _join(
-    first: Lowered, second: Lowered, through: str, earlier: set[str], made: set[str]
-) -> Lowered | None:
+def _join(first: Lowered, second: Lowered, through: str) -> Lowered | None:
     """Return one step for two, where there is one; ``through`` is the value between them."""
-    (a, weight), (b, more) = first, second
-    if a.kind not in ("convolution", "affine", "addition"):
-        return None
-    if b.kind == "affine" and a.pool == 1 and a.activation == IDENTITY:
-        if not more.shift.numel():
-            return a.replace(target=b.target, activation=b.activation), weight
-        if a.kind == "convolution" and a.other is None:
-            name = f"{a.name}, {b.name}"
-            joint = a.replace(target=b.target, activation=b.activation, name=name)
-            return joint.replace(name=a.name), _scaled(weight, more, a)
-    if b.kind == "addition" and a.kind == "convolution" and a.pool == 1:
-        other = b.other if b.source == through else b.source
-        known = other in earlier or other not in made
-        if a.activation == IDENTITY and a.other is None and known and other != through:
-            return a.replace(target=b.target, other=other, activation=b.activation), weight
-    # No tile of the kernels has two columns at strides beyond 2.
-    halves = b.kind == "maximum" and b.size == b.stride == (2, 2) and a.stride[1] <= 2
-    if halves and a.kind == "convolution" and a.pool == 1 and a.other is None:
-        # The maximum of activations is the activation of the maximum: both activations increase.
-        return a.replace(target=b.target, pool=2), weight
-    return None
+    (step, weights), (after, more) = first, second
+    reads, operation = step.reads, step.operation
+    match step.operation, after.operation:
+        case (
+            SparseConvolution(activation=Activation.IDENTITY, pool=1)
+            | ChannelScales(activation=Activation.IDENTITY)
+            | MapSum(activation=Activation.IDENTITY) as before,
+            MapActivation(activation=activation),
+        ):
+            operation = replace(before, activation=activation)
+        case (
+            SparseConvolution(activation=Activation.IDENTITY, pool=1) as before,
+            ChannelScales(),
+        ) if len(reads) == 1:
+            weights = _scaled(weights, more, before)
+        case SparseConvolution(activation=Activation.IDENTITY, pool=1), MapSum() if len(reads) == 1:
+            reads = (*reads, *(name for name in after.reads if name != through))
+        # No tile of the kernels has two columns at strides beyond 2.
+        case (
+            SparseConvolution(pool=1, stride=(_, 1 | 2)) as before,
+            MapMaximum(size=(2, 2), stride=(2, 2)),
+        ) if len(reads) == 1:
+            # The maximum of activations is the activation of the maximum: both increase.
+            operation = replace(before, pool=2)
+        case _:
+            return None
+    return SparseStep(step.name, reads, after.target, operation), weights
 
 
-def _scaled(weight: Weights, affine: Weights, step: Step) -> Weights:
+def _scaled(weights: Weights, scales: Weights, convolution: SparseConvolution) -> Weights:
     """Return a convolution's weights times the scales of the affine map that follows it."""
-    each = step.weight_shape[1] * step.weight_shape[2] * step.weight_shape[3]
-    scale = affine.scale.double()
-    values = weight.values.double() * scale[weight.positions // each]
-    shift = weight.shift.double() * scale + affine.shift.double()
-    return Weights(shift.float(), weight.scale, weight.positions, values.float())
+    each = math.prod(convolution.weight_shape[1:])
+    scale = scales.scale.double()
+    values = weights.values.double() * scale[weights.positions // each]
+    shift = weights.shift.double() * scale + scales.shift.double()
+    return replace(weights, shift=shift.float(), values=values.float())
 
 
-def filled(part: Lowered, channels: int) -> Lowered:
-    """Give an activation that stands alone its scale 1 and shift 0."""
-    step, weight = part
-    if step.kind == "affine" and not weight.shift.numel():
-        return step, Weights.affine(torch.ones(channels), torch.zeros(channels))
+def with_scales(part: Lowered, channels: int) -> Lowered:
+    """Give an activation that stands alone its scales 1 and shifts 0."""
+    match part[0].operation:
+        case MapActivation(activation=activation):
+            scales = ChannelScales(channels, activation)
+            ones, zeros = torch.ones(channels), torch.zeros(channels)
+            return replace(part[0], operation=scales), Weights(shift=zeros, scale=ones)
     return part

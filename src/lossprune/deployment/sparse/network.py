@@ -1,15 +1,19 @@
 """A module that runs a list of sparse steps by one call of the compiled kernels."""
 
+import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx.passes.shape_prop import TensorMetadata
 
-from lossprune.deployment.sparse.layout import SHARED, Plan, lay_out, library
-from lossprune.deployment.sparse.steps import Shape, Step, Weights
+from lossprune.deployment.sparse.emission import planned
+from lossprune.deployment.sparse.plan import SHARED, SparsePlan
+from lossprune.deployment.sparse.steps import Pair, Shape, SparseConvolution, SparseStep, Weights
 from lossprune.pruning.errors import PruningError
 
 _FIELDS = ("shift", "scale", "positions", "values")
@@ -19,6 +23,22 @@ _TRACED = (
     "a deployed network runs compiled kernels, which torch.jit, torch.export and fx cannot record: "
     "trace or export the network of lossprune.compact instead"
 )
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the kernels run a network, as far as it may differ and give the same.
+
+    Attributes:
+        tiles: of convolutions over blocks of images, (rows, columns), by the steps' targets; the
+            best guess where there is none.
+        few: batches smaller than this are run image by image.
+        shared: multiply-adds beyond which threads share the work.
+    """
+
+    tiles: Mapping[str, Pair] = field(default_factory=dict)
+    few: int = 5
+    shared: int = SHARED
 
 
 class SparseNetwork(nn.Module):
@@ -31,28 +51,25 @@ class SparseNetwork(nn.Module):
 
     Attributes:
         steps: what is computed.
-        few: batches smaller than this are run image by image.
-        shared: multiply-adds beyond which threads share the work.
+        tuning: how; see :meth:`retune_`.
     """
 
     def __init__(
         self,
-        steps: Sequence[Step],
+        steps: Sequence[SparseStep],
         weights: Sequence[Weights],
         inputs: Sequence[str],
         outputs: Sequence[tuple[str, bool]],
-        *,
-        few: int = 5,
     ) -> None:
         """Take steps with their weights, the values read, and those written and if flattened."""
         super().__init__()
         self.steps = tuple(steps)
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self.few, self.shared = few, SHARED
+        self.tuning = Tuning()
         for k, weight in enumerate(weights):
-            for field in _FIELDS:
-                self.register_buffer(f"{field}_{k}", getattr(weight, field))
-        self._plans: dict[tuple[bool, tuple[Shape, ...]], Plan] = {}
+            for name in _FIELDS:
+                self.register_buffer(f"{name}_{k}", getattr(weight, name))
+        self._plans: dict[tuple[bool, tuple[Shape, ...]], SparsePlan] = {}
         self._laid_out = tuple(self._buffers.values())
         self.eval()
 
@@ -73,14 +90,15 @@ class SparseNetwork(nn.Module):
             raise PruningError(f"a deployed network of {len(self.inputs)} inputs got {len(inputs)}")
         if torch.is_autocast_enabled("cpu"):  # as for torch's own operations in float32
             inputs = tuple(
-                it.float() if isinstance(it, Tensor) and it.dtype in _LOWER else it for it in inputs
+                given.float() if isinstance(given, Tensor) and given.dtype in _LOWER else given
+                for given in inputs
             )
         for tensor in inputs:
             _check(tensor)
         inputs = aligned(inputs)
         images = inputs[0].shape[0]
         shapes = tuple([image_shape(tensor) for tensor in inputs])
-        plan = self.plan(images >= self.few, shapes)
+        plan = self.plan(images >= self.tuning.few, shapes)
         outputs = [
             torch.empty(
                 (images, c * h * w) if flat else (images, c, h, w)
@@ -88,35 +106,39 @@ class SparseNetwork(nn.Module):
             for (c, h, w), (_, flat) in zip(plan.outputs, self.outputs, strict=True)
         ]  # fmt: skip
         if images:
-            plan.run(inputs, outputs, self.shared)
+            plan.run(inputs, outputs, self.tuning.shared)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def plan(self, blocked: bool, shapes: tuple[Shape, ...]) -> Plan:
+    def plan(self, blocked: bool, shapes: tuple[Shape, ...]) -> SparsePlan:
         """Return the steps laid out for inputs of these shapes; made once."""
         key = (blocked, shapes)
         buffers = tuple(self._buffers.values())
         if not all(map(operator.is_, buffers, self._laid_out)):
             self._plans, self._laid_out = {}, buffers  # as torch.func.functional_call puts others
         if key not in self._plans:
-            self._plans[key] = lay_out(
+            self._plans[key] = planned(
                 self.steps, self.weights(), dict(zip(self.inputs, shapes, strict=True)),
-                [name for name, _ in self.outputs], blocked=blocked,
+                [name for name, _ in self.outputs], self.tuning.tiles, blocked=blocked,
             )  # fmt: skip
         return self._plans[key]
 
     def weights(self) -> list[Weights]:
         """Return the weights of every step."""
         return [
-            Weights(*(self.get_buffer(f"{field}_{k}") for field in _FIELDS))
+            Weights(*(self.get_buffer(f"{name}_{k}") for name in _FIELDS))
             for k in range(len(self.steps))
         ]
 
-    def retile_(self, tiles: Sequence[tuple[int, int] | None]) -> None:
-        """Set the tile of every step."""
-        self.steps = tuple(
-            step.replace(tile=tile) for step, tile in zip(self.steps, tiles, strict=True)
-        )
-        self._plans = {}
+    def retune_(self, tuning: Tuning) -> "SparseNetwork":
+        """Run as ``tuning`` says from now on."""
+        if tuning.tiles != self.tuning.tiles:
+            self._plans = {}
+        self.tuning = tuning
+        return self
+
+    def retuned(self, tuning: Tuning) -> "SparseNetwork":
+        """Return a network of the same tensors that runs as ``tuning`` says."""
+        return copy.copy(self).retune_(tuning)
 
     def __prepare_scriptable__(self) -> "SparseNetwork":
         """Refuse ``torch.jit.script``, which asks for this before it compiles a module."""
@@ -135,10 +157,16 @@ class SparseNetwork(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plans": {}, "_laid_out": ()}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._laid_out = tuple(self._buffers.values())
+
     def extra_repr(self) -> str:
         """Name the layers."""
         kept = sum(weight.values.numel() for weight in self.weights())
-        names = ", ".join(step.name for step in self.steps if step.kind == "convolution")
+        names = ", ".join(
+            step.name for step in self.steps if isinstance(step.operation, SparseConvolution)
+        )
         return f"{kept:,} kept weights in {names}"
 
 
@@ -147,7 +175,9 @@ def aligned(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     if len(inputs) == 1 and inputs[0].is_contiguous() and not inputs[0].is_neg():
         return (inputs[0],)  # nearly all calls, of which small ones take 20 µs in all
     images = _images(inputs)
-    return tuple(it.resolve_neg().expand(images, *it.shape[1:]).contiguous() for it in inputs)
+    return tuple(
+        tensor.resolve_neg().expand(images, *tensor.shape[1:]).contiguous() for tensor in inputs
+    )
 
 
 def _images(inputs: Sequence[Tensor]) -> int:
@@ -226,12 +256,7 @@ def _readable(tensor: Tensor) -> bool:
         return False
 
 
-def image_shape(tensor: Tensor) -> Shape:
+def image_shape(tensor: Tensor | TensorMetadata) -> Shape:
     """Return (channels, height, width) of one image; features are channels of one position."""
     shape = tensor.shape
     return (shape[1], 1, 1) if len(shape) == 2 else (shape[1], shape[2], shape[3])
-
-
-def lanes() -> int:
-    """Return how many images a block has on this machine."""
-    return library().lanes()

@@ -1,6 +1,7 @@
 """A network in parts: runs of sparse steps, and between them what torch computes."""
 
-from collections.abc import Callable, Collection, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +9,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from lossprune.deployment.example import Call
-from lossprune.deployment.sparse.lowering import Lowered, filled, joined, lowered
-from lossprune.deployment.sparse.network import SparseNetwork
-from lossprune.deployment.sparse.steps import Shape
+from lossprune.deployment.sparse.lowering import Lowered, joined, lowered, with_scales
+from lossprune.deployment.sparse.network import SparseNetwork, image_shape
+from lossprune.deployment.sparse.steps import SparseConvolution, output_shape
 from lossprune.pruning.errors import PruningError
 
+_Steps = Mapping[str, Lowered | str]  # what each node lowers to, by its name
 
-class Parts(nn.Module):
+
+class NetworkInParts(nn.Module):
     """Parts of a network in order, each reading values by name and adding its own."""
 
     def __init__(
@@ -38,7 +41,7 @@ class Parts(nn.Module):
                 values[makes[0]] = made
             else:
                 values.update(zip(makes, made, strict=True))
-        return _filled(self.output, values)
+        return _mapped(self.output, _Name, lambda value: values[value.name])
 
 
 @dataclass(frozen=True)
@@ -48,25 +51,21 @@ class _Name:
     name: str
 
 
-def _named(node: fx.Node) -> Any:
-    return _Name(node.name)
+def _mapped(output: Any, kind: type, put: Callable[[Any], Any]) -> Any:
+    """Return ``output`` in Python's own containers, or of its class of named ones.
 
-
-def _filled(output: Any, values: dict[str, Any]) -> Any:
-    if isinstance(output, _Name):
-        return values[output.name]
+    Those of fx forbid changes.  ``put`` says what stands for each item of a ``kind``.
+    """
+    if isinstance(output, kind):
+        return put(output)
     if isinstance(output, dict):
-        return {key: _filled(value, values) for key, value in output.items()}
+        return {key: _mapped(value, kind, put) for key, value in output.items()}
     if isinstance(output, (tuple, list)):
-        return _like(output, [_filled(value, values) for value in output])
+        items = [_mapped(value, kind, put) for value in output]
+        if hasattr(output, "_fields"):
+            return type(output)(*items)
+        return items if isinstance(output, list) else tuple(items)
     return output
-
-
-def _like(sequence: tuple[Any, ...] | list[Any], items: list[Any]) -> Any:
-    """Return the items in a sequence of Python's own, or of the same class of named ones."""
-    if hasattr(sequence, "_fields"):
-        return type(sequence)(*items)
-    return items if isinstance(sequence, list) else tuple(items)
 
 
 def in_parts(graph: fx.GraphModule, dense: Collection[str] = ()) -> nn.Module:
@@ -77,82 +76,86 @@ def in_parts(graph: fx.GraphModule, dense: Collection[str] = ()) -> nn.Module:
         dense: names of layers that torch computes.
 
     Returns:
-        A :class:`SparseNetwork` where all of the network is one, else its :class:`Parts`.
+        A :class:`SparseNetwork` where all of the network is one, else a :class:`NetworkInParts`.
     """
-    unfit = set(dense)
-    while True:
-        try:
-            return _in_parts(graph, unfit)
-        except _UnfitError as found:
-            unfit.add(found.name)
-
-
-class _UnfitError(Exception):
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-def _in_parts(graph: fx.GraphModule, dense: Collection[str]) -> nn.Module:
-    runs = _runs(graph, dense)
+    steps = _steps(graph, dense)
+    runs = _runs(graph, steps)
+    while unfit := next(filter(None, (_unfit(run, steps) for run in runs if run.sparse)), None):
+        del steps[unfit]
+        runs = _runs(graph, steps)
+    parts = [_sparse(run, steps) if run.sparse else _torch(graph, run) for run in runs]
     inputs = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-    output = next(node for node in graph.graph.nodes if node.op == "output")
-    parts: list[nn.Module] = []
-    wires = []
-    for sparse, nodes in runs:
-        reads, makes = _borders(nodes)
-        made = (_sparse if sparse else _torch)(graph, nodes, reads, makes)
-        parts.append(made)
-        wires.append((tuple(n.name for n in reads), tuple(n.name for n in makes)))
-    answer = fx.map_arg(output.args[0], _named)
-    whole = Parts(parts, wires, inputs, _plain(answer))
-    if (
-        len(parts) == 1
-        and isinstance(parts[0], SparseNetwork)
-        and isinstance(answer, _Name)
-        and wires[0] == (tuple(inputs), (answer.name,))
-    ):
+    (returned,) = graph.graph.output_node().args
+    output = _mapped(returned, fx.Node, lambda node: _Name(node.name))
+    wires = [
+        (tuple(node.name for node in run.reads), tuple(node.name for node in run.makes))
+        for run in runs
+    ]
+    if isinstance(output, _Name) and wires == [(tuple(inputs), (output.name,))] and runs[0].sparse:
         return parts[0]
-    return whole
+    return NetworkInParts(parts, wires, inputs, output)
 
 
-def _plain(value: Any) -> Any:
-    """Containers of fx, which forbid changes, as Python's own."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return _like(value, [_plain(item) for item in value])
-    return value
+def _steps(graph: fx.GraphModule, dense: Collection[str]) -> dict[str, Lowered | str]:
+    """Return what the nodes lower to that need not be torch's."""
+    found: dict[str, Lowered | str] = {}
+    for node in graph.graph.nodes:
+        left = node.name in dense or str(node.target) in dense
+        step = None if left or _changes_what_others_read(graph, node) else lowered(graph, node)
+        if step is not None:
+            found[node.name] = step
+    return found
 
 
-def _runs(graph: fx.GraphModule, dense: Collection[str]) -> list[tuple[bool, list[fx.Node]]]:
+@dataclass(frozen=True)
+class _Run:
+    """Nodes that follow each other and are computed in one way."""
+
+    sparse: bool
+    nodes: tuple[fx.Node, ...]
+
+    @property
+    def reads(self) -> list[fx.Node]:
+        """The values that it reads from outside."""
+        sources = (source for node in self.nodes for source in node.all_input_nodes)
+        own = set(self.nodes)
+        return list(dict.fromkeys(source for source in sources if source not in own))
+
+    @property
+    def makes(self) -> list[fx.Node]:
+        """Its values that are read outside."""
+        own = set(self.nodes)
+        return [node for node in self.nodes if any(user not in own for user in node.users)]
+
+
+def _runs(graph: fx.GraphModule, steps: _Steps) -> list[_Run]:
     """Split the nodes, in order, into runs that are sparse or not."""
-    runs: list[tuple[bool, list[fx.Node]]] = []
+    runs: list[_Run] = []
     sparse = True
     for node in graph.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        part = None if node.name in dense or str(node.target) in dense else lowered(graph, node)
-        if part is None or _changes_what_others_read(graph, node):
+        if node.name not in steps:
             sparse = False
-        elif not isinstance(part, str) and part[0].kind == "convolution":
+        elif _has_weights(steps[node.name]):
             sparse = True  # the rest goes with what is before it
-        if not runs or runs[-1][0] != sparse:
-            runs.append((sparse, []))
-        runs[-1][1].append(node)
-    merged: list[tuple[bool, list[fx.Node]]] = []
-    for sparse, nodes in runs:
-        worth = sparse and any(_has_weights(graph, node) for node in nodes)
-        if merged and merged[-1][0] == worth:
-            merged[-1][1].extend(nodes)
-        else:
-            merged.append((worth, nodes))
+        _append_(runs, sparse, (node,))
+    merged: list[_Run] = []
+    for run in runs:
+        worth = run.sparse and any(_has_weights(steps[node.name]) for node in run.nodes)
+        _append_(merged, worth, run.nodes)
     return merged
 
 
-def _has_weights(graph: fx.GraphModule, node: fx.Node) -> bool:
-    part = lowered(graph, node)
-    return part is not None and not isinstance(part, str) and part[0].kind == "convolution"
+def _append_(runs: list[_Run], sparse: bool, nodes: tuple[fx.Node, ...]) -> None:
+    """Let the last run go on with ``nodes`` if it is of their kind, or else begin one."""
+    if runs and runs[-1].sparse == sparse:
+        nodes = (*runs.pop().nodes, *nodes)
+    runs.append(_Run(sparse, nodes))
+
+
+def _has_weights(step: Lowered | str) -> bool:
+    return not isinstance(step, str) and isinstance(step[0].operation, SparseConvolution)
 
 
 def _changes_what_others_read(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -164,76 +167,58 @@ def _changes_what_others_read(graph: fx.GraphModule, node: fx.Node) -> bool:
     return bool(in_place) and any(len(source.users) > 1 for source in node.all_input_nodes)
 
 
-def _borders(nodes: Sequence[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Return the values that nodes read from outside, and those of theirs read outside."""
-    own = set(nodes)
-    reads = dict.fromkeys(
-        source for node in nodes for source in node.all_input_nodes if source not in own
-    )
-    makes = [node for node in nodes if any(user not in own for user in node.users)]
-    return list(reads), makes
-
-
-def _torch(
-    graph: fx.GraphModule, nodes: list[fx.Node], reads: list[fx.Node], makes: list[fx.Node]
-) -> nn.Module:
+def _torch(graph: fx.GraphModule, run: _Run) -> nn.Module:
     made = fx.Graph()
-    copies = {node: made.placeholder(node.name) for node in reads}
-    for node in nodes:
+    copies = {node: made.placeholder(node.name) for node in run.reads}
+    for node in run.nodes:
         copies[node] = made.node_copy(node, lambda source: copies[source])
-    out = [copies[node] for node in makes]
+    out = [copies[node] for node in run.makes]
     made.output(out[0] if len(out) == 1 else tuple(out))
     return fx.GraphModule(graph, made).requires_grad_(False)
 
 
-def _sparse(
-    graph: fx.GraphModule, nodes: list[fx.Node], reads: list[fx.Node], makes: list[fx.Node]
-) -> nn.Module:
-    same = {node.name: node.name for node in reads}
-    parts: list[Lowered] = []
-    for node in nodes:
-        part = lowered(graph, node)
-        if isinstance(part, str):
-            same[node.name] = same[part]
-        elif part is not None:
-            step, weight = part
-            other = None if step.other is None else same[step.other]
-            parts.append((step.replace(source=same[step.source], other=other), weight))
-            same[node.name] = node.name
-    kept = {same[node.name] for node in makes}
-    shapes: dict[str, Shape] = {node.name: _map(node) for node in reads}
-    _check(parts, dict(shapes))
-    steps: list[Lowered] = []
-    for part in joined(parts, kept):
-        step = part[0]
-        steps.append(filled(part, shapes[step.source][0]))
-        shapes[step.target] = step.output(shapes[step.source])
-    outputs = [(same[node.name], len(node.meta["tensor_meta"].shape) == 2) for node in makes]
-    return SparseNetwork(
-        [step for step, _ in steps], [weight for _, weight in steps],
-        [node.name for node in reads], outputs,
-    )  # fmt: skip
-
-
-def _check(parts: Sequence[Lowered], shapes: dict[str, Shape]) -> None:
-    """Refuse what only looks alike when flattened: maps of other shapes, or other channels."""
-    for step, weight in parts:
-        source = shapes[step.source]
-        if step.other is not None and shapes[step.other] != source:
-            raise _UnfitError(step.target)
-        if step.kind == "affine" and weight.scale.numel() not in (0, source[0]):
-            raise _UnfitError(step.target)
+def _unfit(run: _Run, steps: _Steps) -> str | None:
+    """Return the first node that fits only flattened values: its maps or channels differ."""
+    shapes = {node.name: image_shape(node.meta["tensor_meta"]) for node in run.reads}
+    for step, _ in _wired(run, steps)[0]:
         try:
-            shapes[step.target] = step.output(source)
+            shapes[step.target] = output_shape(step, shapes)
         except PruningError:
-            raise _UnfitError(step.target) from None
+            return step.target
+    return None
 
 
-def _map(node: fx.Node) -> Shape:
-    shape = node.meta["tensor_meta"].shape
-    if len(shape) not in (2, 4):
-        raise _UnfitError(node.name)
-    return (shape[1], 1, 1) if len(shape) == 2 else tuple(shape[1:])
+def _wired(run: _Run, steps: _Steps) -> tuple[list[Lowered], dict[str, str]]:
+    """Return the steps of a run, and of which value each of its nodes is.
+
+    The steps read the values behind what flattens them or does nothing.
+    """
+    same = {node.name: node.name for node in run.reads}
+    parts: list[Lowered] = []
+    for node in run.nodes:
+        found = steps[node.name]
+        if isinstance(found, str):
+            same[node.name] = same[found]
+        else:
+            step, weights = found
+            reads = tuple(same[name] for name in step.reads)
+            parts.append((dataclasses.replace(step, reads=reads), weights))
+            same[node.name] = node.name
+    return parts, same
+
+
+def _sparse(run: _Run, steps: _Steps) -> SparseNetwork:
+    parts, same = _wired(run, steps)
+    shapes = {node.name: image_shape(node.meta["tensor_meta"]) for node in run.reads}
+    made: list[Lowered] = []
+    for part in joined(parts, {same[node.name] for node in run.makes}):
+        made.append(with_scales(part, shapes[part[0].source][0]))
+        shapes[part[0].target] = output_shape(made[-1][0], shapes)
+    outputs = [(same[node.name], len(node.meta["tensor_meta"].shape) == 2) for node in run.makes]
+    return SparseNetwork(
+        [step for step, _ in made], [weights for _, weights in made],
+        [node.name for node in run.reads], outputs,
+    )  # fmt: skip
 
 
 def sparse_networks(network: nn.Module) -> list[SparseNetwork]:

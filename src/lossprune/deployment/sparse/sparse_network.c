@@ -11,24 +11,12 @@
    In both, a tile of accumulators stays in registers while the kept weights of one output channel
    go by; only then are bias, residual, activation and maximum applied and the tile written. */
 
-#include <stdint.h>
-#include <stddef.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
+#include "lossprune.h"
 
-typedef float V __attribute__((vector_size(LANES * 4)));
-typedef float VU __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t VI __attribute__((vector_size(LANES * 4)));
+typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
 #define MOST 16 /* accumulators of a tile */
 
 /* (tanh(x) / x - 1) / x^2 as a polynomial in x^2, fitted at Chebyshev's nodes of 0 <= x < 0.625;
@@ -40,16 +28,15 @@ typedef int32_t VI __attribute__((vector_size(LANES * 4)));
 #define TANH4 -0.0083469795063138f
 #define TANH5 0.0022958405315876007f
 
-enum { CONVOLUTION, AFFINE, ADDITION, MAXIMUM, MEAN, SPLIT, READ, WRITE };
-enum { IDENTITY, RELU, TANH };
-
 /* Offsets and strides are in elements. */
 typedef struct {
     int64_t offset, plane, row, origin, height, width, halo, channels;
 } Map;
+MIRRORED(Map)
 
 typedef struct {
-    int64_t kind, activation, pool; /* pool: 2 for a maximum over 2 x 2 after a convolution */
+    int64_t kind;                   /* CONVOLUTION, AFFINE, ...: numbered by the build */
+    int64_t activation, pool;       /* pool: 2 for a maximum over 2 x 2 after a convolution */
     Map source, target, other;      /* other: the map that is added; its plane is 0 without one */
     int64_t height, width;          /* of a convolution's output, before the maximum */
     int64_t stride_y, stride_x, size_y, size_x; /* of a convolution or maximum; factors of a split */
@@ -60,6 +47,7 @@ typedef struct {
     const float *scale, *shift; /* (channels); the shift is a convolution's bias */
     int64_t tensor;             /* index of the tensor that is read or written */
 } Operation;
+MIRRORED(Operation)
 
 typedef struct {
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
@@ -67,6 +55,7 @@ typedef struct {
     int (*rank)(void);
     int (*size)(void);
 } Threads;
+MIRRORED(Threads)
 
 typedef struct {
     const Operation *operations;
@@ -82,49 +71,47 @@ typedef struct {
 } Team;
 
 int64_t lanes(void) { return LANES; }
-int64_t operation_bytes(void) { return sizeof(Operation); }
 
-INLINE V load(const float *p) { return *(const VU *)p; }
-INLINE void store(float *p, V v) { *(VU *)p = v; }
-INLINE V fill(float x) { return (V){0} + x; }
-INLINE V choose(VI where, V yes, V no) { return (V)(((VI)yes & where) | ((VI)no & ~where)); }
-INLINE V larger(V a, V b) { return choose((VI)(a < b) | (VI)(b != b), b, a); } /* keeps NaN */
+INLINE vec load(const float *p) { return *(const unaligned *)p; }
+INLINE void store(float *p, vec v) { *(unaligned *)p = v; }
+/* Keeps NaN. */
+INLINE vec larger(vec a, vec b) { return choose((ivec)(a < b) | (ivec)(b != b), b, a); }
 
 /* exp(t) for 0 <= t <= 20: t = n ln 2 + r, |r| <= ln 2 / 2, and Taylor's series of exp(r). */
-INLINE V exponential(V t) {
+INLINE vec exponential(vec t) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    V n = (t * 1.44269504088896341f + magic) - magic;
-    V r = t - n * 0.693359375f + n * 2.12194440054690583e-4f;
-    V p = r * 1.9841269841e-4f + 1.3888888889e-3f;
+    vec n = (t * 1.44269504088896341f + magic) - magic;
+    vec r = t - n * 0.693359375f + n * 2.12194440054690583e-4f;
+    vec p = r * 1.9841269841e-4f + 1.3888888889e-3f;
     p = p * r + 8.3333333333e-3f;
     p = p * r + 4.1666666667e-2f;
     p = p * r + 1.6666666667e-1f;
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    VI power = (__builtin_convertvector(n, VI) + 127) << 23;
-    return p * (V)power;
+    ivec power = (__builtin_convertvector(n, ivec) + 127) << 23;
+    return p * (vec)power;
 }
 
 /* tanh: an odd polynomial fitted below 0.625, 1 - 2 / (exp(2x) + 1) above. */
-INLINE V hyperbolic(V x) {
-    VI sign = (VI)x & (int32_t)0x80000000;
-    V a = (V)((VI)x & 0x7fffffff);
-    V z = a * a;
-    V p = z * TANH5 + TANH4;
+INLINE vec hyperbolic(vec x) {
+    ivec sign = (ivec)x & (int32_t)0x80000000;
+    vec a = (vec)((ivec)x & 0x7fffffff);
+    vec z = a * a;
+    vec p = z * TANH5 + TANH4;
     p = p * z + TANH3;
     p = p * z + TANH2;
     p = p * z + TANH1;
     p = p * z + TANH0;
-    V small = a + a * z * p;
-    V t = choose((VI)(a < 10.0f), a + a, fill(20.0f));
-    V large = 1.0f - 2.0f / (exponential(t) + 1.0f);
-    V y = choose((VI)(a < 0.625f), small, large);
-    return choose((VI)(x != x), x, (V)((VI)y | sign));
+    vec small = a + a * z * p;
+    vec t = choose((ivec)(a < 10.0f), a + a, broadcast(20.0f));
+    vec large = 1.0f - 2.0f / (exponential(t) + 1.0f);
+    vec y = choose((ivec)(a < 0.625f), small, large);
+    return choose((ivec)(x != x), x, (vec)((ivec)y | sign));
 }
 
-INLINE V activate(V v, int64_t kind) {
-    if (kind == RELU) return (V)((VI)v & ~(VI)(v < 0.0f));
+INLINE vec activate(vec v, int64_t kind) {
+    if (kind == RELU) return (vec)((ivec)v & ~(ivec)(v < 0.0f));
     return kind == TANH ? hyperbolic(v) : v;
 }
 
@@ -132,13 +119,13 @@ INLINE V activate(V v, int64_t kind) {
    CHAINS: sums kept apart, so that a small tile need not wait for each addition. */
 INLINE void tile(int TY, int TX, int SX, int CHAINS, const float *in, const int32_t *offset,
                  const float *value, int64_t n, int64_t row, float *out) {
-    V sum[MOST];
-    UNROLL for (int t = 0; t < CHAINS * TY * TX; t++) sum[t] = (V){0};
+    vec sum[MOST];
+    UNROLL for (int t = 0; t < CHAINS * TY * TX; t++) sum[t] = (vec){0};
     int64_t k = 0;
     for (; k + CHAINS <= n; k += CHAINS) {
         UNROLL for (int c = 0; c < CHAINS; c++) {
             const float *at = in + offset[k + c];
-            V w = fill(value[k + c]);
+            vec w = broadcast(value[k + c]);
             UNROLL for (int y = 0; y < TY; y++)
                 UNROLL for (int x = 0; x < TX; x++)
                     sum[(c * TY + y) * TX + x] += w * load(at + y * row + x * SX * LANES);
@@ -147,7 +134,7 @@ INLINE void tile(int TY, int TX, int SX, int CHAINS, const float *in, const int3
     if (CHAINS > 1) {
         for (; k < n; k++) {
             const float *at = in + offset[k];
-            V w = fill(value[k]);
+            vec w = broadcast(value[k]);
             UNROLL for (int y = 0; y < TY; y++)
                 UNROLL for (int x = 0; x < TX; x++)
                     sum[y * TX + x] += w * load(at + y * row + x * SX * LANES);
@@ -183,8 +170,6 @@ static Tile *find_tile(int64_t ty, int64_t tx, int64_t sx) {
     return NULL;
 }
 
-int64_t has_tile(int64_t ty, int64_t tx, int64_t sx) { return find_tile(ty, tx, sx) != NULL; }
-
 /* The share of the channels that one of a team takes: equal numbers of kept weights. */
 static int64_t first_channel(const Operation *o, int64_t channels, int64_t rank, int64_t size) {
     if (rank <= 0) return 0;
@@ -217,7 +202,7 @@ static void finish_tile(const Operation *o, const float *tile, float *target, co
         for (int64_t r = 0; r < ty; r += 2)
             for (int64_t c = 0; c < tx; c += 2) {
                 const float *at = tile + (r * tx + c) * LANES;
-                V v = larger(larger(load(at), load(at + LANES)),
+                vec v = larger(larger(load(at), load(at + LANES)),
                              larger(load(at + tx * LANES), load(at + (tx + 1) * LANES)));
                 store(target + ((y + r) / 2 * o->target.row + (x + c) / 2) * LANES,
                       activate(v + shift, o->activation));
@@ -226,7 +211,7 @@ static void finish_tile(const Operation *o, const float *tile, float *target, co
     }
     for (int64_t r = 0; r < ty; r++)
         for (int64_t c = 0; c < tx; c++) {
-            V v = load(tile + (r * tx + c) * LANES) + shift;
+            vec v = load(tile + (r * tx + c) * LANES) + shift;
             if (other) v += load(other + ((y + r) * o->other.row + x + c) * LANES);
             store(target + ((y + r) * o->target.row + x + c) * LANES, activate(v, o->activation));
         }
@@ -270,10 +255,10 @@ static int64_t line_tile(int64_t vectors) {
 }
 
 static float dot(const float *in, const int32_t *offset, const float *value, int64_t n) {
-    V sum = {0};
+    vec sum = {0};
     int64_t k = 0;
     for (; k + LANES <= n; k += LANES) {
-        V x;
+        vec x;
         UNROLL for (int l = 0; l < LANES; l++) x[l] = in[offset[k + l]];
         sum += x * load(value + k);
     }
@@ -289,7 +274,7 @@ static void activate_line(float *line, int64_t n, int64_t kind) {
         if (k + LANES <= n) {
             store(line + k, activate(load(line + k), kind));
         } else {
-            V v = {0};
+            vec v = {0};
             memcpy(&v, line + k, (size_t)(n - k) * 4);
             v = activate(v, kind);
             memcpy(line + k, &v, (size_t)(n - k) * 4);
@@ -342,7 +327,7 @@ static void convolve_positions(const Operation *o, float *space, float *line, Te
             /* A vector may reach past its row: into what is written next, or cleared below. */
             for (int64_t y = 0; y < o->height; y++)
                 for (int64_t x = 0; x < o->width; x += LANES) {
-                    V v = load(line + y * o->source.row + x) + o->shift[c];
+                    vec v = load(line + y * o->source.row + x) + o->shift[c];
                     if (o->other.plane) v += load(from + y * o->other.row + x);
                     store(to + y * o->target.row + x, activate(v, o->activation));
                 }
@@ -369,7 +354,7 @@ static void combine(const Operation *o, float *space, int64_t width, Team team) 
         }
         for (int64_t y = 0; y < t->height; y++)
             for (int64_t x = 0; x < t->width * width; x += LANES) {
-                V v = load(from + y * s->row * width + x);
+                vec v = load(from + y * s->row * width + x);
                 if (o->kind == AFFINE) v = v * o->scale[c] + o->shift[c];
                 else v += load(with + y * r->row * width + x);
                 store(to + y * t->row * width + x, activate(v, o->activation));

@@ -5,179 +5,219 @@ kernel covers the whole map: (outputs, channels · height · width) weights are 
 height, width) ones, so that ``flatten`` moves nothing.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lossprune.kernels.interface import Activation
 from lossprune.pruning.errors import PruningError
 
 Shape = tuple[int, int, int]
-
-IDENTITY, RELU, TANH = range(3)
+Pair = tuple[int, int]  # vertical, horizontal
 
 
 @dataclass(frozen=True)
-class Step:
-    """One operation: ``target`` ← activation(operation(``source``)).
+class SparseConvolution:
+    """Sums of kept weights times inputs and a bias, plus a second value where one is read.
 
     Attributes:
-        kind: "convolution", "affine", "addition", "maximum" or "mean".
-        name: of the layer, as the model names it.
-        source: the value that is read.
-        target: the value that is written.
-        other: a value that is added before the activation.
-        activation: IDENTITY, RELU or TANH.
-        pool: 2: after a convolution and its activation, the maximum over 2×2 positions; else 1.
-        weight_shape: of a convolution, (outputs, inputs / groups, height, width).
-        stride, padding, dilation, size: (vertical, horizontal).
-        groups: of a convolution.
-        tile: accumulators of a convolution over blocks of images, (rows, columns); None: chosen
-            by :func:`tiles`.
+        weight_shape: (outputs, inputs / groups, height, width).
+        stride, padding, dilation: (vertical, horizontal).
+        groups: of input and output channels.
+        flat: a linear layer: (outputs, inputs, 1, 1) weights, whose inputs are the whole map.
+        activation: of the sums.
+        pool: 2: the maximum over 2×2 positions is taken after the activation; else 1.
     """
 
-    kind: str
-    name: str
-    source: str
-    target: str
-    other: str | None = None
-    activation: int = IDENTITY
-    pool: int = 1
-    weight_shape: tuple[int, int, int, int] = (0, 0, 0, 0)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    size: tuple[int, int] = (1, 1)
+    weight_shape: tuple[int, int, int, int]
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
     groups: int = 1
     flat: bool = False
-    tile: tuple[int, int] | None = None
+    activation: Activation = Activation.IDENTITY
+    pool: int = 1
+
+    def kernel(self, source: Shape) -> tuple[int, int, int, int]:
+        """Return (outputs, inputs / groups, height, width) on a map of this shape."""
+        return (self.weight_shape[0], *source) if self.flat else self.weight_shape
 
     def convolved(self, source: Shape) -> Shape:
-        """Return the shape of a convolution's output before its maximum.
-
-        Raises:
-            PruningError: the input does not fit the weights.
-        """
-        outputs, inputs, *kernel = self._kernel(source)
-        if inputs * self.groups != source[0]:
-            raise PruningError(
-                f"{self.name} takes {inputs * self.groups} channels, its input has shape {source}"
-            )
+        """Return the shape of the output before its maximum; below 1 where the kernel is larger."""
+        outputs, _, *kernel = self.kernel(source)
         height, width = (
             (extent + 2 * pad - dilation * (taps - 1) - 1) // stride + 1
             for extent, pad, dilation, taps, stride in zip(
                 source[1:], self.padding, self.dilation, kernel, self.stride, strict=True
             )
         )
-        if min(height, width) < 1:
-            raise PruningError(f"{self.name}: its kernel is larger than its input {source}")
         return outputs, height, width
 
-    def _kernel(self, source: Shape) -> tuple[int, ...]:
-        if not self.flat:
-            return self.weight_shape
-        outputs, inputs = self.weight_shape[:2]
-        channels, height, width = source
-        if channels * height * width != inputs:
-            raise PruningError(f"{self.name} takes {inputs} inputs, its input has shape {source}")
-        return outputs, channels, height, width
 
-    def output(self, source: Shape) -> Shape:
-        """Return the shape of the step's output.
+@dataclass(frozen=True)
+class ChannelScales:
+    """activation(scale · x + shift), one scale and shift for each of ``channels``."""
 
-        Raises:
-            PruningError: the input does not fit the step.
-        """
-        channels, height, width = source
-        if self.kind == "convolution":
-            channels, height, width = self.convolved(source)
-            height, width = height // self.pool, width // self.pool
-        elif self.kind == "maximum":
-            height = (height - self.size[0]) // self.stride[0] + 1
-            width = (width - self.size[1]) // self.stride[1] + 1
-        elif self.kind == "mean":
-            height = width = 1
-        if min(height, width) < 1:
-            raise PruningError(f"{self.name}: no window of its maximum fits its input {source}")
-        return channels, height, width
+    channels: int
+    activation: Activation = Activation.IDENTITY
 
-    def taps(self, positions: Tensor, source: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return (output, input channel, dy, dx) of each kept weight.
 
-        Output position (y, x) reads input position (y · stride + dy, x · stride + dx).
+@dataclass(frozen=True)
+class MapActivation:
+    """activation(x), for as many channels as there are."""
 
-        Args:
-            positions: int64 (kept,), where the kept weights are in the flattened weight.
-            source: the input's shape.
-        """
-        outputs, inputs, height, width = self._kernel(source)
-        dx = positions % width
-        dy = positions // width % height
-        channel = positions // (width * height) % inputs
-        output = positions // (width * height * inputs)
-        channel = channel + output // (outputs // self.groups) * inputs
-        return (
-            output,
-            channel,
-            dy * self.dilation[0] - self.padding[0],
-            dx * self.dilation[1] - self.padding[1],
-        )
+    activation: Activation
 
-    def replace(self, **changes: object) -> "Step":
-        """Return the step with some of its attributes changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+@dataclass(frozen=True)
+class MapSum:
+    """activation(x + y)."""
+
+    activation: Activation = Activation.IDENTITY
+
+
+@dataclass(frozen=True)
+class MapMaximum:
+    """The maximum over windows of a ``size``, ``stride`` apart."""
+
+    size: Pair
+    stride: Pair
+
+
+@dataclass(frozen=True)
+class MapMean:
+    """The mean over a whole map."""
+
+
+@dataclass(frozen=True)
+class MapSplit:
+    """Channel c's positions (y, x) = (i, j) modulo ``stride`` as channel (c, i, j)."""
+
+    stride: Pair
+
+
+SparseOperation = (
+    SparseConvolution | ChannelScales | MapActivation | MapSum | MapMaximum | MapMean | MapSplit
+)
+
+
+@dataclass(frozen=True)
+class SparseStep:
+    """``target`` ← operation(``reads``).
+
+    Attributes:
+        name: of the layer, as the model names it.
+        reads: the values that are read: the second one of a convolution or sum is added.
+        target: the value that is written; no two steps write the same.
+        operation: what is computed.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    target: str
+    operation: SparseOperation
+
+    @property
+    def source(self) -> str:
+        """The value that is read first."""
+        return self.reads[0]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a step multiplies with: ``scale`` and ``shift`` per channel, or kept weights.
+    """What a step multiplies with; what it has none of is empty.
 
     Attributes:
-        shift: (channels,), a convolution's bias.
-        scale: (channels,), of an affine step.
+        shift: (channels,), of scales; a convolution's bias.
+        scale: (channels,), of scales.
         positions: int64 (kept,), ascending, where the kept weights are in the flattened weight.
         values: (kept,).
     """
 
-    shift: Tensor
-    scale: Tensor
-    positions: Tensor
-    values: Tensor
+    shift: Tensor = field(default_factory=lambda: torch.zeros(0))
+    scale: Tensor = field(default_factory=lambda: torch.zeros(0))
+    positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    values: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
     def kept(cls, weight: Tensor, bias: Tensor | None) -> "Weights":
-        """Return the nonzero entries of ``weight``."""
+        """Return the nonzero entries of a convolution's ``weight``."""
         flat = weight.detach().reshape(-1)
         positions = flat.nonzero().reshape(-1)
         shift = torch.zeros(weight.shape[0]) if bias is None else bias.detach().clone()
-        return cls(shift, torch.zeros(0), positions, flat[positions])
-
-    @classmethod
-    def affine(cls, scale: Tensor, shift: Tensor) -> "Weights":
-        """Return an affine step's."""
-        none = torch.zeros(0)
-        return cls(shift.float(), scale.float(), none.long(), none)
+        return cls(shift, positions=positions, values=flat[positions])
 
 
-def tiles(step: Step, source: Shape, most: int = 16) -> list[tuple[int, int]]:
+def output_shape(step: SparseStep, shapes: Mapping[str, Shape]) -> Shape:
+    """Return the shape of what a step writes, given those of what it reads.
+
+    Raises:
+        PruningError: what it reads does not fit it.
+    """
+    source = shapes[step.source]
+    channels, height, width = source
+    match step.operation:
+        case SparseConvolution(pool=pool) as convolution:
+            _check_kernel(step.name, convolution, source)
+            channels, height, width = convolution.convolved(source)
+            height, width = height // pool, width // pool
+        case ChannelScales(channels=scales) if scales != channels:
+            raise PruningError(f"{step.name} takes {scales} channels, its input has shape {source}")
+        case MapMaximum(size=size, stride=stride):
+            height = (height - size[0]) // stride[0] + 1
+            width = (width - size[1]) // stride[1] + 1
+        case MapMean():
+            height = width = 1
+        case MapSplit(stride=(vertical, horizontal)):
+            return channels * vertical * horizontal, -(-height // vertical), -(-width // horizontal)
+        case _:
+            pass
+    if min(height, width) < 1:
+        raise PruningError(f"{step.name}: no window of its maximum fits its input {source}")
+    made = channels, height, width
+    for other in step.reads[1:]:  # alike at the example's size, and perhaps not at this one
+        if shapes[other] != made:
+            raise PruningError(
+                f"{step.name}: maps of shapes {made} and {shapes[other]} are added here, "
+                "which were of one shape in the example"
+            )
+    return made
+
+
+def _check_kernel(name: str, convolution: SparseConvolution, source: Shape) -> None:
+    channels, height, width = source
+    inputs = convolution.weight_shape[1]
+    if convolution.flat and channels * height * width != inputs:
+        raise PruningError(f"{name} takes {inputs} inputs, its input has shape {source}")
+    if not convolution.flat and inputs * convolution.groups != channels:
+        raise PruningError(
+            f"{name} takes {inputs * convolution.groups} channels, its input has shape {source}"
+        )
+    if min(convolution.convolved(source)[1:]) < 1:
+        raise PruningError(f"{name}: its kernel is larger than its input {source}")
+
+
+def tiles(convolution: SparseConvolution, source: Shape, most: int = 16) -> list[Pair]:
     """Return the tiles (rows, columns) that fit a convolution's output, the best guess first.
 
-    The best guess computes the fewest positions, a tile at an edge being whole, and among those
-    is the largest.
+    A tile is the positions that a kernel computes together over a block of images.  The best guess
+    computes the fewest positions, a tile at an edge being whole, and among those is the largest.
     """
-    _, height, width = step.convolved(source)
-    height, width = (extent // step.pool * step.pool for extent in (height, width))
-    wide = (1, 2, 4, 8) if step.stride[1] <= 2 else (1,)
+    _, height, width = convolution.convolved(source)
+    pool = convolution.pool
+    height, width = (extent // pool * pool for extent in (height, width))
+    wide = (1, 2, 4, 8) if convolution.stride[1] <= 2 else (1,)
     fitting = [
         (rows, columns)
         for rows in (1, 2, 4)
         for columns in wide
         if rows * columns <= most and rows <= height and columns <= width
-        and rows % step.pool == 0 and columns % step.pool == 0 and (rows, columns) != (4, 8)
+        and rows % pool == 0 and columns % pool == 0 and (rows, columns) != (4, 8)
     ]  # fmt: skip
 
-    def cost(tile: tuple[int, int]) -> tuple[int, int]:
+    def cost(tile: Pair) -> tuple[int, int]:
         rows, columns = tile
         return -(-height // rows) * rows * -(-width // columns) * columns, -rows * columns
 

@@ -1,14 +1,17 @@
 """What is fastest, layer by layer: tiles, ways through the kernels, and torch's own layers."""
 
-import copy
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lossprune.deployment.sparse.network import SparseNetwork, aligned, image_shape, lanes
+from lossprune.deployment.sparse.layout import value_shapes
+from lossprune.deployment.sparse.network import SparseNetwork, Tuning, aligned, image_shape
 from lossprune.deployment.sparse.parts import inputs_of, sparse_networks
-from lossprune.deployment.sparse.steps import Shape, Step, tiles
+from lossprune.deployment.sparse.plan import Kind, SparsePlan, lanes
+from lossprune.deployment.sparse.steps import Pair, Shape, SparseConvolution, tiles
 from lossprune.deployment.timing import interleaved
 
 # Calls a network with what it is to be fast on.
@@ -16,45 +19,63 @@ Caller = Callable[[nn.Module], object]
 
 
 def tune_(network: nn.Module, call: Caller, seconds: float) -> None:
-    """Choose every convolution's tile, and from which batch on images go in blocks, by timing."""
-    for part, its in inputs_of(network, call, sparse_networks(network)).items():
+    """Let every sparse part of a network run as is fastest where ``call`` calls it."""
+    for part, seen in inputs_of(network, call, sparse_networks(network)).items():
         assert isinstance(part, SparseNetwork)
-        _tune_part_(part, its.inputs, seconds)
+        part.retune_(fastest_tuning(part, seen.inputs, seconds))
 
 
-def _tune_part_(part: SparseNetwork, args: tuple[Tensor, ...], seconds: float) -> None:
-    args = aligned(args)
-    one = tuple(_repeated(tensor[:1], 1) for tensor in args)
+def fastest_tuning(part: SparseNetwork, inputs: Sequence[Tensor], seconds: float) -> Tuning:
+    """Return every convolution's tile, and from which batch on images go in blocks, by timing.
+
+    Args:
+        part: left as it is.
+        inputs: what it is to be fast on.
+        seconds: how long each of three comparisons may take.
+    """
+    args = aligned(inputs)
     block = tuple(_repeated(tensor[:1], lanes()) for tensor in args)
     # With batches smaller than a block, blocks are not what matters: they are tuned as one block.
     many = args if args[0].shape[0] >= lanes() else block
-    shapes = _shapes(part, many)
-    best: list[tuple[float, tuple[int, int] | None]] = [(float("inf"), None) for _ in part.steps]
-    for round_ in range(5):
-        trial = [
-            _tile(step, source, round_) for step, source in zip(part.steps, shapes, strict=True)
-        ]
-        if all(tile is None for tile in trial):
-            break
-        part.retile_(trial)
-        times = _operation_seconds(part, many, seconds / 5)
-        for k, (tile, time) in enumerate(zip(trial, times, strict=True)):
-            if tile is not None:
-                best[k] = min(best[k], (time, tile))
-    part.retile_([tile for _, tile in best])
-    part.few = 0
-    blocks = part
-    images = copy.deepcopy(part)
-    images.few = lanes() + 1
+    tuning = dataclasses.replace(part.tuning, tiles=_fastest_tiles(part, many, seconds))
+    blocks = part.retuned(dataclasses.replace(tuning, few=0))
+    images = part.retuned(dataclasses.replace(tuning, few=lanes() + 1))
+    one = tuple(_repeated(tensor[:1], 1) for tensor in args)
     timed = interleaved([lambda: images(*one), lambda: blocks(*block)], seconds=seconds)
-    part.few = max(2, min(lanes(), round(timed[1].best / timed[0].best)))
-    _share_(part, args, seconds)
+    few = max(2, min(lanes(), round(timed[1].best / timed[0].best)))
+    shared = _fastest_sharing(blocks if len(args[0]) >= few else images, args, seconds)
+    return Tuning(tuning.tiles, few, shared)
 
 
-def _share_(part: SparseNetwork, args: tuple[Tensor, ...], seconds: float) -> None:
-    """Leave the example's work to one thread if the others are slower to wake than they help."""
+def _fastest_tiles(
+    part: SparseNetwork, args: tuple[Tensor, ...], seconds: float
+) -> dict[str, Pair]:
+    """Return the fastest of each convolution's five likeliest tiles."""
+    shapes = value_shapes(part.steps, _input_shapes(part, args))
+    fitting = {
+        step.target: tiles(step.operation, shapes[step.source])
+        for step in part.steps
+        if isinstance(step.operation, SparseConvolution)
+    }
+    best: dict[str, tuple[float, Pair]] = {}
+    for round_ in range(5):
+        trial = {target: many[round_] for target, many in fitting.items() if round_ < len(many)}
+        if not trial:
+            break
+        tried = part.retuned(dataclasses.replace(part.tuning, tiles=trial))
+        times = _step_seconds(tried, args, seconds / 5)
+        for target, tile in trial.items():
+            best[target] = min(best.get(target, (math.inf, tile)), (times[target], tile))
+    return {target: tile for target, (_, tile) in best.items()}
+
+
+def _fastest_sharing(part: SparseNetwork, args: tuple[Tensor, ...], seconds: float) -> int:
+    """Return from how much work on threads share it.
+
+    The example's is left to one thread if the others are slower to wake than they help.
+    """
     images = args[0].shape[0]
-    plan = part.plan(images >= part.few, tuple(image_shape(tensor) for tensor in args))
+    plan = _plan(part, args)
     outputs = [torch.empty(images, *shape) for shape in plan.outputs]
     work = plan.work * images
     together, alone = interleaved(
@@ -62,68 +83,53 @@ def _share_(part: SparseNetwork, args: tuple[Tensor, ...], seconds: float) -> No
         seconds=seconds,
     )
     if together.best < 0.9 * alone.best:
-        part.shared = min(part.shared, max(work - 1, 0))
-    else:
-        part.shared = max(part.shared, work)
+        return min(part.tuning.shared, max(work - 1, 0))
+    return max(part.tuning.shared, work)
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:
     return tensor.expand(times, *tensor.shape[1:]).contiguous()
 
 
-def _shapes(part: SparseNetwork, args: tuple[Tensor, ...]) -> list[Shape]:
-    known = {name: image_shape(tensor) for name, tensor in zip(part.inputs, args, strict=True)}
-    out = []
-    for step in part.steps:
-        out.append(known[step.source])
-        known[step.target] = step.output(known[step.source])
-    return out
+def _input_shapes(part: SparseNetwork, args: tuple[Tensor, ...]) -> dict[str, Shape]:
+    return {name: image_shape(tensor) for name, tensor in zip(part.inputs, args, strict=True)}
 
 
-def _tile(step: Step, source: Shape, round_: int) -> tuple[int, int] | None:
-    if step.kind != "convolution":
-        return None
-    fitting = tiles(step, source)
-    return fitting[round_] if round_ < len(fitting) else None
+def _plan(part: SparseNetwork, args: tuple[Tensor, ...]) -> SparsePlan:
+    return part.plan(len(args[0]) >= part.tuning.few, tuple(map(image_shape, args)))
 
 
-def _operation_seconds(
+def _step_seconds(
     part: SparseNetwork, args: tuple[Tensor, ...], seconds: float
-) -> list[float]:
-    """Return the shortest time of every step of a sparse part."""
+) -> dict[str, float]:
+    """Return the shortest time of every step of a sparse part, by its target."""
     images = args[0].shape[0]
-    shapes = tuple(image_shape(tensor) for tensor in args)
-    plan = part.plan(images >= part.few, shapes)
+    plan = _plan(part, args)
     outputs = [torch.empty(images, *shape) for shape in plan.outputs]
-    first = len(part.inputs)
-    kinds = [operation.kind for operation in plan.operations[first : first + len(plan.names)]]
-    calls = [
-        (lambda k=k: plan.run_part(first + k, 1, args, outputs, images))
-        for k in range(len(plan.operations) - first - len(outputs))
-    ]
-    timings = [timing.best for timing in interleaved(calls, seconds=seconds, least=5)]
-    # A split belongs to the convolution that it is made for.
-    out: list[float] = []
+    first, last = len(part.inputs), len(plan.operations) - len(outputs)
+    calls = [(lambda k=k: plan.run_part(k, 1, args, outputs, images)) for k in range(first, last)]
+    timings = interleaved(calls, seconds=seconds, least=5)
+    # A split belongs to the convolution that it is made for, the next step.
+    targets = iter(part.steps)
+    found: dict[str, float] = {}
     waiting = 0.0
-    for kind, time in zip(kinds, timings, strict=False):
-        if kind == 5:
-            waiting += time
-        else:
-            out.append(time + waiting)
+    for operation, timing in zip(plan.operations[first:last], timings, strict=True):
+        waiting += timing.best
+        if operation.kind != Kind.SPLIT:
+            found[next(targets).target] = waiting
             waiting = 0.0
-    return out
+    return found
 
 
 def sparse_seconds(network: nn.Module, call: Caller, seconds: float) -> dict[str, float]:
     """Return the shortest time of each sparse layer, by name."""
     found: dict[str, float] = {}
-    for part, its in inputs_of(network, call, sparse_networks(network)).items():
+    for part, seen in inputs_of(network, call, sparse_networks(network)).items():
         assert isinstance(part, SparseNetwork)
-        args = aligned(its.inputs)
-        times = _operation_seconds(part, args, seconds)
-        for step, time in zip(part.steps, times, strict=True):
-            if step.kind == "convolution":
-                found[step.name] = found.get(step.name, 0.0) + time
+        times = _step_seconds(part, aligned(seen.inputs), seconds)
+        for step in part.steps:
+            if isinstance(step.operation, SparseConvolution):
+                found[step.name] = found.get(step.name, 0.0) + times[step.target]
     return found
 
 
@@ -142,7 +148,7 @@ def dense_seconds(network: nn.Module, call: Caller, seconds: float) -> dict[str,
     seen = inputs_of(network, call, list(layers.values()))
     used = {name: layer for name, layer in layers.items() if layer in seen}
     calls: list[Callable[[], object]] = [
-        (lambda m=layer, its=seen[layer]: m(*its.inputs, **its.named)) for layer in used.values()
+        (lambda m=layer, own=seen[layer]: m(*own.inputs, **own.named)) for layer in used.values()
     ]
     timings = interleaved(calls, seconds=seconds, least=5) if calls else []
     return {name: timing.best for name, timing in zip(used, timings, strict=True)}

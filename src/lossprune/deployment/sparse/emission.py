@@ -1,0 +1,160 @@
+"""Steps as a plan: the layout's values in the structs that the compiled kernels read."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lossprune.deployment.sparse.layout import SparseLayout, laid_out, whole_lines
+from lossprune.deployment.sparse.plan import Kind, MapStruct, OperationStruct, SparsePlan, lanes
+from lossprune.deployment.sparse.steps import (
+    ChannelScales,
+    MapActivation,
+    MapMaximum,
+    MapMean,
+    MapSplit,
+    MapSum,
+    Pair,
+    Shape,
+    SparseConvolution,
+    SparseStep,
+    Weights,
+    tiles,
+)
+from lossprune.pruning.errors import PruningError
+
+
+def planned(
+    steps: Sequence[SparseStep],
+    weights: Sequence[Weights],
+    inputs: Mapping[str, Shape],
+    outputs: Sequence[str],
+    chosen: Mapping[str, Pair],
+    *,
+    blocked: bool,
+) -> SparsePlan:
+    """Return steps in memory, ready to run.
+
+    Args:
+        steps: in order.
+        weights: of each step.
+        inputs: the shapes of what is read, by name.
+        outputs: the names of what is written.
+        chosen: the tiles of convolutions, by target; where none is, or it does not fit, the best
+            guess is taken.
+        blocked: whether an element is a block of images, or else one number.
+
+    Raises:
+        PruningError: the inputs do not fit the steps, or are too large for the kernels.
+    """
+    own = {step.target: weight for step, weight in zip(steps, weights, strict=True)}
+    layout = laid_out(steps, own, inputs, outputs, blocked=blocked, lanes=lanes())
+    unit = lanes() if blocked else 1
+    pointed = {
+        step.target: _pointed(step, own.get(step.target), layout, unit) for step in layout.steps
+    }
+    made = [_operation(step, layout, chosen, pointed[step.target]) for step in layout.steps]
+    operations = [
+        *(_between(Kind.READ, layout, name, k) for k, name in enumerate(inputs)),
+        *made,
+        *(_between(Kind.WRITE, layout, name, len(inputs) + k) for k, name in enumerate(outputs)),
+    ]
+    sums = [
+        (operation, pointed[step.target]["value"].numel())
+        for step, operation in zip(layout.steps, made, strict=True)
+        if isinstance(step.operation, SparseConvolution)
+    ]
+    lines = [(one.height - 1) * one.source.row + one.width + 32 * lanes() for one, _ in sums]
+    return SparsePlan(
+        operations=(OperationStruct * len(operations))(*operations),
+        names=(*inputs, *(step.name for step in layout.steps), *outputs),
+        outputs=tuple(layout.shapes[name] for name in outputs),
+        blocked=blocked,
+        room=layout.room,
+        scratch=whole_lines(max(lines, default=0)),
+        work=sum(kept * one.height * one.width for one, kept in sums),
+        keep=tuple(tensor for tensors in pointed.values() for tensor in tensors.values()),
+        spaces=deque(),
+    )
+
+
+def _between(kind: Kind, layout: SparseLayout, name: str, tensor: int) -> OperationStruct:
+    """Return what reads an input, or writes an output: the tensor of that index in the call."""
+    place = MapStruct(*layout.maps[name])
+    return OperationStruct(kind=kind, source=place, target=place, tensor=tensor)
+
+
+def _pointed(
+    step: SparseStep, weights: Weights | None, layout: SparseLayout, unit: int
+) -> dict[str, Tensor]:
+    """Return the tensors that a step's operation points to, by field."""
+    match step.operation, weights:
+        case SparseConvolution(), Weights():
+            taps = layout.taps[step.target]
+            source = layout.maps[taps.value]
+            offset = (taps.channel * source.plane + taps.dy * source.row + taps.dx) * unit
+            counts = torch.bincount(taps.output, minlength=step.operation.weight_shape[0])
+            begin = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+            return {
+                "begin": _in_memory(begin, torch.int32),
+                "offset": _in_memory(offset, torch.int32),
+                "value": _in_memory(weights.values, torch.float32),
+                "shift": _in_memory(weights.shift, torch.float32),
+            }
+        case ChannelScales(), Weights():
+            return {
+                "scale": _in_memory(weights.scale, torch.float32),
+                "shift": _in_memory(weights.shift, torch.float32),
+            }
+    return {}
+
+
+def _in_memory(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.int32 and tensor.numel() and int(tensor.max()) >= 2**31:
+        raise PruningError("an input of this size is too large for the sparse kernels")
+    return tensor.detach().to(dtype).contiguous()
+
+
+def _operation(
+    step: SparseStep,
+    layout: SparseLayout,
+    chosen: Mapping[str, Pair],
+    pointed: Mapping[str, Tensor],
+) -> OperationStruct:
+    maps = layout.maps
+    made = OperationStruct(
+        source=MapStruct(*maps[step.source]), target=MapStruct(*maps[step.target]), pool=1
+    )
+    for other in step.reads[1:]:
+        made.other = MapStruct(*maps[other])
+    made.stride_y, made.stride_x, made.size_y, made.size_x = 1, 1, 1, 1
+    for field, tensor in pointed.items():
+        setattr(made, field, tensor.data_ptr())
+    source = layout.shapes[step.source]
+    match step.operation:
+        case SparseConvolution() as convolution:
+            taps = layout.taps[step.target]
+            made.kind, made.activation = Kind.CONVOLUTION, convolution.activation
+            made.source, made.pool = MapStruct(*maps[taps.value]), convolution.pool
+            made.stride_y, made.stride_x = taps.stride
+            # Rows and columns that no window of the maximum takes in are not computed.
+            _, *extents = convolution.convolved(source)
+            made.height, made.width = (n // made.pool * made.pool for n in extents)
+            fitting = tiles(convolution, source)
+            tile = chosen.get(step.target)
+            made.tile_y, made.tile_x = tile if tile in fitting else fitting[0]
+        case ChannelScales(activation=activation):
+            made.kind, made.activation = Kind.AFFINE, activation
+        case MapSum(activation=activation):
+            made.kind, made.activation = Kind.ADDITION, activation
+        case MapMaximum(size=size, stride=stride):
+            made.kind = Kind.MAXIMUM
+            made.size_y, made.size_x, made.stride_y, made.stride_x = *size, *stride
+        case MapMean():
+            made.kind, made.size_y, made.size_x = Kind.MEAN, *source[1:]
+        case MapSplit(stride=stride):
+            made.kind, made.stride_y, made.stride_x = Kind.SPLIT, *stride
+        case MapActivation():
+            raise TypeError(f"{step.name}: an activation alone runs as scales of 1")
+    return made

@@ -1,0 +1,162 @@
+"""The compiled kernels of ``sparse_network.c``, the structs that they read, and a plan to run."""
+
+import ctypes
+import enum
+import functools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lossprune.deployment.sparse.layout import FeatureMap
+from lossprune.deployment.sparse.steps import Shape
+from lossprune.kernels.compiler import load
+
+SOURCE = Path(__file__).with_name("sparse_network.c")
+SHARED = 200_000  # multiply-adds: less work than that is not worth waking another thread
+_I = ctypes.c_int64
+_P = ctypes.c_void_p
+
+
+class Kind(enum.IntEnum):
+    """The operations, as the kernels know them."""
+
+    CONVOLUTION = 0
+    AFFINE = 1
+    ADDITION = 2
+    MAXIMUM = 3
+    MEAN = 4
+    SPLIT = 5
+    READ = 6
+    WRITE = 7
+
+
+class MapStruct(ctypes.Structure):
+    """``Map``: where a value lies."""
+
+    _fields_ = [(name, _I) for name in FeatureMap._fields]
+
+
+class OperationStruct(ctypes.Structure):
+    """``Operation``: its fields are explained in ``sparse_network.c``."""
+
+    _fields_ = [
+        *((name, _I) for name in ("kind", "activation", "pool")),
+        *((name, MapStruct) for name in ("source", "target", "other")),
+        *((name, _I) for name in ("height", "width", "stride_y", "stride_x", "size_y", "size_x")),
+        *((name, _I) for name in ("tile_y", "tile_x")),
+        *((name, _P) for name in ("begin", "offset", "value", "scale", "shift")),
+        ("tensor", _I),
+    ]
+
+
+class _Threads(ctypes.Structure):
+    _fields_ = [(name, _P) for name in ("parallel", "barrier", "rank", "size")]
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Return the compiled kernels.
+
+    Raises:
+        NoCompiler: they cannot be built here.
+    """
+    built = load(
+        SOURCE,
+        constants=Kind.__members__,
+        structures={"Map": MapStruct, "Operation": OperationStruct, "Threads": _Threads},
+    )
+    built.run.argtypes = [_P, _I, _P, _I, _I, _P, _I, _I, _I, _P]
+    built.run.restype = None
+    built.lanes.restype = _I
+    return built
+
+
+def lanes() -> int:
+    """Return how many images a block has on this machine."""
+    return library().lanes()
+
+
+@functools.cache
+def _threads() -> _Threads | None:
+    """Return torch's own pool of threads, or None where it has none that C can call.
+
+    A second pool would fight with torch's for the cores, since each spins while it waits.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    for file in sorted(folder.glob("libgomp*")):
+        pool = ctypes.CDLL(str(file))
+        names = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
+        if all(hasattr(pool, name) for name in names):
+            return _Threads(*(ctypes.cast(getattr(pool, name), _P) for name in names))
+    return None
+
+
+@dataclass(frozen=True)
+class SparsePlan:
+    """Operations in memory; ``run`` may be called by several threads at once.
+
+    Attributes:
+        operations: first those that read an input each, last those that write an output each.
+        names: of the inputs, steps and outputs.
+        outputs: their shapes.
+        blocked: whether an element is a block of images, or else one number.
+        room: numbers in a thread's workspace for the maps.
+        scratch: numbers in it for a line of sums.
+        work: multiply-adds of an image.
+        keep: what the operations point to.
+        spaces: workspaces that no call uses now.
+    """
+
+    operations: ctypes.Array[OperationStruct]
+    names: tuple[str, ...]
+    outputs: tuple[Shape, ...]
+    blocked: bool
+    room: int
+    scratch: int
+    work: int
+    keep: tuple[Tensor, ...]
+    spaces: deque[Tensor]
+
+    def run(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shared: int = SHARED
+    ) -> None:
+        """Read ``inputs`` and fill ``outputs``: contiguous float32 (n, channels, height, width).
+
+        Threads share what is more than ``shared`` multiply-adds.
+        """
+        images = inputs[0].shape[0]
+        self.run_part(0, len(self.operations), inputs, outputs, images, shared)
+
+    def run_part(
+        self,
+        first: int,
+        count: int,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        images: int,
+        shared: int = SHARED,
+    ) -> None:
+        """Run ``count`` operations from the first: for timing them one by one."""
+        pool = _threads()
+        # Threads that wait for each other cost microseconds; less work than that is one's alone.
+        size = torch.get_num_threads() if pool and self.work * images > shared else 1
+        pointers = (_P * (len(inputs) + len(outputs)))(
+            *(tensor.data_ptr() for tensor in (*inputs, *outputs))
+        )
+        needed = size * (self.room + self.scratch)
+        try:
+            space = self.spaces.pop()
+        except IndexError:
+            space = None
+        if space is None or space.numel() < needed:
+            space = torch.zeros(needed)
+        library().run(
+            ctypes.addressof(self.operations) + first * ctypes.sizeof(OperationStruct), count,
+            pointers, images, self.blocked, space.data_ptr(), self.room, self.scratch, size,
+            ctypes.addressof(pool) if size > 1 and pool else None,
+        )  # fmt: skip
+        self.spaces.append(space)
