@@ -1,16 +1,21 @@
-"""Flags: fields of a dataclass that the command line sets, and what their values may be.
+"""Flags: fields of a dataclass that the command line sets, how they are read, what they may be.
 
-No torch here: a wrong flag is answered at once.  Every bound is beyond anything that makes sense
-and below what computing would choke on: a process that dies of a hundred thousand threads, or
-minutes of silence over a billion stages.
+No torch here: a wrong flag is answered at once, in one sentence.  Every bound is beyond anything
+that makes sense and below what computing would choke on: a process that dies of a hundred thousand
+threads, or minutes of silence over a billion stages.
 """
 
 import difflib
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import field
-from typing import TypeVar, cast
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 T = TypeVar("T")
 
@@ -39,6 +44,133 @@ def flag(default: T, name: str, help: str, named: str = "never") -> T:  # noqa: 
     """
     metadata = {"flag": name, "help": help, "named": named}
     return cast(T, field(default=default, metadata=metadata))
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag as its dataclass declares it.
+
+    Attributes:
+        name: its spelling, without the dashes.
+        field: what the code calls it.
+        kinds: the types that a value may have, such as ``(int, NoneType)``.
+        default, help, named: as :func:`flag` says.
+    """
+
+    name: str
+    field: str
+    kinds: tuple[type, ...]
+    default: Any
+    help: str
+    named: str
+
+
+@cache
+def flags_of(config: type) -> Mapping[str, Flag]:
+    """Return the flags of a dataclass by their names, in its order."""
+    hints = get_type_hints(config)
+    declared = [
+        Flag(
+            item.metadata["flag"],
+            item.name,
+            get_args(hints[item.name]) or (hints[item.name],),
+            item.default,
+            item.metadata["help"],
+            item.metadata["named"],
+        )
+        for item in fields(config)
+    ]
+    return {flag.name: flag for flag in declared}
+
+
+def parse(config: type[T], words: Sequence[str]) -> T:
+    """Return the dataclass with the flags that the words of a command line set.
+
+    A value follows its flag or stands behind ``=``; a flag of a ``bool`` takes none.  Dashes in a
+    name may stand for its underscores; nothing is abbreviated.  Of a flag given twice the last one
+    counts, and ``--`` may end the line.
+
+    Raises:
+        ValueError: a flag is unknown, lacks its value, or has one that it does not accept.
+    """
+    flags = flags_of(cast(type, config))
+    values: dict[str, Any] = {}
+    rest = iter(words[:-1] if words[-1:] == ["--"] else words)
+    for word in rest:
+        if not word.startswith("--"):
+            raise ValueError(f"unexpected argument {word!r}: flags begin with --")
+        spelled, joined, text = word[2:].partition("=")
+        name = spelled.replace("-", "_")
+        if name not in flags:
+            hint = did_you_mean(name, flags, "--") or "; see --help"
+            raise ValueError(f"unknown flag --{spelled}{hint}")
+        flag = flags[name]
+        if bool in flag.kinds:
+            if joined:
+                raise ValueError(f"--{name} takes no value, got {text!r}")
+            values[flag.field] = True
+            continue
+        if not joined:
+            text = next(rest, "--")
+            if text.startswith("--"):
+                raise ValueError(f"--{name} needs a value")
+        values[flag.field] = _read(flag, text, apart=not joined)
+    return config(**values)
+
+
+def _read(flag: Flag, text: str, apart: bool) -> Any:
+    """Return the value that a word says; ``apart``: it does not stand behind ``=``."""
+    if NoneType in flag.kinds and text == "None":
+        return None
+    for kind, accepted in ((int, "a whole number"), (float, "a number")):
+        if kind in flag.kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                raise ValueError(f"--{flag.name} must be {accepted}, got {text!r}") from None
+    if apart and text.startswith("-") and text[1:2].isalpha():  # a flag of one dash, it seems
+        raise ValueError("the flags could not be read; see --help")
+    return Path(text) if Path in flag.kinds else text
+
+
+def words_of(config: type, values: Mapping[str, Any]) -> list[str]:
+    """Return the words that set these values, by field, on a command line; defaults are left out.
+
+    >>> from lossprune.experiment import RunConfig
+    >>> words_of(RunConfig, {"criterion": "QM", "stages": 14, "exponential": True, "lr": 0.01})
+    ['--pm', 'QM', '--pi', '14', '--exp']
+    """
+    words: list[str] = []
+    for flag in flags_of(config).values():
+        value = values.get(flag.field, flag.default)
+        if value != flag.default:
+            words += [f"--{flag.name}"] if value is True else [f"--{flag.name}", str(value)]
+    return words
+
+
+_KIND_NAMES = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH", NoneType: "None"}
+_MOST_COLUMNS = 100
+
+
+def help_text(config: type, usage: str) -> str:
+    """Return what ``--help`` says: usage, the first line of the docstring, every flag."""
+    entries = {"-h, --help": "show this help message and exit"}
+    for flag in flags_of(config).values():
+        kinds = "|".join(_KIND_NAMES[kind] for kind in flag.kinds if kind is not bool)
+        entries[f"--{flag.name} {kinds}".rstrip()] = f"{flag.help} (default: {flag.default})"
+    column = max(map(len, entries)) + 4
+    width = min(shutil.get_terminal_size().columns, _MOST_COLUMNS) - column
+    lines = [f"usage: {usage} [-h] [FLAGS]", "", first_line(config), ""]
+    for entry, told in entries.items():
+        first, *others = textwrap.wrap(told, max(width, 20), break_on_hyphens=False)
+        lines.append(f"  {entry:<{column - 2}}{first}")
+        lines += [" " * column + line for line in others]
+    return "\n".join(lines)
+
+
+def first_line(config: type) -> str:
+    """Return what a command does: the first line of the docstring of its flags."""
+    return (config.__doc__ or "").partition("\n")[0]
 
 
 def check(flag: str, value: object, good: bool, accepted: str) -> None:

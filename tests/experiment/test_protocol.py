@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lossprune.cli import COMMANDS, parse
 from lossprune.experiment import RunConfig
 from lossprune.experiment.record import RunRecord
+from lossprune.flags import parse
 from lossprune.sweep import PLANS, read_plan
 
 LOOPS = {path.stem: path for path in (Path(__file__).parent / "protocol").glob("*.sh")}
@@ -60,7 +60,7 @@ def read(calls: list[list[str]]) -> list[RunConfig]:
         seed = re.findall(r"--seed (\d+)", text)[-1]
         common = text.replace(seed, SEEDS_PLACE)
         if common not in parsed:
-            parsed[common] = parse(COMMANDS["run"], common.split()[1:])
+            parsed[common] = parse(RunConfig, common.split()[1:])
         config = parsed[common]
         start = config.start and Path(str(config.start).replace(SEEDS_PLACE, seed))
         configs.append(replace(config, seed=int(seed), start=start))
@@ -242,6 +242,6 @@ def test_experiments_py_is_the_command_run(tmp_path, root):
         check=True,
     )
     assert done.stdout == ""
-    config: RunConfig = parse(COMMANDS["run"], flags.split())
+    config: RunConfig = parse(RunConfig, flags.split())
     assert (tmp_path / config.folder / "best_model.pt").exists()
     shutil.rmtree(tmp_path / "results")

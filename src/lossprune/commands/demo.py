@@ -6,12 +6,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lossprune.commands import EXIT_OK
 from lossprune.experiment import RunConfig, RunRecord
 from lossprune.experiment.folder import BEST
 from lossprune.experiment.progress import Progress, shown_progress
+from lossprune.flags import check_threads, flag
 
 TRAINING_EPOCHS, FINE_TUNING_EPOCHS = 60, 20
 SPARSITY, STAGES = 0.95, (1, 14)
@@ -26,16 +29,31 @@ _COLUMNS = (
 )
 
 
-def demo(*, threads: int = 1) -> int:
+@dataclass(frozen=True)
+class DemoConfig:
+    """Train a small network on the bundled digits, prune it by every criterion, fine-tune it.
+
+    Raises:
+        ValueError: a value that its flag does not accept.
+    """
+
+    threads: int = flag(1, "threads", "CPU threads; for so small a network one is as fast")
+    debug: bool = flag(False, "debug", "show the traceback of an error")
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
+
+
+def do(config: DemoConfig) -> int:
     """Train, prune by all criteria at both numbers of stages, fine-tune, and print a table."""
     with tempfile.TemporaryDirectory(prefix="lossprune-demo-") as folder, shown_progress() as told:
-        records = _compute(Path(folder), threads, told)
+        records = _compute(Path(folder), config.threads, told)
     if sys.stdout.isatty():
         _print_rich(records)
     else:
         _print_plain(records)
     print(_what_next())
-    return 0
+    return EXIT_OK
 
 
 def _compute(folder: Path, threads: int, progress: Progress) -> list[RunRecord]:

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lossprune.commands.config import DeployConfig
-from lossprune.commands.output import format_of
+from lossprune.commands.output import NETWORK, format_of
 from lossprune.commands.prune import FORMAT as PRUNED
-from lossprune.commands.prune import NETWORK, build_network
-from lossprune.commands.user_code import Batches, find_function
+from lossprune.commands.user_code import Batches, build_network, find_function
 from lossprune.deployment.example import Call
 from lossprune.deployment.sparse.parts import inputs_of
 from lossprune.deployment.sparse_load import load_sparse
@@ -25,6 +23,7 @@ from lossprune.experiment.folder import BEST, MASK, RECORD, RunFolder
 from lossprune.experiment.network_file import load_weights_, read_network
 from lossprune.experiment.prepare import environment_of, prepare
 from lossprune.experiment.record import RunRecord, RunStatus
+from lossprune.flags import flags_of
 from lossprune.json_text import parse_json
 from lossprune.pruning import Mask
 from lossprune.pruning.curvature.batch import Batch
@@ -61,8 +60,13 @@ class Deployable:
 
 
 @contextlib.contextmanager
-def deployable(folder: Path, config: DeployConfig) -> Iterator[Deployable]:
+def deployable(folder: Path, data_path: Path, mirror: str | None) -> Iterator[Deployable]:
     """Read the folder of a finished run, or the one that ``lossprune prune`` wrote.
+
+    Args:
+        folder: of either.
+        data_path: the folder of the data sets, for a run.
+        mirror: where they are downloaded from, if not from their own places.
 
     Raises:
         ValueError, FileNotFoundError: it is neither, or a part of it is missing or does not fit.
@@ -74,14 +78,14 @@ def deployable(folder: Path, config: DeployConfig) -> Iterator[Deployable]:
         with seeded(settings["seed"]):
             yield _pruned(folder, settings)
     else:
-        yield _run(folder, config)
+        yield _run(folder, {"data_path": data_path, "mirror": mirror})
 
 
-def _run(folder: Path, config: DeployConfig) -> Deployable:
+def _run(folder: Path, places: Mapping[str, Any]) -> Deployable:
     record = _finished(folder)
     _check_there(folder, BEST, MASK)
     mask = Mask.load(folder / MASK)
-    setting = prepare(_config(record, config))
+    setting = prepare(_config(record, places))
     dense, dataset = setting.network.eval(), setting.dataset
     weights, metadata, _ = read_network(folder / BEST, asked="")
     masked = copy.deepcopy(dense)
@@ -121,14 +125,13 @@ def _finished(run: Path) -> RunRecord:
     return record
 
 
-def _config(record: RunRecord, config: DeployConfig) -> RunConfig:
+def _config(record: RunRecord, places: Mapping[str, Any]) -> RunConfig:
     values = {
-        item.name: record.config[item.metadata["flag"]]
-        for item in fields(RunConfig)
-        if item.metadata["flag"] in record.config and item.name != "start"
+        flag.field: record.config[name]
+        for name, flag in flags_of(RunConfig).items()
+        if name in record.config and flag.field != "start"
     }
-    places = {"data_path": config.data_path, "mirror": config.mirror, "device": "cpu"}
-    return RunConfig(**values, **places)
+    return RunConfig(**values, **places, device="cpu")
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -156,7 +159,7 @@ def _pruned(folder: Path, settings: Mapping[str, Any]) -> Deployable:
         raise ValueError(f"{folder / MASK} is not the mask of {folder / NETWORK}")
     call = _first_call(masked, settings)
     leaves = tree_leaves((call.inputs, call.named))
-    size = next(len(it) for it in leaves if isinstance(it, Tensor) and it.dim())
+    size = next(len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim())
 
     def inputs(count: int) -> Call:
         def taken(tensor: Tensor) -> Tensor:
@@ -189,10 +192,10 @@ def _first_call(network: nn.Module, settings: Mapping[str, Any]) -> Call:
         raise ValueError(f"--data {settings['data']} has no batches")
     batch, run = Batch.of(batch, forward).value, forward or default_forward
     with torch.no_grad():
-        seen = inputs_of(network, lambda it: run(it, batch), [network])
+        seen = inputs_of(network, lambda called: run(called, batch), [network])
     call = seen.get(network)
     if call is None or not any(
-        isinstance(it, Tensor) and it.dim() for it in tree_leaves((call.inputs, call.named))
+        isinstance(leaf, Tensor) and leaf.dim() for leaf in tree_leaves((call.inputs, call.named))
     ):
         raise ValueError(f"--data {settings['data']}: the network gets no tensor of its batches")
     if not (call.inputs and call.named):

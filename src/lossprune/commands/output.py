@@ -9,6 +9,8 @@ from typing import Any
 from lossprune.experiment.folder import RECORD, RunFolder
 from lossprune.json_text import parse_json
 
+NETWORK, ONNX, TABLE = "network.safetensors", "network.onnx", "table.md"
+
 
 def check_out(out: Path, format: str, overwrite: bool) -> None:  # noqa: A002
     """Check that a command may write into ``out``, before its work begins.

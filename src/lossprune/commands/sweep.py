@@ -1,4 +1,4 @@
-"""``lossprune sweep`` and ``lossprune status``: their flags, and what they do."""
+"""``lossprune sweep``: all runs of a plan."""
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lossprune.commands import EXIT_DIVERGED, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
 from lossprune.experiment.config import DEVICES
 from lossprune.flags import (
     MOST_WORKERS,
     check,
     check_not_negative,
+    check_one_of,
     check_threads,
     check_whole,
     flag,
@@ -24,8 +26,6 @@ from lossprune.sweep.plan_file import PLANS, parse_choices, read_plan
 from lossprune.torch_state import count_cores
 
 _MOST_SHARE = 1024  # CPUs or GPUs: no node has more
-
-EXIT_OK, EXIT_FAILED, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 2, 3, 130
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,13 @@ class SweepConfig:
         whole = self.stack.isdecimal() and len(self.stack) < 10 and int(self.stack) >= 1
         good = self.stack == "auto" or whole
         check("stack", self.stack, good, "auto or a whole number from 1 to 999,999,999")
-        if self.device not in DEVICES:
-            raise ValueError(f"--device must be one of {', '.join(DEVICES)}, got {self.device!r}")
+        check_one_of("device", self.device, DEVICES)
         for name in ("cpus_per_run", "gpus_per_run"):
             check_not_negative(name, getattr(self, name), _MOST_SHARE)
         if self.cpus_per_run == 0 and self.gpus_per_run == 0:
             raise ValueError("--cpus_per_run and --gpus_per_run must not both be 0")
         if self.ray is not None and self.workers is not None:
             raise ValueError("--ray and --workers are two engines: give one of them")
-
-
-@dataclass(frozen=True)
-class StatusConfig:
-    """Say what is finished, running, waiting, interrupted and failed in a folder of results."""
-
-    debug: bool = flag(False, "debug", "show the traceback of an error")
 
 
 def plan_runs(config: SweepConfig, source: str) -> tuple[PlannedRun, ...]:
@@ -113,7 +105,7 @@ def _seeds(text: str | None) -> list[int]:
         ) from None
 
 
-def run_sweep(config: SweepConfig, source: str | None = None) -> int:
+def do(config: SweepConfig, source: str | None = None) -> int:
     """Do the sweep and return the exit status: 0, 2 where runs failed, 3 where some diverged."""
     if source is None:
         raise ValueError(
@@ -186,13 +178,5 @@ def _conclude(driver: Any) -> int:
         raise ValueError(driver.stopped)
     if board.count(RunPhase.FAILED) or board.count(RunPhase.BLOCKED):
         print("error: some runs failed; lossprune status says which and why", file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_ERROR
     return EXIT_DIVERGED if board.count(RunPhase.DIVERGED) else EXIT_OK
-
-
-def show_status(_: StatusConfig, results: str = "results") -> int:
-    """Print the status of a results folder."""
-    from lossprune.sweep.status import describe_status
-
-    print(describe_status(Path(results)))
-    return EXIT_OK

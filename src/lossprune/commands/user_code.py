@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import lossprune
 from lossprune.flags import did_you_mean
 from lossprune.pruning import PruningError
@@ -94,6 +96,22 @@ def blaming_users_code() -> Iterator[None]:
         if _place(error) is None:
             raise
         raise _raised("your code", error) from error
+
+
+def build_network(build: str) -> nn.Module:
+    """Return the network that the user's function makes.
+
+    Raises:
+        ValueError: there is no such function, it fails, or it makes something else.
+    """
+    function = find_function(build, "MODULE:BUILD")
+    network = call(function, build, "MODULE:BUILD")
+    if not isinstance(network, nn.Module):
+        raise ValueError(
+            f"MODULE:BUILD {build} must return a torch.nn.Module, "
+            f"it returned an object of type {type(network).__name__}"
+        )
+    return network
 
 
 class Batches:

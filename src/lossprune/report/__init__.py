@@ -8,9 +8,6 @@ the command line's help needs none of it.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lossprune.report.config import CompareConfig as CompareConfig
-from lossprune.report.config import ReportConfig as ReportConfig
-
 if TYPE_CHECKING:
     from lossprune.report.build import Written as Written
     from lossprune.report.build import write_report as write_report
@@ -27,8 +24,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "CompareConfig",
-    "ReportConfig",
     "Results",
     "Written",
     "compare",

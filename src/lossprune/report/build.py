@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lossprune.report.config import ReportConfig
 from lossprune.report.figures import write_figures
 from lossprune.report.follow_up import write_plans
 from lossprune.report.page import write_page
@@ -11,8 +10,6 @@ from lossprune.report.reading import Results, read_results
 from lossprune.report.records_file import check_arrow, write_records
 from lossprune.report.tables import all_tables
 from lossprune.report.writing import write_table
-
-_MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -24,18 +21,31 @@ class Written:
     records: Path | None = None
 
 
-def write_report(path: Path, config: ReportConfig) -> Written:
-    """Report a folder of results, or a file of their records, into ``config.out``.
+def write_report(
+    path: Path,
+    out: Path,
+    *,
+    embed: float,
+    records: Path | None = None,
+    epochs: int | None = None,
+) -> Written:
+    """Report a folder of results, or a file of their records.
+
+    Args:
+        path: of either.
+        out: the folder to write into.
+        embed: bytes of compressed logs and records inside the page.
+        records: a file to write all records into, if any.
+        epochs: take longer fine-tunings as if they had ended after so many, if given.
 
     Raises:
         FileNotFoundError: there is neither.
         ValueError: there is no record that can be used, or the report cannot be written.
     """
-    if config.records is not None:
+    if records is not None:
         check_arrow()
-    results = read_results(path, config.epochs)
+    results = read_results(path, epochs)
     tables = all_tables(results.runs)
-    out = config.out
     try:
         for folder in (out / "tables", out / "figures"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -44,12 +54,12 @@ def write_report(path: Path, config: ReportConfig) -> Written:
         files += write_plans(results.runs, out)
         figures = write_figures(results, out / "figures")
         names = [path.relative_to(out).as_posix() for path in figures]
-        page = write_page(results, tables, out, names, config.embed_mb * _MEGABYTE)
+        page = write_page(results, tables, out, names, embed)
     except OSError as error:
         raise ValueError(f"cannot write --out {out}: {error.strerror or error}") from error
-    if config.records is not None:
-        write_records(results, config.records)
-    return Written(results, (page, *files, *figures), config.records)
+    if records is not None:
+        write_records(results, records)
+    return Written(results, (page, *files, *figures), records)
 
 
 def _write_runs(results: Results, folder: Path) -> Path:

@@ -1,13 +1,16 @@
-"""The flags of ``lossprune report`` and ``lossprune compare``."""
+"""``lossprune report``: results as tables, figures and one page."""
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from lossprune.commands import EXIT_OK
+from lossprune.experiment.log import legible
 from lossprune.flags import MOST_EPOCHS, check_not_negative, check_whole, flag
 
 _MOST_MB = 1000  # no browser opens a larger page
+_MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,16 @@ class ReportConfig:
             raise ValueError(f"--records must be a file to write, got the folder {self.records}")
 
 
-@dataclass(frozen=True)
-class CompareConfig:
-    """Say what differs between two runs, or two folders of results or files of their records."""
+def do(config: ReportConfig, results: str = "results") -> int:
+    """Write the report, and say in a few lines what was read and written."""
+    from lossprune.report.build import summarise_report, write_report
 
-    debug: bool = flag(False, "debug", "show the traceback of an error")
+    written = write_report(
+        Path(results),
+        config.out,
+        embed=config.embed_mb * _MEGABYTE,
+        records=config.records,
+        epochs=config.epochs,
+    )
+    print("\n".join(map(legible, summarise_report(written).splitlines())))
+    return EXIT_OK

@@ -1,0 +1,196 @@
+"""The forms of a pruned network: made, counted, tested and timed side by side."""
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossprune.channels.compaction import compact
+from lossprune.channels.costs import multiply_adds
+from lossprune.commands.deployable import Deployable
+from lossprune.commands.output import NETWORK, ONNX
+from lossprune.deployment.deployed import Deployed, deploy
+from lossprune.deployment.onnx import OnnxNetwork, export_onnx
+from lossprune.deployment.sparse_file import save_sparse
+from lossprune.deployment.sparse_load import load_sparse
+from lossprune.deployment.timing import Timing, interleaved
+from lossprune.experiment.folder import RunFolder
+from lossprune.experiment.progress import Progress
+from lossprune.pruning import PruningError
+
+_EXAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of the network, and what is known of it.
+
+    Attributes:
+        name: what the table calls it.
+        network: takes what the pruned network takes.
+        parameters: numbers that it holds, zeros included.
+        nonzeros: those that are not zero.
+        multiply_adds: that it computes for one image.
+        file: what it is loaded from.
+        size: bytes of that file.
+        accuracy: on the run's test images; None for a network of one's own.
+    """
+
+    name: str
+    network: nn.Module
+    parameters: int
+    nonzeros: int
+    multiply_adds: int
+    file: str
+    size: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class MadeForms:
+    """The forms that could be made here.
+
+    Attributes:
+        forms: as the table has them, the dense network first.
+        left_out: why another was not made, by its name.
+        rounding: what the file of the network rounds away.
+    """
+
+    forms: Sequence[Form]
+    left_out: Mapping[str, str]
+    rounding: Sequence[str]
+
+
+def make_forms(
+    source: Deployable, folder: RunFolder, values: str, batches: Sequence[int], progress: Progress
+) -> MadeForms:
+    """Make every form that can be made here, and write the files that they are loaded from.
+
+    Args:
+        source: the pruned network, which becomes what is in the file.
+        folder: to write into.
+        values: of kept weights in the file, ``exact`` or ``float16``.
+        batches: the batch sizes to deploy for.
+        progress: is told of each form.
+    """
+    masked, mask = source.masked, source.mask
+    rounding = _save_network(source, folder, values)
+    load_sparse(folder.path / NETWORK, masked)  # what is deployed is what is in the file
+    one = source.inputs(1).example
+    compacted = compact(masked, mask, one).model
+    progress.note("masked and compacted")
+    forms = [_dense(source, multiply_adds(source.dense, one))]
+    for name, network in (("masked", masked), ("compacted", compacted)):
+        numbers = _numbers(network.parameters())
+        adds = multiply_adds(network, one)
+        forms.append(_form(source, name, network, numbers, adds, folder.path / NETWORK))
+    for batch in batches:
+        progress.note(f"deployed for batches of {batch}")
+        deployed = deploy(masked, mask, source.inputs(batch).example)
+        numbers = _numbers((*deployed.parameters(), *deployed.buffers()))
+        adds, name = _multiply_adds(deployed, batch), f"deployed for {batch}"
+        forms.append(_form(source, name, deployed, numbers, adds, folder.path / NETWORK))
+    progress.note("ONNX")
+    try:
+        exported = _exported(source, compacted, folder)
+    except (ImportError, PruningError) as error:
+        return MadeForms(forms, {"ONNX": " ".join(str(error).split())}, rounding)
+    numbers = forms[2].parameters, forms[2].nonzeros
+    adds = forms[2].multiply_adds
+    forms.append(_form(source, "ONNX", exported, numbers, adds, folder.path / ONNX))
+    return MadeForms(forms, {}, rounding)
+
+
+def _save_network(source: Deployable, folder: RunFolder, values: str) -> list[str]:
+    """Write the network and return the warnings, as of weights that float16 rounds to 0."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        folder.save(
+            NETWORK, lambda path: save_sparse(source.masked, source.mask, path, values=values)
+        )
+    return [str(warning.message) for warning in warned]
+
+
+def _exported(source: Deployable, compacted: nn.Module, folder: RunFolder) -> OnnxNetwork:
+    example = _only_tensor(source.inputs(_EXAMPLES).example)
+
+    def save(path: Path) -> None:
+        export_onnx(compacted, path, example)
+
+    folder.save(ONNX, save)
+    return OnnxNetwork(folder.path / ONNX)
+
+
+def _dense(source: Deployable, adds: int) -> Form:
+    count, _ = _numbers(source.dense.parameters())
+    size = _state_size(source.dense)
+    return Form("dense", source.dense, count, count, adds, "state dict", size, source.before)
+
+
+def _form(
+    source: Deployable,
+    name: str,
+    network: nn.Module,
+    numbers: tuple[int, int],
+    adds: int,
+    file: Path,
+) -> Form:
+    accuracy = None if source.accuracy is None else source.accuracy(network)
+    return Form(name, network, *numbers, adds, file.name, file.stat().st_size, accuracy)
+
+
+def _only_tensor(example: Any) -> Tensor:
+    match example:
+        case (Tensor() as tensor,):
+            return tensor
+    raise PruningError("the network takes something else than one tensor")
+
+
+def _numbers(tensors: Any) -> tuple[int, int]:
+    """How many numbers there are, and how many of them are not zero."""
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return sum(t.numel() for t in floats), sum(int(t.count_nonzero()) for t in floats)
+
+
+def _state_size(network: nn.Module) -> int:
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    return len(buffer.getvalue())
+
+
+def _multiply_adds(deployed: Deployed, images: int) -> int:
+    """For one image: kept weights where a layer is sparse, all of them where it is dense."""
+    total = 0
+    for layer in deployed.layers:
+        dense = layer.kind == "dense" and layer.kept
+        total += layer.multiply_adds * layer.total // layer.kept if dense else layer.multiply_adds
+    return total // images
+
+
+def time_forms(
+    forms: Sequence[Form],
+    source: Deployable,
+    batches: Sequence[int],
+    seconds: float,
+    progress: Progress,
+) -> dict[str, dict[int, Timing]]:
+    """Time every form at every batch size, in turn: by the form's name, then by the size."""
+    timings: dict[str, dict[int, Timing]] = {form.name: {} for form in forms}
+    with torch.inference_mode():
+        for batch in batches:
+            progress.note(f"timing batches of {batch}")
+            call = source.inputs(batch)
+            calls = [
+                lambda form=form: form.network(*call.inputs, **call.named)  # noqa: B023
+                for form in forms
+            ]
+            for form, timing in zip(
+                forms, interleaved(calls, seconds=seconds, least=20), strict=True
+            ):
+                timings[form.name][batch] = timing
+    return timings
