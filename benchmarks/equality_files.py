@@ -19,7 +19,7 @@ from torch import Tensor
 
 _NOT_LEFT = {".lock", ".holder.json"}  # who holds a folder
 _TIMES = re.compile(r"\b\d[\d.,]* ?(ms|s|min|h)\b|\b\d+:\d\d(:\d\d)?\b")
-_TIMED = {"seconds", "when", "pid"}
+_TIMED = {"seconds", "sparse_seconds", "dense_seconds", "latency", "when", "pid"}
 _LEFT_OUT = {"environment/lossprune", "sha256"}  # a digest at the top is one over times
 _NOTHING = "nothing"
 
