@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 from lossprune.channels.calls import Bound
 from lossprune.channels.interpretation import interpret, size_query
-from lossprune.channels.knowledge import Channels, Identities, Unknown
 from lossprune.channels.layers import Connected, Depthwise
 from lossprune.channels.operations import Operation, UnknownEffectError, Value
 from lossprune.channels.tracing import Trace, overwritten, trace, untouchable
+from lossprune.channels.values import Channels, Identities, Unknown
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lossprune.channels.calls import (
 )
 from lossprune.channels.connectivity import Connectivity, LayerConnectivity, connectivity_of
 from lossprune.channels.costs import multiply_adds
-from lossprune.channels.surgery import cut_
+from lossprune.channels.slicing import cut_
 from lossprune.channels.tracing import UntraceableError, apart, trace
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.matching import match
@@ -67,7 +67,7 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any = None) -
     A unit whose inputs are all cut off holds a constant, which goes through activations, batch
     norm, sums, pooling and flatten into the bias of the layers that read it.  Where a convolution
     pads with zeros that would be wrong at the border; one constant channel then stays and stands
-    for all others (``presence.py``).  Channels that a residual sum adds stay or go together.  A
+    for all others (``kept.py``).  Channels that a residual sum adds stay or go together.  A
     layer that would lose all its channels keeps one.
 
     The outputs equal those of the masked network in evaluation mode to rounding.

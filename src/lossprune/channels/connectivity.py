@@ -7,8 +7,8 @@ from torch import Tensor, fx, nn
 
 from lossprune.channels.analysis import Analysis, analyse
 from lossprune.channels.calls import Bound
-from lossprune.channels.knowledge import Channels, Unknown
 from lossprune.channels.tracing import UntraceableError
+from lossprune.channels.values import Channels, Unknown
 from lossprune.pruning.prunable import input_dimensions
 
 _NEVER = "the network never uses it"

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lossprune.channels.knowledge import Channels, Identities, Unknown
 from lossprune.channels.nodes import BatchNorm, Convolution, paddings, scale_and_shift
 from lossprune.channels.operations import UnknownEffectError, Value, only
+from lossprune.channels.values import Channels, Identities, Unknown
 
 
 @dataclass(frozen=True)

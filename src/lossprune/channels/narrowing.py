@@ -18,7 +18,7 @@ from lossprune.channels.calls import usual_call
 from lossprune.channels.compaction import masked_copy
 from lossprune.channels.layers import Normalised
 from lossprune.channels.nodes import BatchNorm
-from lossprune.channels.surgery import Extent, cut_norm_, extents, replace_
+from lossprune.channels.slicing import Extent, cut_norm_, extents, replace_
 from lossprune.channels.tracing import UntraceableError, trace
 from lossprune.pruning.mask import Mask
 

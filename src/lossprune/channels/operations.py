@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lossprune.channels.knowledge import Channels, Identities, Unknown
+from lossprune.channels.values import Channels, Identities, Unknown
 
 Value = Channels | Unknown
 

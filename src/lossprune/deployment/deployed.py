@@ -17,7 +17,6 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from lossprune.channels.compaction import compact, masked_copy
 from lossprune.channels.tracing import UntraceableError
-from lossprune.deployment.called import Called, traced
 from lossprune.deployment.candidates import Candidates
 from lossprune.deployment.csr import csr_layer
 from lossprune.deployment.example import Call
@@ -31,6 +30,7 @@ from lossprune.deployment.sparse.tuning import (
     tune_,
     weighted_layers,
 )
+from lossprune.deployment.traced import Called, traced
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning.mask import Mask
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from lossprune.channels.analysis import Analysis
-from lossprune.channels.knowledge import Channels
 from lossprune.channels.layers import Connected, Depthwise, Normalised, constants
+from lossprune.channels.values import Channels
 
 # A carrier below this part of the largest constant that it stands for would magnify its rounding.
 _SMALLEST_CARRIER = 0.1

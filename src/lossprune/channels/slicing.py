@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from lossprune.channels.analysis import Analysis
-from lossprune.channels.knowledge import Channels, Unknown
+from lossprune.channels.kept import Presence, carrier
 from lossprune.channels.layers import Connected, Depthwise, Normalised
 from lossprune.channels.nodes import BatchNorm
-from lossprune.channels.presence import Presence, carrier
+from lossprune.channels.values import Channels, Unknown
 
 
 @dataclass(frozen=True)
