@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, fx, nn
 
-from lossprune.channels.calls import Bound
+from lossprune.channels.calls import Fixed
 from lossprune.channels.interpretation import interpret, size_query
 from lossprune.channels.layers import Connected, Depthwise
-from lossprune.channels.operations import Operation, UnknownEffectError, Value
+from lossprune.channels.operations import Operation, UnknownEffectError
 from lossprune.channels.tracing import Trace, overwritten, trace, untouchable
-from lossprune.channels.values import Channels, Identities, Unknown
+from lossprune.channels.values import ChannelGroups, Channels, Unknown, Value
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Analysis:
         operations: those that are known, by node.
         values: what is known of each node's output.
         useful: bool (channels,) for the nodes whose value is :class:`Channels`.
-        held: nodes that all channels are needed of, and why (None: they leave the network).
+        required: nodes that all channels are needed of, and why (None: they leave the network).
         refused: why an operation is not known, by node.
-        identities: of the channels.
+        groups: of channels that stay together.
     """
 
     trace: Trace
@@ -40,9 +40,9 @@ class Analysis:
     operations: dict[fx.Node, Operation] = field(default_factory=dict)
     values: dict[fx.Node, Value] = field(default_factory=dict)
     useful: dict[fx.Node, Tensor] = field(default_factory=dict)
-    held: list[tuple[fx.Node, str | None]] = field(default_factory=list)
+    required: list[tuple[fx.Node, str | None]] = field(default_factory=list)
     refused: dict[fx.Node, str] = field(default_factory=dict)
-    identities: Identities = field(default_factory=Identities)
+    groups: ChannelGroups = field(default_factory=ChannelGroups)
 
     @property
     def graph(self) -> fx.Graph:
@@ -74,9 +74,9 @@ class Analysis:
 
 
 def analyse(
-    model: nn.Module, mask: Mapping[str, Tensor], call: Bound, *, constants: bool = True
+    model: nn.Module, mask: Mapping[str, Tensor], fixed: Fixed, *, constants: bool = True
 ) -> Analysis:
-    """Follow the channels of ``model``, called so, through its graph, forward and back.
+    """Follow the channels of ``model``, with these arguments fixed, forward and back in its graph.
 
     ``model`` is in evaluation mode, and its weights are zero where ``mask`` removes them.  Without
     ``constants`` no channel is known to hold one, as where biases are still trained.
@@ -84,7 +84,7 @@ def analyse(
     Raises:
         UntraceableError: the network has no graph.
     """
-    analysis = Analysis(trace(model, call), constants)
+    analysis = Analysis(trace(model, fixed), constants)
     locked = untouchable(model, analysis.graph)
     changed = overwritten(model, analysis.graph)
     for node in analysis.graph.nodes:
@@ -114,7 +114,7 @@ def _forward(
     if node.op == "placeholder" or size_query(node):
         return Unknown()
     if node.op == "output":
-        analysis.held.extend((source, None) for source in sources(node))
+        analysis.required.extend((source, None) for source in sources(node))
         return Unknown()
     operation = interpret(model, node, mask, locked, analysis.operations)
     if isinstance(operation, str):
@@ -132,7 +132,7 @@ def _operate(analysis: Analysis, node: fx.Node, operation: Operation) -> Value:
         if isinstance(operation, Depthwise):
             raise UnknownEffectError("channels that are not known before it")
         return next((value for value in unknown if value.reason), Unknown())
-    value = operation.forward(inputs, analysis.identities)
+    value = operation.forward(inputs, analysis.groups)
     if not analysis.constants and isinstance(value, Channels):
         value = replace(value, constant=torch.full_like(value.constant, math.nan))
     analysis.operations[node] = operation
@@ -141,7 +141,7 @@ def _operate(analysis: Analysis, node: fx.Node, operation: Operation) -> Value:
 
 def _refuse(analysis: Analysis, node: fx.Node, reason: str) -> Unknown:
     analysis.refused[node] = reason
-    analysis.held.extend((source, reason) for source in sources(node))
+    analysis.required.extend((source, reason) for source in sources(node))
     return Unknown(reason)
 
 
@@ -150,7 +150,7 @@ def _backward(analysis: Analysis) -> None:
     for node, value in analysis.values.items():
         if isinstance(value, Channels):
             useful[node] = torch.zeros(len(value), dtype=torch.bool)
-    for node, _ in analysis.held:
+    for node, _ in analysis.required:
         if node in useful:
             useful[node][:] = True
     for node in reversed(list(analysis.operations)):

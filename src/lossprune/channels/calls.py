@@ -1,21 +1,25 @@
-"""The ways in which a network may be called: which of its arguments are tensors, which are not.
+"""How a network is called: with which arguments, and which of them are tensors.
 
 Code such as ``if mask is None`` does one thing where an argument is left out and another where it
-is a tensor, and a graph holds one of the two.
+is a tensor, and a graph holds one of the two.  What the arguments that are no tensors are, by name,
+are the *fixed* arguments of a call here.
 """
 
 import dis
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lossprune.pruning.errors import PruningError
+from lossprune.torch_state import seeded
 
-Bound = dict[str, Any]
+Fixed = dict[str, Any]
 
 _Kind = inspect.Parameter
 # What ``torch.fx`` puts before the names of arguments that stand for several.
@@ -29,33 +33,61 @@ class TooManyCallsError(Exception):
     """There are too many ways to call a network to look at each of them; the message says so."""
 
 
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword arguments of ``example``: a batch, a tuple or a mapping."""
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return example if isinstance(example, tuple) else (example,), {}
+@dataclass(frozen=True)
+class Call:
+    """The arguments that a network is called with."""
+
+    inputs: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, example: Any) -> "Call":
+        """Return the call that ``example`` stands for: a batch, a tuple or a mapping."""
+        if isinstance(example, Mapping):
+            return cls((), dict(example))
+        return cls(example if isinstance(example, tuple) else (example,), {})
+
+    def __call__(self, network: nn.Module) -> Any:
+        """Return what the network gives for copies, whatever random numbers were drawn before."""
+        own = self.copied()
+        with seeded(0):
+            return network(*own.inputs, **own.named)
+
+    @property
+    def example(self) -> Any:
+        """The arguments in a tuple, or by name where all have theirs."""
+        return dict(self.named) if self.named else self.inputs
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a tensor among the arguments is on a GPU."""
+        leaves = tree_leaves((self.inputs, dict(self.named)))
+        return any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in leaves)
+
+    def copied(self) -> "Call":
+        """Return the same call of copies of the tensors."""
+        return Call(*tree_map_only(Tensor, torch.clone, (self.inputs, dict(self.named))))
 
 
-def call_of(model: nn.Module, example: Any) -> Bound:
-    """Return the arguments of ``model`` that hold no tensor where it is called with ``example``.
+def fixed_by(example: Any, model: nn.Module) -> Fixed:
+    """Return the fixed arguments of ``model`` where it is called with ``example``.
 
     Raises:
         PruningError: ``example`` is not what it takes.
     """
-    return _bound({name: usual for name, (usual, _) in _usual(model, example).items()})
+    return _without_tensors({name: usual for name, (usual, _) in _usual(model, example).items()})
 
 
-def usual_call(model: nn.Module, example: Any = None) -> Bound:
-    """Return the first of :func:`calls`."""
-    return _bound({name: values[0] for name, values in _choices(model, example).items()})
+def usual_fixed(model: nn.Module, example: Any = None) -> Fixed:
+    """Return the first of :func:`possible_fixed`."""
+    return _without_tensors({name: values[0] for name, values in _choices(model, example).items()})
 
 
-def calls(model: nn.Module, example: Any = None) -> list[Bound]:
-    """Return the ways in which ``model`` may be called; first as in ``example``, or by default.
+def possible_fixed(model: nn.Module, example: Any = None) -> list[Fixed]:
+    """Return the ways to fix arguments of ``model``; first as in ``example``, or by default.
 
-    Each says which arguments hold no tensor, and what they are; numbers and strings count as
-    tensors.  What may be None, or True or False, is so in some ways and not in others; the first
-    argument is a tensor in all.
+    Numbers and strings count as tensors.  What may be None, or True or False, is so in some ways
+    and not in others; the first argument is a tensor in all.
 
     Raises:
         PruningError: ``example`` is not what the network takes.
@@ -67,10 +99,11 @@ def calls(model: nn.Module, example: Any = None) -> list[Bound]:
         raise TooManyCallsError(
             f"what it computes may depend on which of {optional} optional arguments it gets"
         )
-    return [_bound(dict(zip(choices, it, strict=True))) for it in product(*choices.values())]
+    ways = product(*choices.values())
+    return [_without_tensors(dict(zip(choices, way, strict=True))) for way in ways]
 
 
-def differing(one: Bound, other: Bound) -> list[str]:
+def differing(one: Fixed, other: Fixed) -> list[str]:
     """Return the names of the arguments that are not the same in two calls."""
     return [
         name
@@ -79,7 +112,7 @@ def differing(one: Bound, other: Bound) -> list[str]:
     ]
 
 
-def _bound(values: Mapping[str, Any]) -> Bound:
+def _without_tensors(values: Mapping[str, Any]) -> Fixed:
     return {name: value for name, value in values.items() if value is not _TENSOR}
 
 
@@ -109,9 +142,9 @@ def _usual(model: nn.Module, example: Any) -> dict[str, tuple[Any, Any]]:
     signature = inspect.signature(type(model).forward)
     given: Mapping[str, Any] = {}
     if example is not None:
-        inputs, named = arguments(example)
+        call = Call.of(example)
         try:
-            given = signature.bind(model, *inputs, **named).arguments
+            given = signature.bind(model, *call.inputs, **call.named).arguments
         except TypeError as error:
             raise PruningError(
                 f"example does not fit what {type(model).__name__} takes: {error}"
@@ -121,9 +154,13 @@ def _usual(model: nn.Module, example: Any) -> dict[str, tuple[Any, Any]]:
         default: Any = _NOTHING.get(parameter.kind, parameter.default)
         default = _TENSOR if default is parameter.empty else default
         usual = given.get(name, default)
-        usual = _TENSOR if any(isinstance(it, Tensor) for it in tree_leaves(usual)) else usual
+        usual = _TENSOR if _holds_tensor(usual) else usual
         found[_MARKS.get(parameter.kind, "") + name] = usual, default
     return found
+
+
+def _holds_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def _asks_for_none(forward: Any) -> bool:

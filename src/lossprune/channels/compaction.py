@@ -8,20 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from lossprune.channels.agreement import same_outputs
 from lossprune.channels.analysis import Analysis, analyse
 from lossprune.channels.calls import (
+    Call,
     TooManyCallsError,
-    arguments,
-    calls,
     differing,
-    usual_call,
+    possible_fixed,
+    usual_fixed,
 )
 from lossprune.channels.connectivity import Connectivity, LayerConnectivity, connectivity_of
 from lossprune.channels.costs import multiply_adds
-from lossprune.channels.slicing import cut_
+from lossprune.channels.slicing import slice_
 from lossprune.channels.tracing import UntraceableError, apart, trace
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.matching import match
@@ -96,11 +95,11 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any = None) -
     (0.3, 0.5)
     """
     masked, mask = masked_copy(model, mask)
-    found, analysis = connectivity_of(masked, mask, usual_call(masked, example))
+    found, analysis = connectivity_of(masked, mask, usual_fixed(masked, example))
     small, left = masked, mask
     if analysis is not None:
         cut = copy.deepcopy(masked)
-        kept = cut_(cut, analysis)
+        kept = slice_(cut, analysis)
         reason = _doubt(cut, analysis, masked, mask, example)
         if reason is None:
             small, left = cut, _mask(mask, kept, cut)
@@ -136,7 +135,7 @@ def count_live(model: nn.Module, mask: Mapping[str, Tensor]) -> Connectivity:
     2.weight 6 6 2 0
     """
     masked, mask = masked_copy(model, mask)
-    return connectivity_of(masked, mask, usual_call(masked))[0]
+    return connectivity_of(masked, mask, usual_fixed(masked))[0]
 
 
 def _doubt(
@@ -144,7 +143,7 @@ def _doubt(
 ) -> str | None:
     """Why ``cut`` may not do what ``masked`` does, however that is called; None: it does."""
     try:
-        usual, *others = calls(masked, example)
+        usual, *others = possible_fixed(masked, example)
     except TooManyCallsError as error:
         return str(error)
     changes = "the network's code computes with the sizes of its layers"
@@ -153,7 +152,7 @@ def _doubt(
             return changes
         for other in others:
             elsewhere, again = analyse(masked, mask, other), copy.deepcopy(masked)
-            cut_(again, elsewhere)
+            slice_(again, elsewhere)
             if not _equal(again, cut):
                 names = listed(map(repr, differing(usual, other)))
                 return f"what the network computes depends on the argument {names}"
@@ -166,7 +165,9 @@ def _doubt(
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
     """Whether two networks of the same code have the same numbers."""
-    tensors, others = ([*it.named_parameters(), *it.named_buffers()] for it in (one, other))
+    tensors, others = (
+        [*network.named_parameters(), *network.named_buffers()] for network in (one, other)
+    )
     return len(tensors) == len(others) and all(
         mine[0] == its[0] and torch.equal(mine[1], its[1])
         for mine, its in zip(tensors, others, strict=True)
@@ -176,19 +177,13 @@ def _equal(one: nn.Module, other: nn.Module) -> bool:
 @torch.no_grad()
 def _difference(cut: nn.Module, masked: nn.Module, example: Any) -> str | None:
     """How ``cut`` differs from ``masked`` on ``example``; None: not beyond rounding."""
-
-    def run(network: nn.Module) -> Any:
-        inputs, named = tree_map_only(Tensor, torch.clone, arguments(example))
-        torch.manual_seed(0)  # should it draw random numbers
-        return apart(network)(*inputs, **named)
-
-    with torch.random.fork_rng():
-        expected = run(masked)
-        try:
-            outputs = run(cut)
-        except Exception as error:  # whatever the network's own code raises on other sizes
-            said = " ".join(str(error).split()) or type(error).__name__
-            return f"without these channels it fails on the example: {said}"
+    call = Call.of(example)
+    expected = call(apart(masked))
+    try:
+        outputs = call(apart(cut))
+    except Exception as error:  # whatever the network's own code raises on other sizes
+        said = " ".join(str(error).split()) or type(error).__name__
+        return f"without these channels it fails on the example: {said}"
     same = same_outputs(outputs, expected)
     return None if same else "without these channels its outputs on the example are others"
 
@@ -212,11 +207,11 @@ def _computed(model: nn.Module) -> dict[int, Tensor]:
 
     ``torch.nn.utils.weight_norm`` computes the weight before each call and keeps it with its graph.
     """
-    attributes = (it for module in model.modules() for it in vars(module).values())
     return {
-        id(it): it.detach().clone()
-        for it in attributes
-        if isinstance(it, Tensor) and not it.is_leaf
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
     }
 
 

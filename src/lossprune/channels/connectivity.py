@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx, nn
 
 from lossprune.channels.analysis import Analysis, analyse
-from lossprune.channels.calls import Bound
+from lossprune.channels.calls import Fixed
 from lossprune.channels.tracing import UntraceableError
 from lossprune.channels.values import Channels, Unknown
 from lossprune.pruning.prunable import input_dimensions
@@ -75,16 +75,16 @@ class Connectivity:
 
 
 def connectivity_of(
-    masked: nn.Module, mask: Mapping[str, Tensor], call: Bound
+    masked: nn.Module, mask: Mapping[str, Tensor], fixed: Fixed
 ) -> tuple[Connectivity, Analysis | None]:
     """Return what ``mask`` leaves of ``masked``, to which it has been applied, and the analysis.
 
-    ``call`` says with which arguments the network is called (``calls.py``).  The
+    ``fixed`` are the arguments of the network's calls that are no tensors (``calls.py``).  The
     analysis is None where the network cannot be traced, which ``left_dense`` then says.
     """
     inputs = input_dimensions(masked)
     try:
-        analysis = analyse(masked, mask, call)
+        analysis = analyse(masked, mask, fixed)
     except UntraceableError as error:
         layers = tuple(_dense(name, kept, inputs.get(name)) for name, kept in mask.items())
         return Connectivity(layers, {}).with_reason(str(error)), None
@@ -129,11 +129,11 @@ def _reasons(analysis: Analysis, layers: list[str]) -> dict[str, str]:
         for node, reason in analysis.refused.items()
         if node.op == "call_module"
     }
-    held = _held(analysis)
+    required = _required(analysis)
     reasons = {}
     for name in layers:
         if name in known:
-            reason = _known_reason(analysis, known[name][0], held)
+            reason = _known_reason(analysis, known[name][0], required)
         else:
             whole = next((n for n in refused if name == n or name.startswith(f"{n}.")), None)
             reason = refused[whole] if whole is not None else _unseen(analysis, name)
@@ -150,20 +150,20 @@ def _unseen(analysis: Analysis, layer: str) -> str:
     return _NEVER
 
 
-def _held(analysis: Analysis) -> dict[int, str]:
-    """Why channels must all stay, by identity."""
-    roots, held = analysis.identities.roots().tolist(), {}
-    for node, reason in analysis.held:
+def _required(analysis: Analysis) -> dict[int, str]:
+    """Why channels must all stay, by group."""
+    groups, required = analysis.groups.representatives().tolist(), {}
+    for node, reason in analysis.required:
         value = analysis.values[node]
         if reason and isinstance(value, Channels):
-            held |= {roots[i]: reason for i in value.ids.tolist()}
-    return {i: held[root] for i, root in enumerate(roots) if root in held}
+            required |= {groups[i]: reason for i in value.groups.tolist()}
+    return {i: required[group] for i, group in enumerate(groups) if group in required}
 
 
-def _known_reason(analysis: Analysis, node: fx.Node, held: dict[int, str]) -> str | None:
+def _known_reason(analysis: Analysis, node: fx.Node, required: dict[int, str]) -> str | None:
     (before,), after = analysis.inputs(node), analysis.values[node]
     if isinstance(before, Unknown) and before.reason:
         return f"what it reads is not traced: {before.reason}"
     assert isinstance(after, Channels)
-    reason = held.get(int(after.ids[0])) if len(after) else None
+    reason = required.get(int(after.groups[0])) if len(after) else None
     return f"what reads it is not traced: {reason}" if reason else None

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from lossprune.channels.calls import arguments
+from lossprune.channels.calls import Call
 from lossprune.channels.tracing import apart
 from lossprune.pruning.prunable import LAYERS
 from lossprune.pruning.wholeness import check_whole
@@ -28,7 +28,7 @@ def multiply_adds(model: nn.Module, example: Any) -> int:
     >>> multiply_adds(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.zeros(2, 3, 5, 5))
     1944
     """
-    if not any(isinstance(it, Tensor) and it.is_meta for it in tree_leaves(example)):
+    if not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves(example)):
         check_whole(model, offloaded=True)
     total = 0
 
@@ -41,6 +41,6 @@ def multiply_adds(model: nn.Module, example: Any) -> int:
     for layer in network.modules():
         if isinstance(layer, LAYERS):
             layer.register_forward_hook(count)
-    inputs, named = tree_map_only(Tensor, torch.clone, arguments(example))
-    network(*inputs, **named)
+    own = Call.of(example).copied()
+    network(*own.inputs, **own.named)
     return total

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.channels.nodes import BatchNorm, Convolution, paddings, scale_and_shift
-from lossprune.channels.operations import UnknownEffectError, Value, only
-from lossprune.channels.values import Channels, Identities, Unknown
+from lossprune.channels.operations import UnknownEffectError, only
+from lossprune.channels.values import ChannelGroups, Channels, Unknown, Value
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,14 @@ class Connected:
             raise UnknownEffectError("a layer over another dimension than the channels before it")
         return channels
 
-    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+    def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         entering = self.entering(inputs)
         connected = self.kept.any(2)
         live = (connected & entering.live).any(1)
         varies = (connected & entering.constant.isnan()).any(1)
         bordered = self.edges(entering).any(2).any(1)
         constant = torch.where(varies | bordered, math.nan, self.bias + self.folded(entering))
-        ids = identities.fresh(len(self.bias))
-        return Channels(ids, live, constant, self.axis)
+        return Channels(groups.fresh(len(self.bias)), live, constant, self.axis)
 
     def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
         (value,) = inputs
@@ -98,7 +97,7 @@ class Depthwise:
     border: Tensor
     axis: int
 
-    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+    def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         channels = only(inputs).unfolded(len(self.bias))
         if channels is None or channels.axis != self.axis:
             raise UnknownEffectError("a layer over another dimension than the channels before it")
@@ -107,7 +106,7 @@ class Depthwise:
         bordered = (self.kept & self.border).any(2)[:, 0] & constants(channels)
         constant = torch.where(bordered, math.nan, channels.constant * sums)
         constant = torch.where(connected, constant, 0.0) + self.bias
-        return Channels(channels.ids, channels.live & connected, constant, self.axis)
+        return Channels(channels.groups, channels.live & connected, constant, self.axis)
 
     def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
         return [useful & self.kept.any(2)[:, 0]]
@@ -122,7 +121,7 @@ class Normalised:
     shift: Tensor
     axis: frozenset[int]
 
-    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+    def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         channels = only(inputs).unfolded(len(self.scale))
         if channels is None or channels.axis not in self.axis:
             raise UnknownEffectError(

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.channels.analysis import analyse
-from lossprune.channels.calls import usual_call
+from lossprune.channels.calls import usual_fixed
 from lossprune.channels.compaction import masked_copy
+from lossprune.channels.kept import LayerSlice, layer_slices
 from lossprune.channels.layers import Normalised
 from lossprune.channels.nodes import BatchNorm
-from lossprune.channels.slicing import Extent, cut_norm_, extents, replace_
+from lossprune.channels.slicing import replace_, slice_norm_
 from lossprune.channels.tracing import UntraceableError, trace
 from lossprune.pruning.mask import Mask
 
@@ -76,46 +77,42 @@ def narrow(model: nn.Module, mask: Mapping[str, Tensor]) -> Narrowing:
             raise NotNarrowableError(f"{name} draws random numbers")
     small, mask = masked_copy(model, mask)
     try:
-        call = usual_call(small)
-        analysis = analyse(small, mask, call, constants=False)
-        found = {extent.operation.name: extent for extent in extents(analysis)}
+        fixed = usual_fixed(small)
+        analysis = analyse(small, mask, fixed, constants=False)
         index: dict[str, Index] = {}
-        for name, extent in found.items():
-            if not _whole(extent):
-                index |= _cut_(small.get_submodule(name), extent)
-        if not trace(small, call).same(analysis.trace):
+        for part in list(layer_slices(analysis)):
+            if not part.whole:
+                index |= _slice_(small.get_submodule(part.operation.name), part)
+        if not trace(small, fixed).same(analysis.trace):
             raise NotNarrowableError("the network's code computes with the sizes of its layers")
-        if not trace(small.train(), call).same(analysis.trace):
+        if not trace(small.train(), fixed).same(analysis.trace):
             raise NotNarrowableError("it does otherwise in training than in evaluation")
     except UntraceableError as error:
         raise NotNarrowableError(str(error)) from None
     tensors = dict([*small.named_parameters(remove_duplicate=False), *small.named_buffers()])
     index = {name: index.get(name, ...) for name in tensors}
     kept = {
-        name: it.to(tensors[name].device)[index[name]].contiguous() for name, it in mask.items()
+        name: whole.to(tensors[name].device)[index[name]].contiguous()
+        for name, whole in mask.items()
     }
     return Narrowing(small, Mask(kept, criterion=mask.criterion), index)
 
 
-def _whole(extent: Extent) -> bool:
-    return bool(extent.rows.all()) and (extent.columns is None or bool(extent.columns.all()))
-
-
-def _cut_(layer: nn.Module, extent: Extent) -> dict[str, Index]:
+def _slice_(layer: nn.Module, part: LayerSlice) -> dict[str, Index]:
     """Leave a layer what stays of it; return which part of its tensors that is, by full name."""
     tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
     device = tensors[0][1].device
-    rows = extent.rows.nonzero()[:, 0].to(device)
-    index: dict[str, Index] = {name: (rows,) for name, it in tensors if it.dim()}
-    if isinstance(extent.operation, Normalised):
+    rows = part.rows.nonzero()[:, 0].to(device)
+    index: dict[str, Index] = {name: (rows,) for name, tensor in tensors if tensor.dim()}
+    if isinstance(part.operation, Normalised):
         assert isinstance(layer, BatchNorm)
-        cut_norm_(layer, extent.rows)
+        slice_norm_(layer, part.rows)
     else:
         weight, bias = layer.get_parameter("weight"), layer._parameters.get("bias")
-        if extent.columns is not None:
-            columns = extent.columns.nonzero()[:, 0].to(device)
+        if part.columns is not None:
+            columns = part.columns.nonzero()[:, 0].to(device)
             index["weight"] = rows[:, None], columns
-        part = weight.detach()[index["weight"]]
-        left = torch.zeros(len(rows)) if bias is None else bias.detach()[rows]
-        replace_(layer, part.reshape(*part.shape[:2], -1), left)
-    return {f"{extent.operation.name}.{name}": it for name, it in index.items()}
+        left = weight.detach()[index["weight"]]
+        shift = torch.zeros(len(rows)) if bias is None else bias.detach()[rows]
+        replace_(layer, left.reshape(*left.shape[:2], -1), shift)
+    return {f"{part.operation.name}.{name}": where for name, where in index.items()}

@@ -13,9 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lossprune.channels.values import Channels, Identities, Unknown
-
-Value = Channels | Unknown
+from lossprune.channels.values import ChannelGroups, Channels, Unknown, Value
 
 
 class UnknownEffectError(Exception):
@@ -25,7 +23,7 @@ class UnknownEffectError(Exception):
 class Operation(Protocol):
     """One operation of the graph."""
 
-    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+    def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         """Return what is known of the output; raises :class:`UnknownEffectError`."""
         ...
 
@@ -53,7 +51,7 @@ class Pointwise:
     name: str
     function: Callable[[Tensor], Tensor]
 
-    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+    def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         channels = only(inputs)
         return channels.mapped(self.function(channels.constant.clone()))
 
@@ -85,7 +83,7 @@ class Pooling:
         counted = padded and bool(self.arguments["count_include_pad"])
         return counted or self.arguments["divisor_override"] is not None
 
-    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+    def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         channels = only(inputs)
         if channels.axis != -1 - self.dimensions or channels.flattened:
             raise UnknownEffectError("a pooling over channels")
@@ -105,7 +103,7 @@ class Mean:
     dimensions: frozenset[int]
     keep: bool
 
-    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+    def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         channels = only(inputs)
         rank = 1 - channels.axis
         places = {d % rank for d in self.dimensions if -rank <= d < rank}
@@ -121,7 +119,7 @@ class Mean:
 class Flatten:
     """All dimensions but the first made one."""
 
-    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+    def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         channels = only(inputs)
         if channels.flattened:
             return channels
@@ -137,8 +135,8 @@ class Sum:
 
     sign: int = 1
 
-    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
-        a, b = _aligned(inputs, identities)
+    def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
+        a, b = _aligned(inputs, groups)
         return replace(a, live=a.live | b.live, constant=a.constant + self.sign * b.constant)
 
     def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
@@ -149,8 +147,8 @@ class Sum:
 class Product:
     """a · b, number by number."""
 
-    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
-        a, b = _aligned(inputs, identities)
+    def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
+        a, b = _aligned(inputs, groups)
         zero = (a.constant == 0) | (b.constant == 0)
         constant = torch.where(zero, 0.0, a.constant * b.constant)
         return replace(a, live=(a.live | b.live) & ~zero, constant=constant)
@@ -169,7 +167,7 @@ class Concatenation:
 
     dimension: int
 
-    def forward(self, inputs: Sequence[Value], identities: Identities) -> Value:
+    def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         channels = [part for part in inputs if isinstance(part, Channels)]
         if len(channels) < len(inputs) or len({part.axis for part in channels}) > 1:
             raise UnknownEffectError("a concatenation of tensors of different kinds")
@@ -177,7 +175,7 @@ class Concatenation:
         if any(part.flattened for part in channels) or self.dimension not in (1, axis):
             raise UnknownEffectError("a concatenation of other dimensions than the channels")
         return Channels(
-            torch.cat([part.ids for part in channels]),
+            torch.cat([part.groups for part in channels]),
             torch.cat([part.live for part in channels]),
             torch.cat([part.constant for part in channels]),
             axis,
@@ -187,12 +185,12 @@ class Concatenation:
         return list(useful.split([len(part) for part in inputs if isinstance(part, Channels)]))
 
 
-def _aligned(inputs: Sequence[Value], identities: Identities) -> tuple[Channels, Channels]:
+def _aligned(inputs: Sequence[Value], groups: ChannelGroups) -> tuple[Channels, Channels]:
     """The two inputs, of which each channel meets the one at its place."""
     a, b = inputs
     if isinstance(a, Unknown) or isinstance(b, Unknown):
         raise UnknownEffectError("a sum or product with a tensor whose channels are not known")
     if (len(a), a.axis, a.flattened) != (len(b), b.axis, b.flattened):
         raise UnknownEffectError("a sum or product of tensors with different channels")
-    identities.join_(a.ids, b.ids)
+    groups.join_(a.groups, b.groups)
     return a, b

@@ -1,21 +1,20 @@
-"""Layers cut down, in place, to the channels that stay."""
+"""Layers sliced, in place, to the channels that stay."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from lossprune.channels.analysis import Analysis
-from lossprune.channels.kept import Presence, carrier
+from lossprune.channels.kept import carrier, layer_slices
 from lossprune.channels.layers import Connected, Depthwise, Normalised
 from lossprune.channels.nodes import BatchNorm
-from lossprune.channels.values import Channels, Unknown
+from lossprune.channels.values import Channels
 
 
 @dataclass(frozen=True)
-class Cut:
+class SlicedWeight:
     """A layer's new weight (o, i, t), where it may differ from 0, and its new bias (o,)."""
 
     weight: Tensor
@@ -23,69 +22,38 @@ class Cut:
     bias: Tensor
 
 
-@dataclass(frozen=True)
-class Extent:
-    """What stays of a layer: bool (o,) of its channels, and (i,) of those it reads where it does.
-
-    ``columns`` is None for a layer that works on each channel by itself.
-    """
-
-    node: fx.Node
-    operation: Connected | Depthwise | Normalised
-    rows: Tensor
-    columns: Tensor | None
-
-
-def extents(analysis: Analysis) -> Iterator[Extent]:
-    """Return what stays of every known layer."""
-    presence = Presence(analysis)
-    for node, operation in analysis.operations.items():
-        value = analysis.values[node]
-        if not isinstance(operation, Connected | Depthwise | Normalised):
-            continue
-        if not isinstance(value, Channels):
-            continue
-        columns = None
-        if isinstance(operation, Connected):
-            inputs = analysis.inputs(node)
-            columns = torch.ones(operation.weight.shape[1], dtype=torch.bool)
-            if not isinstance(inputs[0], Unknown):
-                columns = presence.of(operation.entering(inputs))
-        yield Extent(node, operation, presence.of(value), columns)
-
-
-def cut_(model: nn.Module, analysis: Analysis) -> dict[str, Tensor]:
-    """Cut every known layer of ``model`` down; return what is kept of their weights, by name."""
+def slice_(model: nn.Module, analysis: Analysis) -> dict[str, Tensor]:
+    """Slice every known layer of ``model``; return what is kept of their weights, by name."""
     masks = {}
-    for extent in extents(analysis):
-        node, operation, rows = extent.node, extent.operation, extent.rows
+    for part in layer_slices(analysis):
+        node, operation, rows = part.node, part.operation, part.rows
         layer = model.get_submodule(operation.name)
         if isinstance(operation, Normalised):
             assert isinstance(layer, BatchNorm)
-            cut_norm_(layer, rows)
+            slice_norm_(layer, rows)
             continue
         value, useful = analysis.values[node], analysis.useful[node]
         assert isinstance(value, Channels)
         if isinstance(operation, Connected):
-            assert extent.columns is not None
+            assert part.columns is not None
             entering = operation.entering(analysis.inputs(node))
-            cut = _cut_connected(operation, entering, value, useful, rows, extent.columns)
+            sliced = _connected(operation, entering, value, useful, rows, part.columns)
         else:
-            cut = _cut_depthwise(operation, value, useful, rows)
-        replace_(layer, cut.weight, cut.bias)
+            sliced = _depthwise(operation, value, useful, rows)
+        replace_(layer, sliced.weight, sliced.bias)
         weight = layer.get_parameter("weight")
-        masks[f"{operation.name}.weight"] = cut.kept.reshape(weight.shape)
+        masks[f"{operation.name}.weight"] = sliced.kept.reshape(weight.shape)
     return masks
 
 
-def _cut_connected(
+def _connected(
     layer: Connected,
     entering: Channels,
     value: Channels,
     useful: Tensor,
     rows: Tensor,
     columns: Tensor,
-) -> Cut:
+) -> SlicedWeight:
     working = useful & value.constant.isnan()  # the other rows hold a constant, or serve nothing
     kept = layer.kept & working[:, None, None] & entering.constant.isnan()[:, None]
     weight = torch.where(kept, layer.weight, 0)
@@ -100,15 +68,15 @@ def _cut_connected(
         kept[:, place] = edges.any(1)
     bias = torch.where(working, layer.bias + layer.folded(entering), value.constant)
     bias = torch.where(bias.isnan(), 0.0, bias)
-    return Cut(weight[rows][:, columns], kept[rows][:, columns], bias[rows])
+    return SlicedWeight(weight[rows][:, columns], kept[rows][:, columns], bias[rows])
 
 
-def _cut_depthwise(layer: Depthwise, value: Channels, useful: Tensor, rows: Tensor) -> Cut:
+def _depthwise(layer: Depthwise, value: Channels, useful: Tensor, rows: Tensor) -> SlicedWeight:
     working = useful & value.constant.isnan()
     kept = layer.kept & working[:, None, None]
     bias = torch.where(working, layer.bias, value.constant)
     bias = torch.where(bias.isnan(), 0.0, bias)
-    return Cut(torch.where(kept, layer.weight, 0)[rows], kept[rows], bias[rows])
+    return SlicedWeight(torch.where(kept, layer.weight, 0)[rows], kept[rows], bias[rows])
 
 
 @torch.no_grad()
@@ -134,7 +102,7 @@ def replace_(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 @torch.no_grad()
-def cut_norm_(norm: BatchNorm, stay: Tensor) -> None:
+def slice_norm_(norm: BatchNorm, stay: Tensor) -> None:
     """Leave a batch norm these of its channels, bool (c,)."""
     for name, parameter in list(norm._parameters.items()):
         if parameter is not None:

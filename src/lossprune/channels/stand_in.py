@@ -37,18 +37,18 @@ class UnfollowedError(Exception):
         self.culprit = culprit
 
 
-def follow(root: nn.Module, whole: frozenset[nn.Module], bound: Mapping[str, Any]) -> fx.Graph:
+def follow(root: nn.Module, whole: frozenset[nn.Module], fixed: Mapping[str, Any]) -> fx.Graph:
     """Return the operations of ``root``, which may be left with other attributes.
 
     Args:
         root: the network.
         whole: modules inside that are taken as one operation, beside those of torch itself.
-        bound: values of arguments, by name; the other arguments are stand-ins.
+        fixed: values of arguments, by name; the other arguments are stand-ins.
 
     Raises:
         UnfollowedError: its code does what it may do otherwise on tensors, or fails.
     """
-    tracer = _Tracer(whole, bound)
+    tracer = _Tracer(whole, fixed)
     try:
         graph = tracer.trace(root)
     except Exception as error:  # whatever the network's own code raises on a stand-in
@@ -62,9 +62,9 @@ def follow(root: nn.Module, whole: frozenset[nn.Module], bound: Mapping[str, Any
 class _Tracer(fx.Tracer):
     """Notes in ``refusal`` what it refused, and in ``culprit`` the innermost module that failed."""
 
-    def __init__(self, whole: frozenset[nn.Module], bound: Mapping[str, Any]) -> None:
+    def __init__(self, whole: frozenset[nn.Module], fixed: Mapping[str, Any]) -> None:
         super().__init__()
-        self.whole, self.bound = whole, bound
+        self.whole, self.fixed = whole, fixed
         self.refusal: str | None = None
         self.culprit: nn.Module | None = None
         self._inside: list[nn.Module] = []
@@ -85,9 +85,9 @@ class _Tracer(fx.Tracer):
         function, stand_ins = super().create_args_for_root(root_fn, is_module, concrete_args)
         arguments = []
         for given in stand_ins:
-            if isinstance(given, fx.Proxy) and given.node.target in self.bound:
+            if isinstance(given, fx.Proxy) and given.node.target in self.fixed:
                 self.graph.erase_node(given.node)
-                arguments.append(self.bound[str(given.node.target)])
+                arguments.append(self.fixed[str(given.node.target)])
             else:
                 arguments.append(given)
         self._check_types_of_arguments(self.root)

@@ -33,7 +33,7 @@ class Trace:
         return (
             texts[0] == texts[1]
             and self.constants.keys() == other.constants.keys()
-            and all(_equal(it, other.constants[name]) for name, it in self.constants.items())
+            and all(_equal(one, other.constants[name]) for name, one in self.constants.items())
         )
 
     def module(self, model: nn.Module) -> fx.GraphModule:
@@ -44,8 +44,8 @@ class Trace:
         return fx.GraphModule(root, self.graph)
 
 
-def trace(model: nn.Module, bound: Mapping[str, Any]) -> Trace:
-    """Return the operations of ``model`` as it is, called with the arguments ``bound`` as given.
+def trace(model: nn.Module, fixed: Mapping[str, Any]) -> Trace:
+    """Return the operations of ``model`` as it is, called with the arguments ``fixed`` as given.
 
     The other arguments are tensors. Nothing is computed, and ``model`` is left as it is.  A module
     inside that cannot be traced becomes one operation as a whole.
@@ -62,9 +62,9 @@ def trace(model: nn.Module, bound: Mapping[str, Any]) -> Trace:
         try:
             with torch.random.fork_rng(devices=[]):
                 with torch.enable_grad():
-                    first = _trace_once(root, whole, bound)
+                    first = _trace_once(root, whole, fixed)
                 with torch.inference_mode():
-                    second = _trace_once(root, whole, bound)
+                    second = _trace_once(root, whole, fixed)
             break
         except UnfollowedError as error:
             if error.culprit not in parts - whole:
@@ -78,12 +78,15 @@ def trace(model: nn.Module, bound: Mapping[str, Any]) -> Trace:
 
 def apart(model: nn.Module) -> nn.Module:
     """Return a copy that shares the parameters, for code that may leave something in its module."""
-    return copy.deepcopy(model, {id(it): it for it in model.parameters()})
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-def _trace_once(root: nn.Module, whole: frozenset[nn.Module], bound: Mapping[str, Any]) -> Trace:
+def _trace_once(root: nn.Module, whole: frozenset[nn.Module], fixed: Mapping[str, Any]) -> Trace:
     before, made = _state(root), dict[str, Tensor]()
-    own = {k: copy.copy(it) if isinstance(it, list | dict) else it for k, it in bound.items()}
+    own = {
+        name: copy.copy(value) if isinstance(value, list | dict) else value
+        for name, value in fixed.items()
+    }
     try:
         graph = follow(root, whole, own)
     finally:

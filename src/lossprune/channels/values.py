@@ -1,7 +1,7 @@
 """What is known of a tensor inside a network: channel by channel, for every input there is.
 
-Channels that must stay together, such as the two that a residual sum adds, share an identity: they
-are either both there in the compacted network, or neither.
+Channels that must stay together, such as the two that a residual sum adds, are of one group: either
+all of a group are there in the compacted network, or none.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ class Channels:
     """The channels of one tensor, along one of its dimensions.
 
     Attributes:
-        ids: int64 (channels,), their identities (see :class:`Identities`).
+        groups: int64 (channels,), the group of each (see :class:`ChannelGroups`).
         live: bool (channels,), whether a path of kept weights leads here from the input.
         constant: float64 (channels,), the number that a channel without such a path holds at every
             position of every example; NaN where there is a path, or no such number.
@@ -25,14 +25,14 @@ class Channels:
             channel being the slower index (``"slow"``) or the faster one (``"fast"``).
     """
 
-    ids: Tensor
+    groups: Tensor
     live: Tensor
     constant: Tensor
     axis: int
     flattened: Literal["slow", "fast"] | None = None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.groups)
 
     def mapped(self, constant: Tensor) -> "Channels":
         """The same channels with other constants, NaN where there was none."""
@@ -44,8 +44,8 @@ class Channels:
             return self if len(self) == features else None
         if features % len(self):
             return None
-        return Channels(*(self._spread(t, features) for t in (self.ids, self.live, self.constant)),
-                        axis=-1)  # fmt: skip
+        parts = (self.groups, self.live, self.constant)
+        return Channels(*(self._spread(values, features) for values in parts), axis=-1)
 
     def folded(self, features: Tensor) -> Tensor:
         """Which channels have any of the marked ``features``: the way back of :meth:`unfolded`."""
@@ -67,8 +67,11 @@ class Unknown:
     reason: str | None = None
 
 
-class Identities:
-    """A register of channel identities, some of which have been found to be the same."""
+Value = Channels | Unknown
+
+
+class ChannelGroups:
+    """A register of groups of channels, some of which have been found to be the same."""
 
     def __init__(self) -> None:
         self._parents: list[int] = []
@@ -77,18 +80,18 @@ class Identities:
         return len(self._parents)
 
     def fresh(self, count: int) -> Tensor:
-        """Return ``count`` new identities."""
+        """Return ``count`` new groups."""
         first = len(self._parents)
         self._parents.extend(range(first, first + count))
         return torch.arange(first, first + count)
 
     def join_(self, first: Tensor, second: Tensor) -> None:
-        """Make each identity in ``first`` the same as the one beside it in ``second``."""
+        """Make each group in ``first`` the same as the one beside it in ``second``."""
         for a, b in zip(first.tolist(), second.tolist(), strict=True):
             self._parents[self._root(a)] = self._root(b)
 
-    def roots(self) -> Tensor:
-        """Return one representative for each identity: equal where they are the same."""
+    def representatives(self) -> Tensor:
+        """Return one representative for each group: equal where they are the same."""
         return torch.tensor([self._root(i) for i in range(len(self))], dtype=torch.int64)
 
     def _root(self, i: int) -> int:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lossprune.channels.calls import Call
 from lossprune.commands.output import NETWORK, format_of
 from lossprune.commands.prune import FORMAT as PRUNED
 from lossprune.commands.user_code import Batches, build_network, find_function
-from lossprune.deployment.example import Call
 from lossprune.deployment.sparse.parts import inputs_of
 from lossprune.deployment.sparse_load import load_sparse
 from lossprune.experiment.config import RunConfig

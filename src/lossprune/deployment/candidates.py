@@ -3,14 +3,16 @@
 What does not work, or gives something else, is left out with a note: the masked network does.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
 from lossprune.channels.agreement import same_outputs
-from lossprune.deployment.example import said, understood
+from lossprune.channels.calls import Call
 from lossprune.deployment.timing import interleaved
+from lossprune.pruning.errors import PruningError
 
 T = TypeVar("T")
 
@@ -30,7 +32,7 @@ class Candidates:
         Raises:
             PruningError: it does not run on the example.
         """
-        self.call, self._expected = understood(masked, example)
+        self.call, self._expected = _understood(masked, example)
         self.networks: dict[str, nn.Module] = {"masked": masked}
         self.notes: list[str] = []
 
@@ -41,7 +43,7 @@ class Candidates:
         # Candidates run the network's own code in ways that its author has not thought of, so they
         # may raise anything; and none is needed, as there is always the masked network.
         except Exception as error:
-            self.notes.append(f"{name} was left out: {said(error)}")
+            self.notes.append(f"{name} was left out: {_said(error)}")
             return None
 
     def add(self, name: str, network: nn.Module) -> None:
@@ -62,4 +64,42 @@ class Candidates:
             for network in self.networks.values()
         ]
         timings = interleaved(calls, seconds=seconds * len(calls))
-        return {name: it.best for name, it in zip(self.networks, timings, strict=True)}
+        return {name: timing.best for name, timing in zip(self.networks, timings, strict=True)}
+
+
+def _understood(masked: nn.Module, example: Any) -> tuple[Call, Any]:
+    """Return the first reading of ``example`` that the network takes, and what it gives then.
+
+    Raises:
+        PruningError: it takes none of them.
+    """
+    first: Exception | None = None
+    for call in _readings(masked, example):
+        try:
+            return call, call(masked)
+        except Exception as error:  # whatever the network's own code raises
+            first = first or error
+    assert first is not None
+    raise PruningError(
+        f"{type(masked).__name__} does not run on example: {_said(first)}"
+    ) from first
+
+
+def _readings(model: nn.Module, example: Any) -> list[Call]:
+    """Return the calls that ``example`` may stand for, the likeliest first."""
+    whole = Call((example,), {})
+    if isinstance(example, Mapping):
+        parameters = inspect.signature(type(model).forward).parameters
+        named = Call((), dict(example))
+        return [named, whole] if all(key in parameters for key in example) else [whole, named]
+    if isinstance(example, (tuple, list)):
+        return [Call(tuple(example), {}), whole]
+    return [whole]
+
+
+def _said(error: Exception) -> str:
+    """Return an error's message in one line, and its type where that tells more."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= 300 else f"{text[:300]}…"
+    known = isinstance(error, PruningError) or type(error).__module__.startswith("lossprune.")
+    return text if known and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -15,11 +15,11 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from lossprune.channels.calls import Call
 from lossprune.channels.compaction import compact, masked_copy
 from lossprune.channels.tracing import UntraceableError
 from lossprune.deployment.candidates import Candidates
 from lossprune.deployment.csr import csr_layer
-from lossprune.deployment.example import Call
 from lossprune.deployment.layer_by_layer import layer_by_layer, replaced_layers, sparse_layer
 from lossprune.deployment.semi_structured import with_semi_structured
 from lossprune.deployment.sparse.network import check_conversion
@@ -231,7 +231,8 @@ def _sparse(
 def _hides_layers(graph: fx.GraphModule) -> bool:
     """Whether there are layers inside of modules that the graph takes as one operation."""
     called = [node for node in graph.graph.nodes if node.op == "call_module"]
-    return any(set(weighted_layers(graph.get_submodule(str(it.target)))) - {""} for it in called)
+    modules = [graph.get_submodule(str(node.target)) for node in called]
+    return any(set(weighted_layers(module)) - {""} for module in modules)
 
 
 def _fastest(candidates: Candidates, small: nn.Module, seconds: float) -> Deployed:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lossprune.channels.calls import Bound, call_of, usual_call
+from lossprune.channels.calls import Fixed, fixed_by, usual_fixed
 from lossprune.channels.tracing import Trace, UntraceableError, trace
 from lossprune.pruning.errors import PruningError
 
@@ -18,14 +18,15 @@ class Arguments:
     holds one way, and is refused to calls that ask for another.
     """
 
-    def __init__(self, model: nn.Module, order: Sequence[str], bound: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, order: Sequence[str], fixed: Mapping[str, Any]) -> None:
         """Take the names that the graph reads, in order, and the values that others must have."""
         signature = inspect.signature(type(model).forward)
         self._signature = signature.replace(parameters=list(signature.parameters.values())[1:])
-        self._order, self._bound = tuple(order), dict(bound)
-        defaults = {name: it.default for name, it in self._signature.parameters.items()}
-        plain = tuple(self._signature.parameters)[: len(order)] == self._order
-        self._usual = plain and all(defaults.get(name) is it for name, it in bound.items())
+        self._order, self._fixed = tuple(order), dict(fixed)
+        parameters = self._signature.parameters
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
+        plain = tuple(parameters)[: len(order)] == self._order
+        self._usual = plain and all(defaults.get(name) is value for name, value in fixed.items())
 
     def __call__(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Sequence[Any]:
         """Return the graph's inputs, in order.
@@ -37,7 +38,7 @@ class Arguments:
             return inputs  # by far the most calls: nothing to look up
         given = self._signature.bind(*inputs, **named)
         given.apply_defaults()
-        for name, value in self._bound.items():
+        for name, value in self._fixed.items():
             key = name.lstrip("*")
             if not _same(given.arguments[key], value):
                 raise PruningError(
@@ -71,17 +72,17 @@ def traced(model: nn.Module, example: Any) -> tuple[Trace, Arguments]:
         UntraceableError: there is no such graph.
     """
     try:
-        found, bound = _traced(model, usual_call(model, example))
+        found, fixed = _traced(model, usual_fixed(model, example))
     except UntraceableError:
-        found, bound = _traced(model, call_of(model, example))
+        found, fixed = _traced(model, fixed_by(example, model))
     order = [str(node.target) for node in found.graph.nodes if node.op == "placeholder"]
     if any(name.startswith("*") for name in order):
         raise UntraceableError("the network takes any number of arguments")
-    return found, Arguments(model, order, bound)
+    return found, Arguments(model, order, fixed)
 
 
-def _traced(model: nn.Module, bound: Bound) -> tuple[Trace, Bound]:
-    return trace(model, bound), bound
+def _traced(model: nn.Module, fixed: Fixed) -> tuple[Trace, Fixed]:
+    return trace(model, fixed), fixed
 
 
 def _same(one: Any, other: Any) -> bool:

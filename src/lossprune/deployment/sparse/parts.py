@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from lossprune.deployment.example import Call
+from lossprune.channels.calls import Call
 from lossprune.deployment.sparse.lowering import Lowered, joined, lowered, with_scales
 from lossprune.deployment.sparse.network import SparseNetwork, image_shape
 from lossprune.deployment.sparse.steps import SparseConvolution, output_shape
