@@ -1,27 +1,35 @@
 """From a traced network to sparse steps: which operations the kernels know, and which they join.
 
-``lowered`` reads a ``torch.fx`` graph whose shapes are known and returns, node by node, the step
-that computes it, or nothing where torch must.  ``joined`` then puts what follows a convolution into
-it: batch norm into its weights, an addition, an activation and a maximum over 2×2 into its end.
+``lowered`` takes one node of a ``torch.fx`` graph whose shapes are known, and returns the step that
+computes it, or nothing where torch must.  ``joined`` then puts what follows a convolution into it:
+batch norm into its weights, an addition, an activation and a maximum over 2×2 into its end.
 """
 
 import math
-import operator
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
+from lossprune.channels.nodes import (
+    Layer,
+    changed,
+    paddings,
+    read_call,
+    read_module,
+    scale_and_shift,
+)
+from lossprune.channels.operations import Operation, Pointwise, Pooling, Sum
 from lossprune.deployment.sparse.steps import (
     ChannelScales,
     MapActivation,
     MapMaximum,
     MapMean,
     MapSum,
+    Pair,
     SparseConvolution,
     SparseOperation,
     SparseStep,
@@ -31,17 +39,8 @@ from lossprune.kernels.interface import Activation
 
 Lowered = tuple[SparseStep, Weights]
 
-_ACTIVATIONS: Mapping[Any, Activation] = {
-    **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu"), Activation.RELU),
-    **dict.fromkeys((nn.Tanh, F.tanh, torch.tanh, "tanh"), Activation.TANH),
-}
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
-_ADDITIONS = (operator.add, operator.iadd, torch.add, "add")
-_FLATTENINGS = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
-_POOLING = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-
-# An operation and its weights; "same" of what leaves a value as it is; None where torch must.
-_Read = tuple[SparseOperation, Weights] | Literal["same"] | None
+_ACTIVATIONS = {"relu": Activation.RELU, "tanh": Activation.TANH}
+_FLATTENINGS = (nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape")
 
 
 def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
@@ -49,138 +48,75 @@ def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
 
     Flattening and what does nothing in evaluation leave a value as it is.
     """
-    shape = _shape(node)
-    before = _shape(node.all_input_nodes[0]) if node.all_input_nodes else None
-    if shape is None or before is None:
+    reads = tuple(source.name for source in node.all_input_nodes)
+    shapes = [_map_shape(value) for value in (*node.all_input_nodes, node)]
+    if not reads or None in shapes:
         return None
+    name, kind = node.name, node.target
+    read: Operation | Layer | None
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
-        own = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        given = len(node.args) + len(node.kwargs)
-        if module.training or own or len(node.all_input_nodes) != 1 or given != 1:
+        if module.training or changed(module) or len(node.args) + len(node.kwargs) != 1:
             return None
-        name, read = str(node.target), _module(module, before, shape)
+        name, kind, read = str(node.target), type(module), read_module(module)
     else:
-        name, read = node.name, _function(node, before, shape)
-    sources = tuple(source.name for source in node.all_input_nodes)
-    if read is None or read == "same":
-        return read and sources[0]
-    return SparseStep(name, sources, node.name, read[0]), read[1]
+        read = read_call(node)
+    if kind in _FLATTENINGS:
+        one, *_, made = shapes
+        return reads[0] if len(reads) == 1 and len(made) == 2 and one[0] == made[0] else None
+    if isinstance(read, Pointwise) and read.name == "identity":
+        return reads[0]
+    found = _operation(read, shapes)
+    return found and (SparseStep(name, reads, node.name, found[0]), found[1])
 
 
-def _module(module: nn.Module, before: torch.Size, after: torch.Size) -> _Read:
-    read: Callable[..., _Read] | None = {
-        nn.Linear: _linear,
-        nn.Conv2d: _convolution,
-        nn.BatchNorm1d: _batch_norm,
-        nn.BatchNorm2d: _batch_norm,
-        nn.MaxPool2d: _max_pool,
-        nn.AdaptiveAvgPool2d: _mean,
-    }.get(type(module))
-    if read is not None:
-        return read(module, before)
-    if type(module) in _ACTIVATIONS and _is_map(before):
-        return MapActivation(_ACTIVATIONS[type(module)]), Weights()
-    same = isinstance(module, _NOTHING) and _is_map(before)
-    same = same or (isinstance(module, nn.Flatten) and _flattens(before, after))
-    return "same" if same else None
+def _map_shape(node: fx.Node) -> Any:
+    """Return the shape of a float32 value that is maps or features of images; None of others."""
+    known: Any = node.meta.get("tensor_meta")
+    usual = getattr(known, "dtype", None) == torch.float32 and len(known.shape) in (2, 4)
+    return known.shape if usual else None
 
 
-def _function(  # noqa: PLR0911, one return for each kind
-    node: fx.Node, before: torch.Size, after: torch.Size
-) -> _Read:
-    inputs = node.all_input_nodes
-    if not _is_map(before):
-        return None
-    if node.target in _ADDITIONS:
-        alike = len(inputs) == 2 and _shape(inputs[1]) == before and set(node.args) == set(inputs)
-        return (MapSum(), Weights()) if alike and not node.kwargs else None
-    if len(inputs) != 1:
-        return None
-    if node.target in _ACTIVATIONS:
-        return MapActivation(_ACTIVATIONS[node.target]), Weights()
-    if node.target in _FLATTENINGS:
-        return "same" if _flattens(before, after) else None
-    if node.target is F.adaptive_avg_pool2d and len(after) == 4 and after[2:] == (1, 1):
-        return MapMean(), Weights()
-    if node.target is F.max_pool2d:
-        given = {**dict(zip(_POOLING, node.args[1:], strict=False)), **node.kwargs}
-        given.pop("input", None)
-        return _max_pool(nn.MaxPool2d(**given), before)  # type: ignore[arg-type]
-    return None
+def _operation(
+    read: Operation | Layer | None, shapes: Sequence[torch.Size]
+) -> tuple[SparseOperation, Weights] | None:
+    """Return the kernels' operation for what a node computes, given the shapes around it."""
+    operation: SparseOperation | None = None
+    weights = Weights()
+    match read, [len(shape) for shape in shapes]:
+        case nn.Linear(weight=weight, bias=bias), [2, 2]:
+            outputs, inputs = weight.shape
+            operation = SparseConvolution((outputs, inputs, 1, 1), flat=True)
+            weights = Weights.kept(weight, bias)
+        case nn.Conv2d(weight=weight, bias=bias, padding_mode="zeros"), [4, 4]:
+            (top, bottom), (left, right) = paddings(read)
+            if (top, left) == (bottom, right):
+                kernel: Any = tuple(weight.shape)
+                stride, dilation = _pair(read.stride), _pair(read.dilation)
+                operation = SparseConvolution(kernel, stride, (top, left), dilation, read.groups)
+                weights = Weights.kept(weight, bias)
+        case (nn.BatchNorm1d() | nn.BatchNorm2d()) as norm, [_, _]:
+            if found := scale_and_shift(norm):
+                operation = ChannelScales(norm.num_features)
+                weights = Weights(scale=found[0].float(), shift=found[1].float())
+        case Pointwise(name="relu" | "tanh" as name), [_, _]:
+            operation = MapActivation(_ACTIVATIONS[name])
+        case Sum(sign=1), [_, _, _] if shapes[0] == shapes[1]:
+            operation = MapSum()
+        case Pooling(kind="max", dimensions=2, arguments=given), [4, 4]:
+            size, padding, dilation = (
+                _pair(given[name]) for name in ("kernel_size", "padding", "dilation")
+            )
+            if (padding, dilation, bool(given["ceil_mode"])) == ((0, 0), (1, 1), False):
+                operation = MapMaximum(size, _pair(given["stride"] or size))
+        case Pooling(kind="adaptive_avg", dimensions=2, arguments=given), [4, 4]:
+            if given["output_size"] in (1, (1, 1), [1, 1]):
+                operation = MapMean()
+    return operation and (operation, weights)
 
 
-def _linear(module: nn.Linear, before: torch.Size) -> _Read:
-    if len(before) != 2:
-        return None
-    outputs, inputs = module.weight.shape
-    convolution = SparseConvolution((outputs, inputs, 1, 1), flat=True)
-    return convolution, Weights.kept(module.weight, module.bias)
-
-
-def _convolution(module: nn.Conv2d, before: torch.Size) -> _Read:
-    if len(before) != 4 or module.padding_mode != "zeros":
-        return None
-    padding: Any = module.padding
-    if padding == "valid":
-        padding = (0, 0)
-    elif padding == "same":
-        reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        if any(extent % 2 for extent in reach):
-            return None  # torch pads one side more than the other
-        padding = tuple(extent // 2 for extent in reach)
-    convolution = SparseConvolution(
-        tuple(module.weight.shape),  # pyright: ignore[reportArgumentType]
-        _pair(module.stride), padding, _pair(module.dilation), module.groups,
-    )  # fmt: skip
-    return convolution, Weights.kept(module.weight, module.bias)
-
-
-def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, before: torch.Size) -> _Read:
-    if not _is_map(before) or module.running_mean is None or module.running_var is None:
-        return None
-    mean, variance = module.running_mean.double(), module.running_var.double()
-    scale = (variance + module.eps).rsqrt()
-    if module.weight is not None:
-        scale = scale * module.weight.detach().double()
-    shift = -mean * scale
-    if module.bias is not None:
-        shift = shift + module.bias.detach().double()
-    return ChannelScales(len(scale)), Weights(shift.float(), scale.float())
-
-
-def _max_pool(module: nn.MaxPool2d, before: torch.Size) -> _Read:
-    plain = _pair(module.padding) == (0, 0) and _pair(module.dilation) == (1, 1)
-    if len(before) != 4 or not plain or module.ceil_mode or module.return_indices:
-        return None
-    return MapMaximum(_pair(module.kernel_size), _pair(module.stride)), Weights()
-
-
-def _mean(module: nn.AdaptiveAvgPool2d, before: torch.Size) -> _Read:
-    if len(before) != 4 or module.output_size not in (1, (1, 1)):
-        return None
-    return MapMean(), Weights()
-
-
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: Any) -> Pair:
     return (value, value) if isinstance(value, int) else tuple(value)
-
-
-def _shape(node: fx.Node) -> torch.Size | None:
-    """Return the shape of a float32 value; None of anything else."""
-    known = node.meta.get("tensor_meta")
-    shape = getattr(known, "shape", None)
-    if getattr(known, "dtype", None) != torch.float32:
-        return None
-    return shape if isinstance(shape, torch.Size) else None
-
-
-def _is_map(shape: torch.Size) -> bool:
-    return len(shape) in (2, 4)
-
-
-def _flattens(before: torch.Size, after: torch.Size) -> bool:
-    return len(after) == 2 and before[0] == after[0] and _is_map(before)
 
 
 def joined(parts: Sequence[Lowered], kept: Collection[str]) -> list[Lowered]:

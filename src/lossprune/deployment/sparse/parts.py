@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lossprune.channels.calls import Call
+from lossprune.channels.nodes import in_place
 from lossprune.deployment.sparse.lowering import Lowered, joined, lowered, with_scales
 from lossprune.deployment.sparse.network import SparseNetwork, image_shape
 from lossprune.deployment.sparse.steps import SparseConvolution, output_shape
@@ -159,12 +160,8 @@ def _has_weights(step: Lowered | str) -> bool:
 
 
 def _changes_what_others_read(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether an operation in place changes a value that something else reads too."""
-    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-    in_place = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    in_place = in_place or (module is None and (name.endswith("_") or name == "iadd"))
-    return bool(in_place) and any(len(source.users) > 1 for source in node.all_input_nodes)
+    shared = any(len(source.users) > 1 for source in node.all_input_nodes)
+    return shared and in_place(graph, node)
 
 
 def _torch(graph: fx.GraphModule, run: _Run) -> nn.Module:
