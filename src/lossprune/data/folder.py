@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lossprune.data import Source
 from lossprune.data.archive import read_archive
 from lossprune.data.dataset import Dataset, Split, moments
 from lossprune.data.image_cache import Decoded, cached
-from lossprune.data.image_file import GREY, SUFFIXES, entries, is_image, opened
+from lossprune.data.image_file import GREY, SUFFIXES, decoding_bar, entries, is_image, opened
 
 # The names that a split's folder may have.
 SPLITS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
@@ -83,11 +80,9 @@ def _key(path: Path) -> str:
 def _decode(path: Path, progress: bool | None) -> Decoded:
     """Read all images, and order them by split, class and name, wherever they come from."""
     contents = _archived(path) if path.is_file() else _contents(path)
-    show = sys.stderr.isatty() if progress is None else progress
-    columns = TextColumn("decoding images"), MofNCompleteColumn(), TimeElapsedColumn()
     pixels: dict[tuple[str, str, str], np.ndarray] = {}
     first: tuple[str, tuple[int, ...]] | None = None
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+    with decoding_bar(progress) as bar:
         for name, raw in bar.track(contents):
             image = _pixels(f"{path}/{name}", raw)
             first = first or (name, image.shape)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 GREY = ("1", "L", "LA")
@@ -47,3 +50,10 @@ def opened(name: str, raw: bytes) -> Iterator[Image.Image]:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be read as an image: {error}") from None
+
+
+def decoding_bar(progress: bool | None) -> Progress:
+    """Return a bar on standard error that counts images; None: only where it is a terminal."""
+    show = sys.stderr.isatty() if progress is None else progress
+    columns = TextColumn("decoding images"), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=Console(stderr=True), disable=not show)

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +25,9 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lossprune.data.image_cache import Decoded
-from lossprune.data.image_file import opened
+from lossprune.data.image_file import decoding_bar, opened
 from lossprune.files import CACHE_VARIABLE, cache_folder, write_whole
 from lossprune.json_text import parse_digested, with_digest
 from lossprune.torch_state import count_cores
@@ -121,15 +118,11 @@ def _decode(folder: Path, listing: Listing, side: int, progress: bool | None) ->
     files = [file for of_split in listing.files.values() for file in of_split]
     state = _Decoding.read(folder)
     _check_room(folder, (len(files) - state.done) * 3 * side**2)
-    show = sys.stderr.isatty() if progress is None else progress
-    columns = TextColumn("decoding images"), MofNCompleteColumn(), TimeElapsedColumn()
     target = os.open(folder / IMAGES, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         with (
-            ThreadPoolExecutor(
-                count_cores()
-            ) as pool,  # Pillow lets other threads run while it works
-            Progress(*columns, console=Console(stderr=True), disable=not show) as bar,
+            ThreadPoolExecutor(count_cores()) as pool,  # Pillow lets other threads run
+            decoding_bar(progress) as bar,
         ):
             task = bar.add_task("", total=len(files), completed=state.done)
             while state.done < len(files):
