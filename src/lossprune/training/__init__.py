@@ -31,10 +31,10 @@ from lossprune.training.perceptron.stack import SparseStack as SparseStack
 from lossprune.training.perceptron.structure import NotSparseError as NotSparseError
 from lossprune.training.perceptron.training import SparseTraining as SparseTraining
 from lossprune.training.precision import Forward as Forward
-from lossprune.training.stacked.checks import NotStackableError as NotStackableError
 from lossprune.training.stacked.choice import TogetherTraining as TogetherTraining
 from lossprune.training.stacked.choice import choose_stack as choose_stack
 from lossprune.training.stacked.memory import bytes_per_member as bytes_per_member
+from lossprune.training.stacked.stackable import NotStackableError as NotStackableError
 from lossprune.training.stacked.training import StackedTraining as StackedTraining
 from lossprune.training.stacked.training import worthwhile as worthwhile
 

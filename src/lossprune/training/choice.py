@@ -18,7 +18,7 @@ from lossprune.training.loop import train_epoch
 from lossprune.training.perceptron.structure import NotSparseError, read_layers
 from lossprune.training.perceptron.training import SparseTraining
 from lossprune.training.precision import Forward
-from lossprune.training.stacked.checks import NotStackableError
+from lossprune.training.stacked.stackable import NotStackableError
 
 TRAININGS = ("auto", "dense", "sparse")
 FASTER_BELOW = 0.3  # share of the weights left; docs/training.md has the measurements

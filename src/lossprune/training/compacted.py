@@ -16,8 +16,8 @@ from lossprune.data import Dataset, Split
 from lossprune.pruning.matching import match
 from lossprune.training.evaluation import Evaluation, evaluate
 from lossprune.training.loop import train_epoch
+from lossprune.training.plain import plain_settings, step_without_gradients
 from lossprune.training.precision import Forward
-from lossprune.training.sgd import plain_settings, step_without_gradients
 
 _BUFFER = "momentum_buffer"  # as torch.optim.SGD calls it
 

@@ -16,9 +16,9 @@ from lossprune.training.perceptron.stack_kernel import Kernel, Machine, gpu
 from lossprune.training.perceptron.stack_layout import Where, lay_out
 from lossprune.training.perceptron.structure import NotSparseError, read_layers
 from lossprune.training.perceptron.training import check_fit
-from lossprune.training.sgd import common_momentum, plain_settings
+from lossprune.training.plain import common_momentum, plain_settings
 from lossprune.training.stacked.batches import group_by_order
-from lossprune.training.stacked.checks import read_members
+from lossprune.training.stacked.stackable import read_members
 from lossprune.training.stacked.state import momentum_of
 
 

@@ -23,7 +23,7 @@ from lossprune.training.perceptron.structure import (
     read_layers,
     read_stages,
 )
-from lossprune.training.sgd import plain_settings
+from lossprune.training.plain import plain_settings
 
 _CHUNK = 5120  # examples of an evaluation that one thread takes at a time
 

@@ -13,7 +13,7 @@ from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import DivergedError
 from lossprune.training.perceptron.stack import SparseStack
 from lossprune.training.perceptron.structure import NotSparseError
-from lossprune.training.stacked.checks import NotStackableError
+from lossprune.training.stacked.stackable import NotStackableError
 from lossprune.training.stacked.training import StackedTraining
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lossprune.training.sgd import step_without_gradients
+from lossprune.training.plain import step_without_gradients
 from lossprune.training.stacked.state import Member, Stack
 
 # Tensors, and how often each had been changed in place when it was read or written.

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import CHECK_EVERY
-from lossprune.training.sgd import step_without_gradients
+from lossprune.training.plain import step_without_gradients
 from lossprune.training.stacked.batches import Group, in_lockstep
 from lossprune.training.stacked.epoch import Epoch, Losses, Outcome, Scores, Steps
 from lossprune.training.stacked.state import Member, Stack

@@ -10,16 +10,16 @@ from torch.optim import Optimizer
 from lossprune.data import Dataset
 from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import DivergedError
-from lossprune.training.sgd import common_momentum, plain_settings
+from lossprune.training.plain import common_momentum, plain_settings
 from lossprune.training.stacked.batches import group_by_dataset, group_by_order
-from lossprune.training.stacked.checks import (
+from lossprune.training.stacked.epoch import Epoch
+from lossprune.training.stacked.in_turn import InTurn
+from lossprune.training.stacked.stackable import (
     check_by_trial,
     perceptron_layers,
     read_members,
 )
-from lossprune.training.stacked.epoch import Epoch
-from lossprune.training.stacked.in_turn import InTurn
-from lossprune.training.stacked.perceptron import PerceptronSteps
+from lossprune.training.stacked.steps import PerceptronSteps
 from lossprune.training.stacked.together import Together
 from lossprune.training.stacked.vmap import AnySteps
 
