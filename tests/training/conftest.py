@@ -11,7 +11,7 @@ import pytest
 
 from lossprune.data import Dataset, load
 from lossprune.kernels.interface import HEADER
-from lossprune.training.perceptron.stack_kernel import SOURCE, Machine
+from lossprune.training.perceptron.stack_kernel import SOURCE, StackMachine
 
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-Wall", "-Werror")
@@ -52,4 +52,4 @@ def emulated_gpu():
     """Return a machine for sparse stacks that needs no GPU; skip where there is no C++ compiler."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ to run CUDA code on the CPU with")
-    return Machine(compiled, shared_bytes=227 * 1024, blocks=2, threads=128)
+    return StackMachine(compiled, shared_bytes=227 * 1024, blocks=2, threads=128)

@@ -24,7 +24,7 @@ from lossprune.training import (
     make_optimizer,
     train_epoch,
 )
-from lossprune.training.perceptron.gpu import SparseGpuTraining
+from lossprune.training.perceptron.stack import SparseGpuTraining
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 machines = pytest.mark.parametrize("where", ["emulated", pytest.param("cuda", marks=needs_gpu)])

@@ -15,11 +15,11 @@ from lossprune.pruning import Mask
 from lossprune.training import (
     DivergedError,
     StackedTraining,
+    bytes_per_member,
     evaluate,
     make_optimizer,
     train_epoch,
 )
-from lossprune.training.stacked.memory import bytes_per_member
 from tests.training.stacks import (
     Runs,
     assert_equal_states,

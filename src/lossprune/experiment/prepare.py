@@ -22,7 +22,7 @@ from lossprune.flags import MOST_THREADS
 from lossprune.kernels.compiler import compiler_available
 from lossprune.networks import NETWORKS
 from lossprune.pruning import prune_by_stage
-from lossprune.training.perceptron.training import check_sparse
+from lossprune.training.perceptron.structure import check_sparse
 from lossprune.training.precision import check_compiler
 
 _EXAMPLES_PER_BATCH = 100

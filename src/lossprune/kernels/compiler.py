@@ -11,6 +11,7 @@ version and the processor.  All of it may be deleted at any time.
 True
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -26,10 +27,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from lossprune.files import cache_folder, write_whole
 from lossprune.kernels.interface import HEADER, Structures, check_mirrors, fields, macros
 
 _INCLUDED = ("In file included from", "  ")
-CACHE_VARIABLE = "LOSSPRUNE_CACHE"
 
 
 class NoCompiler(RuntimeError):  # noqa: N818, as StopIteration: it says what is the case
@@ -71,7 +72,7 @@ def load(
     used = (*_flags(), *(f"-D{name}={value}" for name, value in given.items()), *flags)
     text = source.read_bytes() + HEADER.read_bytes()
     key = hashlib.sha256(repr((text, used, version, _processor())).encode()).hexdigest()
-    library = _folder() / f"{source.stem}-{key[:24]}.so"
+    library = cache_folder() / f"{source.stem}-{key[:24]}.so"
     if not library.is_file():
         library = _build(command, used, source, library)
     return ctypes.CDLL(str(library))
@@ -126,34 +127,19 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))
 
 
-def _folder() -> Path:
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
-    import pooch
-
-    return Path(pooch.os_cache("lossprune"))
-
-
 def _build(command: Sequence[str], flags: Sequence[str], source: Path, library: Path) -> Path:
-    """Compile into a temporary file and rename it.
+    """Compile ``source``, and return where it lies.
 
-    Where the cache cannot be written, the library goes into a folder of this process's own.
+    Where the cache cannot be written, that is a folder of this process's own.
     """
-    try:
+    with contextlib.suppress(OSError):  # which writing finds too
         library.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{library.stem}-", suffix=".so", dir=library.parent
-        )
-    except OSError:
-        library = Path(tempfile.mkdtemp(prefix="lossprune-")) / library.name
-        handle, name = tempfile.mkstemp(suffix=".so", dir=library.parent)
-    os.close(handle)
-    part = Path(name)
-    try:
-        libraries = [flag for flag in flags if flag.startswith("-l")]
-        others = [flag for flag in flags if not flag.startswith("-l")]
+    libraries = [flag for flag in flags if flag.startswith("-l")]
+    others = [flag for flag in flags if not flag.startswith("-l")]
+    with tempfile.TemporaryDirectory(prefix="lossprune-") as folder:
+        built = Path(folder, library.name)
         done = subprocess.run(
-            [*command, *others, "-I", str(HEADER.parent), str(source), "-o", name, *libraries],
+            [*command, *others, f"-I{HEADER.parent}", str(source), "-o", str(built), *libraries],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -162,7 +148,10 @@ def _build(command: Sequence[str], flags: Sequence[str], source: Path, library: 
             # Before what is wrong in a header stands who includes it.
             said = next((line for line in lines if not line.startswith(_INCLUDED)), "no message")
             raise NoCompiler(f"{shlex.join(command)} cannot build {source.name}: {said}")
-        part.replace(library)
-    finally:
-        part.unlink(missing_ok=True)
+        contents = built.read_bytes()
+    try:
+        write_whole(library, contents)
+    except OSError:
+        library = Path(tempfile.mkdtemp(prefix="lossprune-")) / library.name
+        library.write_bytes(contents)
     return library

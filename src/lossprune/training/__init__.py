@@ -18,7 +18,9 @@ True
 """
 
 from lossprune.training.choice import DenseTraining as DenseTraining
+from lossprune.training.choice import TogetherTraining as TogetherTraining
 from lossprune.training.choice import Training as Training
+from lossprune.training.choice import choose_stack as choose_stack
 from lossprune.training.choice import choose_training as choose_training
 from lossprune.training.choice import dense_training as dense_training
 from lossprune.training.compacted import CompactedTraining as CompactedTraining
@@ -31,12 +33,10 @@ from lossprune.training.perceptron.stack import SparseStack as SparseStack
 from lossprune.training.perceptron.structure import NotSparseError as NotSparseError
 from lossprune.training.perceptron.training import SparseTraining as SparseTraining
 from lossprune.training.precision import Forward as Forward
-from lossprune.training.stacked.choice import TogetherTraining as TogetherTraining
-from lossprune.training.stacked.choice import choose_stack as choose_stack
-from lossprune.training.stacked.memory import bytes_per_member as bytes_per_member
 from lossprune.training.stacked.stackable import NotStackableError as NotStackableError
+from lossprune.training.stacked.stackable import bytes_per_member as bytes_per_member
+from lossprune.training.stacked.stackable import worthwhile as worthwhile
 from lossprune.training.stacked.training import StackedTraining as StackedTraining
-from lossprune.training.stacked.training import worthwhile as worthwhile
 
 __all__ = [
     "CompactedTraining",

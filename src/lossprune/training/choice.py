@@ -1,6 +1,6 @@
-"""Dense, compacted or sparse: which training a pruned network gets, and why."""
+"""Which training a pruned network gets, or many together: dense, compacted or sparse, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -14,11 +14,13 @@ from lossprune.kernels.cuda import NoCudaCompiler
 from lossprune.pruning.curvature.distributed import processes
 from lossprune.training.compacted import CompactedTraining
 from lossprune.training.evaluation import Evaluation, evaluate
-from lossprune.training.loop import train_epoch
+from lossprune.training.loop import Outcome, train_epoch
+from lossprune.training.perceptron.stack import SparseGpuTraining, SparseStack
 from lossprune.training.perceptron.structure import NotSparseError, read_layers
 from lossprune.training.perceptron.training import SparseTraining
 from lossprune.training.precision import Forward
 from lossprune.training.stacked.stackable import NotStackableError
+from lossprune.training.stacked.training import StackedTraining
 
 TRAININGS = ("auto", "dense", "sparse")
 FASTER_BELOW = 0.3  # share of the weights left; docs/training.md has the measurements
@@ -46,6 +48,42 @@ class Training(Protocol):
 
     def evaluate(self, split: Split) -> Evaluation:
         """Return loss and error rate on a split."""
+        ...
+
+
+class TogetherTraining(Protocol):
+    """A way to train and evaluate many networks, each on its own data set, by their position."""
+
+    @property
+    def mode(self) -> str:
+        """One word for the records, such as ``"stacked"``."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """What is trained together and how, in one line."""
+        ...
+
+    def train_epoch(
+        self,
+        optimizers: Sequence[Optimizer],
+        *,
+        batch_size: int = 100,
+        generators: Sequence[torch.Generator],
+        active: Sequence[bool] | None = None,
+    ) -> list[Outcome]:
+        """Train an epoch of the active members, and return each one's mean loss or its error."""
+        ...
+
+    def evaluate(self, which: str, active: Sequence[bool] | None = None) -> list[Evaluation]:
+        """Return loss and error rate of the active members on one of the three splits."""
+        ...
+
+    def store(self, members: Iterable[int]) -> None:
+        """Write what was trained to the networks and optimizers of these members.
+
+        Until then they may be older than what is trained, and nobody may change them.
+        """
         ...
 
 
@@ -173,8 +211,6 @@ def sparse_training(network: nn.Module, mask: Mapping[str, Tensor], dataset: Dat
         NoCompiler, NoCudaCompiler: its kernels cannot be compiled.
     """
     if next(network.parameters()).device.type == "cuda":
-        from lossprune.training.perceptron.gpu import SparseGpuTraining
-
         return SparseGpuTraining(network, mask, dataset)
     return SparseTraining(network, mask, dataset)
 
@@ -182,9 +218,39 @@ def sparse_training(network: nn.Module, mask: Mapping[str, Tensor], dataset: Dat
 def _left(network: nn.Module, mask: Mapping[str, Tensor]) -> float:
     """The share of the linear layers' weights that survives."""
     total = kept = 0
-    for stage in read_layers(network):
-        weights = stage.linear.weight.numel()
-        survivors = mask.get(f"{stage.name}.weight")
+    for layer in read_layers(network):
+        weights = layer.linear.weight.numel()
+        survivors = mask.get(f"{layer.name}.weight")
         total += weights
         kept += weights if survivors is None else int(survivors.sum())
     return kept / total
+
+
+def choose_stack(
+    networks: Sequence[nn.Module],
+    masks: Sequence[Mapping[str, Tensor] | None],
+    datasets: Sequence[Dataset],
+    train: str = "auto",
+) -> TogetherTraining:
+    """Return the training of networks together; arguments as :class:`StackedTraining`.
+
+    Args:
+        networks: built alike.
+        masks: of each, or None.
+        datasets: of each.
+        train: ``"auto"``, on a GPU over the surviving weights where all are pruned and it can be
+            done; ``"dense"``; or ``"sparse"``, which on the CPU is done alone.
+
+    Raises:
+        NotStackableError: they cannot be trained together; the message says why.
+    """
+    on_gpu = next(networks[0].parameters()).device.type == "cuda"
+    if train == "sparse" and not on_gpu:
+        raise NotStackableError("sparse training was asked for, which is done alone")
+    if on_gpu and train != "dense" and all(mask is not None for mask in masks):
+        try:
+            return SparseStack(networks, masks, datasets)
+        except (NotSparseError, NoCudaCompiler) as error:
+            if train == "sparse":
+                raise NotStackableError(str(error)) from None
+    return StackedTraining(networks, masks, datasets)

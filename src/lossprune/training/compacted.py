@@ -4,7 +4,8 @@ The network stays an ordinary one: a smaller copy is trained, and parameters, ru
 the optimizer's momentum are read before and written after every epoch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,9 @@ from lossprune.data import Dataset, Split
 from lossprune.pruning.matching import match
 from lossprune.training.evaluation import Evaluation, evaluate
 from lossprune.training.loop import train_epoch
-from lossprune.training.plain import plain_settings, step_without_gradients
+from lossprune.training.mirror import MOMENTUM, Mirror, read_, write_, write_momentum_
+from lossprune.training.plain import hooked_module, plain_settings, step_without_gradients
 from lossprune.training.precision import Forward
-
-_BUFFER = "momentum_buffer"  # as torch.optim.SGD calls it
 
 
 class CompactedTraining:
@@ -91,8 +91,10 @@ class CompactedTraining:
             DivergedError: the loss becomes infinite or NaN.
             ValueError: another optimizer.
         """
-        inner = self._optimizer(optimizer)
-        self._read()
+        parameters = self._parameters()
+        inner = self._optimizer(optimizer, parameters)
+        tensors = (*parameters, *self._buffers())
+        read_(tensors)
         self.network.train()
         try:
             with self._mask.enforce(self._small, inner):
@@ -105,29 +107,30 @@ class CompactedTraining:
                     forward=self._forward,
                 )
         finally:
-            self._write()
-            self._write_momentum(inner, optimizer)
+            write_(tensors)
+            trained = [(mirror, inner.state[mirror.part].get(MOMENTUM)) for mirror in parameters]
+            write_momentum_((replace(one, velocity=own) for one, own in trained), optimizer)
             step_without_gradients(optimizer)
 
     def evaluate(self, split: Split) -> Evaluation:
         """Return what :func:`lossprune.training.evaluate` does, to rounding."""
-        self._read()
+        read_((*self._parameters(), *self._buffers()))
         return evaluate(self._small, self.dataset, split, forward=self._forward)
 
-    def _optimizer(self, optimizer: Optimizer) -> SGD:
+    def _optimizer(self, optimizer: Optimizer, parameters: Sequence[Mirror]) -> SGD:
         """The same for what is trained here, with its momentum; what is idle gets zeros."""
         group = plain_settings(self.network, optimizer)
         inner = SGD(
-            [part for _, _, part in self._parameters()],
+            [mirror.part for mirror in parameters],
             lr=float(group["lr"]),
             momentum=float(group["momentum"]),
             weight_decay=float(group["weight_decay"]),
             fused=True,
         )
-        for whole, index, part in self._parameters():
-            momentum = optimizer.state[whole].get(_BUFFER)
+        for mirror in parameters:
+            momentum = optimizer.state[mirror.whole].get(MOMENTUM)
             if momentum is not None:
-                inner.state[part][_BUFFER] = momentum[index].clone()
+                inner.state[mirror.part][MOMENTUM] = mirror.of(momentum).clone()
         zeros = [(part, torch.zeros_like(part)) for part in self._idle.values()]
 
         def give_zeros(*_: object) -> None:
@@ -137,46 +140,28 @@ class CompactedTraining:
         inner.register_step_pre_hook(give_zeros)
         return inner
 
-    def _parameters(self) -> Iterator[tuple[Tensor, Index, Tensor]]:
-        """Parameters of the network, an index into each, and what is kept here of that part."""
+    def _parameters(self) -> list[Mirror]:
         whole = dict(self.network.named_parameters())
-        for name, part in self._small.named_parameters():
-            yield whole[name], self._index[name], part
-        for name, part in self._idle.items():
-            yield whole[name], self._idle_index[name], part
+        return [
+            Mirror(whole[name], index[name], part)
+            for parts, index in (
+                (dict(self._small.named_parameters()), self._index),
+                (self._idle, self._idle_index),
+            )
+            for name, part in parts.items()
+        ]
 
-    def _tensors(self) -> Iterator[tuple[Tensor, Index, Tensor]]:
-        """The same, with the buffers."""
-        yield from self._parameters()
+    def _buffers(self) -> list[Mirror]:
         whole = dict(self.network.named_buffers())
-        for name, part in self._small.named_buffers():
-            yield whole[name], self._index[name], part
-
-    @torch.no_grad()
-    def _read(self) -> None:
-        for whole, index, part in self._tensors():
-            part.copy_(whole[index])
-
-    @torch.no_grad()
-    def _write(self) -> None:
-        for whole, index, part in self._tensors():
-            whole[index] = part
-
-    def _write_momentum(self, inner: SGD, optimizer: Optimizer) -> None:
-        for whole, index, part in self._parameters():
-            momentum = inner.state[part].get(_BUFFER)
-            if momentum is None:
-                continue
-            if optimizer.state[whole].get(_BUFFER) is None:
-                zeros = torch.zeros_like(whole, requires_grad=False)
-                optimizer.state[whole][_BUFFER] = zeros
-            optimizer.state[whole][_BUFFER][index] = momentum
+        return [
+            Mirror(whole[name], self._index[name], part)
+            for name, part in self._small.named_buffers()
+        ]
 
 
 def _check(network: nn.Module) -> None:
-    for module in network.modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            raise NotNarrowableError("it has hooks")
+    if hooked_module(network) is not None:
+        raise NotNarrowableError("it has hooks")
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             raise NotNarrowableError(f"{name} is not trained")

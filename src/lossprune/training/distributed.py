@@ -1,6 +1,5 @@
 """Training by several processes that share every batch."""
 
-import math
 import warnings
 
 import torch
@@ -14,7 +13,7 @@ from lossprune.data import Dataset, Split
 from lossprune.pruning.curvature.distributed import sum_over_processes_
 from lossprune.training.batch_norm import share_batch_norm_
 from lossprune.training.evaluation import Evaluation, count_losses
-from lossprune.training.loop import CHECK_EVERY, not_finite
+from lossprune.training.loop import CHECK_EVERY, Losses
 
 
 class DistributedTraining:
@@ -70,7 +69,8 @@ class DistributedTraining:
             augment=self.dataset.augmented,
             share=self._share,
         )
-        total = torch.zeros((), dtype=torch.float64, device=train.labels.device)
+        total = torch.zeros(1, dtype=torch.float64, device=train.labels.device)
+        losses = Losses()
         step = 0
         for step, (inputs, labels) in enumerate(batches, start=1):
             whole = min(batch_size, examples - (step - 1) * batch_size)
@@ -80,8 +80,10 @@ class DistributedTraining:
             optimizer.step()
             total += loss.detach()
             if step % CHECK_EVERY == 0:
-                _check(total, step)
-        return _check(total, step) / examples
+                losses.note(step, _whole(total))
+                losses.mean(examples)
+        losses.note(step, _whole(total))
+        return losses.mean(examples)
 
     def evaluate(self, split: Split) -> Evaluation:
         """As :func:`lossprune.training.evaluate`; the same numbers on every process."""
@@ -90,15 +92,12 @@ class DistributedTraining:
             dtype=torch.float64,
             device=split.labels.device,
         )
-        sum_over_processes_([sums])
-        loss, wrong = sums.tolist()
-        return Evaluation(loss / len(split), wrong / len(split))
+        loss, wrong = _whole(sums).tolist()
+        return Evaluation.mean(loss, wrong, len(split))
 
 
-def _check(total: Tensor, step: int) -> float:
-    """Return the sum over the processes, if it is finite."""
-    whole = total.clone()
+def _whole(share: Tensor) -> Tensor:
+    """Return the sum over the processes."""
+    whole = share.clone()
     sum_over_processes_([whole])
-    if not math.isfinite(whole.item()):
-        raise not_finite(step)
-    return whole.item()
+    return whole

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,17 @@ class Evaluation:
 
     loss: float
     error: float
+
+    @classmethod
+    def mean(cls, loss: float, wrong: float, examples: int) -> Self:
+        """Return that of a sum of losses and a number of errors over so many examples.
+
+        The quotients are Python's: a GPU may round them otherwise.
+        """
+        return cls(loss / examples, wrong / examples)
+
+
+NOT_EVALUATED = Evaluation(math.nan, math.nan)
 
 
 def evaluate(
@@ -44,7 +56,7 @@ def evaluate(
         forward: computes the network's logits; None: a call of the network.
     """
     loss, wrong = count_losses(network, dataset, split, batch_size=batch_size, forward=forward)
-    return Evaluation(loss / len(split), wrong / len(split))
+    return Evaluation.mean(loss, wrong, len(split))
 
 
 @torch.inference_mode()

@@ -1,7 +1,6 @@
 """One epoch of stochastic gradient descent."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,9 @@ CHECK_EVERY = 100  # steps between two looks at the loss
 
 class DivergedError(ArithmeticError):
     """The training loss is not a number any more; the message says where."""
+
+
+Outcome = float | DivergedError  # of an epoch: the mean loss on the way, or why there is none
 
 
 def make_optimizer(network: nn.Module, *, lr: float, l2: float, momentum: float = 0.9) -> SGD:
@@ -58,8 +60,8 @@ def train_epoch(
     batches = dataset.batches(
         dataset.train, batch_size, order=order, generator=generator, augment=dataset.augmented
     )
-    total = torch.zeros((), device=dataset.train.labels.device)
-    noted: dict[int, Tensor] = {}
+    total = torch.zeros(1, device=dataset.train.labels.device)
+    losses = Losses()
     step = 0
     for step, (inputs, labels) in enumerate(batches, start=1):
         optimizer.zero_grad(set_to_none=True)
@@ -68,22 +70,58 @@ def train_epoch(
         optimizer.step()
         total += loss.detach() * len(labels)
         if step % CHECK_EVERY == 0:
-            noted[step] = total.clone()
+            losses.note(step, total)
             if total.device.type == "cpu":
-                _check(noted)
-    noted[step] = total
-    return _check(noted) / examples
+                losses.mean(examples)
+    losses.note(step, total)
+    return losses.mean(examples)
 
 
-def _check(noted: Mapping[int, Tensor]) -> float:
-    """Return the last of the totals, by step, if all of them are finite."""
-    totals = torch.stack(list(noted.values())).tolist()
-    for step, total in zip(noted, totals, strict=True):
-        if not math.isfinite(total):
-            raise not_finite(step)
-    return totals[-1]
+class Losses:
+    """The sums of the losses of an epoch, of one network or more, as they were at some steps."""
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._totals: list[Tensor] = []
+
+    def note(self, step: int, totals: Tensor) -> None:
+        """Keep the sums (networks,) as they are now, without waiting for the device."""
+        if not self._steps or self._steps[-1] != step:
+            self._steps.append(step)
+            self._totals.append(totals.clone())
+
+    def outcomes(self, examples: int) -> list[Outcome]:
+        """Return each network's mean loss, or the error of the first step at which it is none."""
+        totals = torch.stack(self._totals).cpu()
+        finite = totals.isfinite()
+        # Divided by here: a GPU may round the quotient otherwise.
+        return [
+            total / examples if ok else not_finite(self._steps[first])
+            for total, ok, first in zip(
+                totals[-1].tolist(),
+                finite.all(0).tolist(),
+                finite.int().argmin(0).tolist(),
+                strict=True,
+            )
+        ]
+
+    def mean(self, examples: int) -> float:
+        """Return the mean loss of the only network.
+
+        Raises:
+            DivergedError: it was not finite at one of the steps.
+        """
+        (outcome,) = self.outcomes(examples)
+        return mean_of(outcome)
 
 
 def not_finite(step: int) -> DivergedError:
     """Return the error of a loss that was found infinite or NaN at ``step``."""
     return DivergedError(f"the training loss is not finite within {step} steps")
+
+
+def mean_of(outcome: Outcome) -> float:
+    """Return the mean loss, or raise the error that stands in its place."""
+    if isinstance(outcome, DivergedError):
+        raise outcome
+    return outcome

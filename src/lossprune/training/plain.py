@@ -1,4 +1,4 @@
-"""What training outside of torch's optimizer asks of that optimizer."""
+"""What training outside of torch's own loop asks of networks, optimizers and batches."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,18 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 
-def step_without_gradients(optimizer: Optimizer) -> None:
-    """Let hooks and schedules of the optimizer see a step, which changes no parameter."""
-    optimizer.zero_grad(set_to_none=True)
-    optimizer.step()
+def hooked_module(network: nn.Module) -> str | None:
+    """Return the name of a module with hooks, which such training would not run; None: none has."""
+    for name, module in network.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+            return name
+    return None
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise ValueError unless it is a whole number of at least 1."""
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
 
 
 def plain_settings(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -29,7 +37,8 @@ def plain_settings(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
         raise ValueError(
             "optimizer must be SGD without nesterov, dampening and maximize, got " + repr(optimizer)
         )
-    if {id(it) for it in group["params"]} != {id(it) for it in network.parameters()}:
+    own = {id(parameter) for parameter in network.parameters()}
+    if {id(parameter) for parameter in group["params"]} != own:
         raise ValueError("optimizer must hold exactly the parameters of the network")
     return group
 
@@ -40,7 +49,13 @@ def common_momentum(settings: Mapping[int, Mapping[str, Any]]) -> float:
     Raises:
         ValueError: they differ.
     """
-    found = sorted({float(it["momentum"]) for it in settings.values()})
+    found = sorted({float(group["momentum"]) for group in settings.values()})
     if len(found) > 1:
         raise ValueError(f"optimizers must have the same momentum, got {found}")
     return found[0]
+
+
+def step_without_gradients(optimizer: Optimizer) -> None:
+    """Let hooks and schedules of the optimizer see a step, which changes no parameter."""
+    optimizer.zero_grad(set_to_none=True)
+    optimizer.step()

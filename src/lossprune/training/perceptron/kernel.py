@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from lossprune.kernels.compiler import load
-from lossprune.training.perceptron.structure import GROUP, Survivors
+from lossprune.training.perceptron.structure import GROUP, Survivors, by_input
 
 SOURCE = Path(__file__).with_name("sparse_training.c")
 
 
-class _Layer(Structure):
+class _SparseLayer(Structure):
     _fields_ = (
         ("outputs", c_int32),
         ("inputs", c_int32),
@@ -32,12 +32,12 @@ class _Layer(Structure):
     )
 
 
-class _Network(Structure):
+class _SparseNetwork(Structure):
     _fields_ = (
         ("layers", c_int32),
         ("blocks", c_int32),
         ("pixels", c_int64),
-        ("layer", POINTER(_Layer)),
+        ("layer", POINTER(_SparseLayer)),
         ("block", c_void_p),
         ("factor", c_void_p),
         ("offset", c_void_p),
@@ -47,51 +47,48 @@ class _Network(Structure):
     )
 
 
-class _Descent(Structure):
+class _SparseDescent(Structure):
     _fields_ = (("lr", c_float), ("momentum", c_float), ("decay", c_float))
 
 
-class Kernel:
+_STRUCTURES = {"layer": _SparseLayer, "network": _SparseNetwork, "descent": _SparseDescent}
+Copies = tuple[Tensor, Tensor]  # some parameters, and their velocities: float32
+
+
+class SparseKernel:
     """The C functions on one network; its parameters are copied in and out by the caller.
 
     Attributes:
-        weights, weight_velocities, biases, bias_velocities: float32, one tensor a layer.
-        idle, idle_velocity: float32, parameters that only decay.
+        weights, biases: of each layer.
+        idle: those that only decay.
 
     Raises:
         NoCompiler: there is no C compiler here.
     """
 
-    def __init__(self, layers: Sequence[Survivors], blocks: Tensor, idle: int) -> None:
-        library = load(
-            SOURCE,
-            flags=("-lm",),
-            constants={"GROUP": GROUP},
-            structures={"layer": _Layer, "network": _Network, "descent": _Descent},
-        )
+    def __init__(self, survivors: Sequence[Survivors], blocks: Tensor, idle: int) -> None:
+        library = load(SOURCE, flags=("-lm",), constants={"GROUP": GROUP}, structures=_STRUCTURES)
         self._epoch = library.lossprune_sparse_epoch
         self._evaluate = library.lossprune_sparse_evaluate
         self._epoch.restype = self._evaluate.restype = c_int64
-        self.weights = [torch.zeros(len(layer.weights)) for layer in layers]
-        self.weight_velocities = [torch.zeros(len(layer.weights)) for layer in layers]
-        self.biases = [torch.zeros(len(layer.live)) for layer in layers]
-        self.bias_velocities = [torch.zeros(len(layer.live)) for layer in layers]
-        self.idle, self.idle_velocity = torch.zeros(idle), torch.zeros(idle)
-        self._held: list[object] = []  # what the structures point to
-        table = (_Layer * len(layers))()
+        self.weights = [_zeros(len(kept.weights)) for kept in survivors]
+        self.biases = [_zeros(len(kept.live)) for kept in survivors]
+        self.idle = _zeros(idle)
+        self._pointed_to: list[Tensor] = []
+        layers = (_SparseLayer * len(survivors))()
         inputs = len(blocks) * GROUP
-        for number, layer in enumerate(layers):
-            self._fill(table[number], number, layer, inputs)
-            inputs = len(layer.live)
-        self._network = _Network(
+        for number, kept in enumerate(survivors):
+            self._fill(layers[number], number, kept, inputs)
+            inputs = len(kept.live)
+        self._network = _SparseNetwork(
             layers=len(layers),
             blocks=len(blocks),
-            pixels=layers[0].stage.linear.in_features,
-            layer=table,
+            pixels=survivors[0].layer.linear.in_features,
+            layer=layers,
             block=self._integers(blocks),
             idle_count=idle,
-            idle=self.idle.data_ptr(),
-            idle_velocity=self.idle_velocity.data_ptr(),
+            idle=self.idle[0].data_ptr(),
+            idle_velocity=self.idle[1].data_ptr(),
         )
 
     def normalise(self, factor: Tensor, offset: Tensor) -> None:
@@ -122,7 +119,7 @@ class Kernel:
             c_int64(len(order)),
             c_int64(batch),
             c_int64(check),
-            _Descent(lr, momentum, decay),
+            _SparseDescent(lr, momentum, decay),
             byref(mean),
         )
         _check_memory(failed)
@@ -143,29 +140,29 @@ class Kernel:
         _check_memory(failed)
         return loss.value, wrong.value
 
-    def _fill(self, entry: _Layer, number: int, layer: Survivors, inputs: int) -> None:
-        outputs = len(layer.live)
-        row = torch.repeat_interleave(torch.arange(outputs), layer.rows.diff())
-        by_input = torch.argsort(layer.columns, stable=True)
-        counts = torch.bincount(layer.columns, minlength=inputs)
-        starts = torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0)))
+    def _fill(self, entry: _SparseLayer, number: int, kept: Survivors, inputs: int) -> None:
+        outputs = len(kept.live)
+        row = torch.repeat_interleave(torch.arange(outputs), kept.rows.diff())
+        column_start, order = by_input(kept.columns, inputs)
         entry.outputs, entry.inputs = outputs, inputs
-        entry.activation = layer.stage.activation
-        entry.row_start = self._integers(layer.rows)
-        entry.column = self._integers(layer.columns)
-        entry.column_start = self._integers(starts)
-        entry.row = self._integers(row[by_input])
-        entry.position = self._integers(by_input)
-        entry.weight = self.weights[number].data_ptr()
-        entry.weight_velocity = self.weight_velocities[number].data_ptr()
-        if layer.stage.linear.bias is not None:
-            entry.bias = self.biases[number].data_ptr()
-            entry.bias_velocity = self.bias_velocities[number].data_ptr()
+        entry.activation = kept.layer.activation
+        entry.row_start = self._integers(kept.rows)
+        entry.column = self._integers(kept.columns)
+        entry.column_start = self._integers(column_start)
+        entry.row = self._integers(row[order])
+        entry.position = self._integers(order)
+        entry.weight, entry.weight_velocity = map(Tensor.data_ptr, self.weights[number])
+        if kept.layer.linear.bias is not None:
+            entry.bias, entry.bias_velocity = map(Tensor.data_ptr, self.biases[number])
 
     def _integers(self, values: Tensor) -> int:
         array = values.to(torch.int32).contiguous()
-        self._held.append(array)
+        self._pointed_to.append(array)
         return array.data_ptr()
+
+
+def _zeros(count: int) -> Copies:
+    return torch.zeros(count), torch.zeros(count)
 
 
 def _check_memory(failed: int) -> None:

@@ -1,25 +1,34 @@
-"""Training many pruned perceptrons together over their surviving weights alone, on a GPU."""
+"""Training pruned perceptrons over their surviving weights alone, on a GPU: many, or one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lossprune.data import Dataset
-from lossprune.training.evaluation import Evaluation
-from lossprune.training.loop import DivergedError, not_finite
-from lossprune.training.perceptron.stack_data import Parts, split_in_parts
-from lossprune.training.perceptron.stack_kernel import Kernel, Machine, gpu
-from lossprune.training.perceptron.stack_layout import Where, lay_out
-from lossprune.training.perceptron.structure import NotSparseError, read_layers
-from lossprune.training.perceptron.training import check_fit
-from lossprune.training.plain import common_momentum, plain_settings
-from lossprune.training.stacked.batches import group_by_order
+from lossprune.data import Dataset, Split
+from lossprune.training.evaluation import NOT_EVALUATED, Evaluation
+from lossprune.training.loop import Outcome, mean_of, not_finite
+from lossprune.training.mirror import Mirror, read_, read_momentum_, write_, write_momentum_
+from lossprune.training.perceptron.stack_kernel import StackKernel, StackMachine, gpu
+from lossprune.training.perceptron.stack_layout import (
+    StackExamples,
+    Where,
+    lay_out,
+    split_in_parts,
+)
+from lossprune.training.perceptron.structure import NotSparseError, check_fit, read_layers
+from lossprune.training.plain import (
+    check_batch_size,
+    common_momentum,
+    plain_settings,
+    step_without_gradients,
+)
+from lossprune.training.stacked.epoch import active_members, check_split, group_by_order
 from lossprune.training.stacked.stackable import read_members
-from lossprune.training.stacked.state import momentum_of
 
 
 class SparseStack:
@@ -53,7 +62,7 @@ class SparseStack:
         masks: Sequence[Mapping[str, Tensor] | None],
         datasets: Sequence[Dataset],
         *,
-        machine: Machine | None = None,
+        machine: StackMachine | None = None,
     ) -> None:
         members = read_members(networks, masks, datasets)
         self.networks, self.datasets = tuple(networks), tuple(datasets)
@@ -62,21 +71,22 @@ class SparseStack:
             if device.type != "cuda":
                 raise NotSparseError(f"the networks are on {device}, not on a GPU")
             machine = gpu(device)
-        stages = read_layers(networks[0])
+        layers = read_layers(networks[0])
         for network, dataset in zip(networks, datasets, strict=True):
-            check_fit(stages, dataset)
+            check_fit(layers, dataset)
             _check_place(network, dataset)
         self._layouts = [
-            lay_out(stages, {name: kept.cpu() for name, kept in it.kept.items()}) for it in members
+            lay_out(layers, {name: kept.cpu() for name, kept in member.kept.items()})
+            for member in members
         ]
         channels = max(len(dataset.std) for dataset in datasets)
-        self._kernel = Kernel(self._layouts, len(stages), channels, device, machine)
-        self._values = [_on(device, it.values) for it in self._layouts]
-        self._idle = [_on(device, it.idle) for it in self._layouts]
+        self._kernel = StackKernel(self._layouts, len(layers), channels, device, machine)
+        self._values = [_on(device, layout.values) for layout in self._layouts]
+        self._idle = [_on(device, layout.idle) for layout in self._layouts]
         self._optimizers: dict[int, Optimizer] = {}
-        self._splits: dict[str, tuple[list[int], Parts]] = {}
+        self._splits: dict[str, tuple[list[int], StackExamples]] = {}
         for number in range(len(networks)):
-            self._load(number)
+            read_(self._mirrors(number))
 
     @property
     def reason(self) -> str:
@@ -86,7 +96,7 @@ class SparseStack:
     @property
     def sizes(self) -> str:
         """How many parameters of a network have a path to an output, in words."""
-        counts = [it.value_count for it in self._layouts]
+        counts = [layout.sizes[1] for layout in self._layouts]
         some = f"{min(counts):,}" + (f" to {max(counts):,}" if max(counts) > min(counts) else "")
         return f"{some} parameters with a path to an output"
 
@@ -97,77 +107,66 @@ class SparseStack:
         batch_size: int = 100,
         generators: Sequence[torch.Generator],
         active: Sequence[bool] | None = None,
-    ) -> list[float | DivergedError]:
+    ) -> list[Outcome]:
         """Train an epoch; arguments, results and errors as those of ``StackedTraining``."""
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-        members = self._members(active)
-        outcomes: list[float | DivergedError] = [float("nan")] * len(self.networks)
+        check_batch_size(batch_size)
+        members = active_members(active, len(self.networks))
         if not members:
-            return outcomes
-        settings = {it: plain_settings(self.networks[it], optimizers[it]) for it in members}
+            return [math.nan] * len(self.networks)
+        settings = {
+            member: plain_settings(self.networks[member], optimizers[member]) for member in members
+        }
         momentum = common_momentum(settings)
         for member in members:
             if self._optimizers.get(member) is not optimizers[member]:
                 self._optimizers[member] = optimizers[member]
-                self._load_momentum(member)
+                read_momentum_(self._mirrors(member), optimizers[member])
         groups = group_by_order(members, self.datasets, generators)
         ordered = [member for group in groups for member in group.members]
         parts = split_in_parts(
-            [it.dataset for it in groups],
+            [group.dataset for group in groups],
             lambda dataset: dataset.train,
             min(batch_size, len(self.datasets[0].train)),
-            [it.draw_order() for it in groups],
+            [group.draw_order() for group in groups],
         )
         totals, bad = self._kernel.epoch(
             ordered,
             [number for number, group in enumerate(groups) for _ in group.members],
             parts,
             batch=min(batch_size, parts.examples),
-            rates=[float(settings[it]["lr"]) for it in ordered],
-            decays=[float(settings[it]["weight_decay"]) for it in ordered],
+            rates=[float(settings[member]["lr"]) for member in ordered],
+            decays=[float(settings[member]["weight_decay"]) for member in ordered],
             momentum=momentum,
         )
-        for member, total, failed in zip(ordered, totals.tolist(), bad.tolist(), strict=True):
-            outcomes[member] = not_finite(failed) if failed else total / parts.examples
-        return outcomes
+        outcomes = {
+            member: not_finite(failed) if failed else total / parts.examples
+            for member, total, failed in zip(ordered, totals.tolist(), bad.tolist(), strict=True)
+        }
+        return [outcomes.get(member, math.nan) for member in range(len(self.networks))]
 
     def evaluate(self, which: str, active: Sequence[bool] | None = None) -> list[Evaluation]:
         """Evaluate; arguments and results as those of ``StackedTraining``."""
-        evaluations = [Evaluation(float("nan"), float("nan"))] * len(self.networks)
-        members = self._members(active)
+        members = active_members(active, len(self.networks))
         if not members:
-            return evaluations
+            return [NOT_EVALUATED] * len(self.networks)
         group_of, parts = self._split(which)
-        losses, wrongs = self._kernel.evaluate(members, [group_of[it] for it in members], parts)
-        count = parts.examples  # divided by here: a GPU may round the quotient otherwise
-        for member, loss, wrong in zip(members, losses.tolist(), wrongs.tolist(), strict=True):
-            evaluations[member] = Evaluation(loss / count, wrong / count)
-        return evaluations
+        sums = self._kernel.evaluate(members, [group_of[member] for member in members], parts)
+        found = {
+            member: Evaluation.mean(loss, wrong, parts.examples)
+            for member, loss, wrong in zip(members, *(own.tolist() for own in sums), strict=True)
+        }
+        return [found.get(member, NOT_EVALUATED) for member in range(len(self.networks))]
 
-    @torch.no_grad()
     def store(self, members: Iterable[int]) -> None:
         """Write parameters and momentum of these members to their networks and optimizers."""
         for member in members:
-            optimizer = self._optimizers.get(member)
-            momentum = optimizer is not None and optimizer.param_groups[0]["momentum"]
-            for parameter, where, value, velocity in self._parameters(member):
-                parameter.view(-1)[where] = value
-                if optimizer is not None and momentum:
-                    momentum_of(parameter, optimizer).view(-1)[where] = velocity
+            mirrors, optimizer = self._mirrors(member), self._optimizers.get(member)
+            write_(mirrors)
+            if optimizer is not None and optimizer.param_groups[0]["momentum"]:
+                write_momentum_(mirrors, optimizer)
 
-    @torch.no_grad()
-    def _load(self, member: int) -> None:
-        for parameter, where, value, _ in self._parameters(member):
-            value.copy_(parameter.view(-1)[where])
-
-    def _load_momentum(self, member: int) -> None:
-        for parameter, where, _, velocity in self._parameters(member):
-            buffer = self._optimizers[member].state[parameter].get("momentum_buffer")
-            velocity.zero_() if buffer is None else velocity.copy_(buffer.view(-1)[where])
-
-    def _parameters(self, member: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Each parameter, positions in it, and the kernel's values and velocities of those."""
+    def _mirrors(self, member: int) -> list[Mirror]:
+        """The parameters that are trained or decay, and the kernel's copies of them."""
         kernel, found = self._kernel, []
         named = dict(self.networks[member].named_parameters())
         for kind, places, values, velocities in (
@@ -179,24 +178,74 @@ class SparseStack:
                 own = slice(start, start + len(where))
                 start = own.stop
                 if name in named:
-                    found.append((named[name], where, values[own], velocities[own]))
+                    found.append(Mirror(named[name], where, values[own], velocities[own]))
         return found
 
-    def _split(self, which: str) -> tuple[list[int], Parts]:
-        """Return a split of all data sets, and which one is each member's; made once."""
-        if which not in self.datasets[0].splits:
-            raise ValueError(f"which must be train, valid or test, got {which!r}")
+    def _split(self, which: str) -> tuple[list[int], StackExamples]:
+        """Return which group of examples is each member's, and a split's examples; made once."""
+        check_split(which, self.datasets[0])
         if which not in self._splits:
             different = list({id(dataset): dataset for dataset in self.datasets}.values())
             number = {id(dataset): group for group, dataset in enumerate(different)}
-            parts = split_in_parts(different, lambda it: it.scored[which], self._kernel.panel())
-            self._splits[which] = ([number[id(it)] for it in self.datasets], parts)
+            parts = split_in_parts(
+                different, lambda dataset: dataset.scored[which], self._kernel.panel()
+            )
+            self._splits[which] = ([number[id(dataset)] for dataset in self.datasets], parts)
         return self._splits[which]
 
-    def _members(self, active: Sequence[bool] | None) -> list[int]:
-        if active is None:
-            return list(range(len(self.networks)))
-        return [member for member, it in enumerate(active) if it]
+
+class SparseGpuTraining:
+    """The surviving weights of a multilayer perceptron on a GPU, for whole epochs of SGD.
+
+    What :class:`lossprune.training.SparseTraining` is on the CPU.  Its epochs are, to the bit, what
+    they are in a sparse stack of many; arguments and errors are those of
+    :class:`lossprune.training.SparseStack`.
+    """
+
+    mode = "sparse"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mask: Mapping[str, Tensor],
+        dataset: Dataset,
+        *,
+        machine: StackMachine | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self._stack = SparseStack([network], [mask], [dataset], machine=machine)
+
+    @property
+    def reason(self) -> str:
+        """What is trained, in one line."""
+        return f"on the GPU, {self._stack.sizes}"
+
+    def train_epoch(
+        self, optimizer: Optimizer, *, batch_size: int = 100, generator: torch.Generator
+    ) -> float:
+        """Do what :func:`lossprune.training.train_epoch` does, and return the mean loss.
+
+        Raises:
+            DivergedError: the loss becomes infinite or NaN.
+            ValueError: another optimizer than plain SGD on all parameters.
+        """
+        (outcome,) = self._stack.train_epoch(
+            [optimizer], batch_size=batch_size, generators=[generator]
+        )
+        self._stack.store([0])
+        step_without_gradients(optimizer)
+        return mean_of(outcome)
+
+    def evaluate(self, split: Split) -> Evaluation:
+        """Return what :func:`lossprune.training.evaluate` does, to rounding.
+
+        Raises:
+            ValueError: it is none of the splits that the data set scores.
+        """
+        for which, own in self.dataset.scored.items():
+            if own.images.data_ptr() == split.images.data_ptr() and len(own) == len(split):
+                return self._stack.evaluate(which)[0]
+        raise ValueError("split must be one of the data set's own")
 
 
 def _check_place(network: nn.Module, dataset: Dataset) -> None:

@@ -16,8 +16,13 @@ from torch import Tensor
 from lossprune.kernels import cuda
 from lossprune.kernels.interface import macros
 from lossprune.training.loop import CHECK_EVERY
-from lossprune.training.perceptron.stack_data import WORD, Parts
-from lossprune.training.perceptron.stack_layout import TOGETHER, LayerHeader, Layout
+from lossprune.training.perceptron.stack_layout import (
+    TOGETHER,
+    WORD,
+    LayerHeader,
+    StackExamples,
+    StackLayout,
+)
 from lossprune.training.perceptron.structure import NotSparseError
 
 SOURCE = Path(__file__).with_name("sparse_stack.cu")
@@ -28,7 +33,7 @@ _FLOATS = 4
 _NUMBERS = {"EACH": WORD, "PANEL": PANEL, "TOGETHER": TOGETHER}
 
 
-class File(Protocol):
+class KernelFile(Protocol):
     """What :class:`lossprune.kernels.cuda.CudaFile` does."""
 
     def launch(
@@ -44,7 +49,7 @@ class File(Protocol):
 
 
 @dataclass(frozen=True)
-class Machine:
+class StackMachine:
     """Where the kernels run.
 
     Attributes:
@@ -54,31 +59,33 @@ class Machine:
         threads: of a block, 128 to 1024.
     """
 
-    load: Callable[[Sequence[tuple[str, int]]], File]
+    load: Callable[[Sequence[tuple[str, int]]], KernelFile]
     shared_bytes: int
     blocks: int
     threads: int = 1024
 
 
-def gpu(device: torch.device) -> Machine:
+def gpu(device: torch.device) -> StackMachine:
     """Return a GPU as a machine."""
     properties = torch.cuda.get_device_properties(device)
 
-    def load(defines: Sequence[tuple[str, int]]) -> File:
+    def load(defines: Sequence[tuple[str, int]]) -> KernelFile:
         with torch.cuda.device(device):
             return cuda.load(SOURCE, defines=defines)
 
-    return Machine(load, properties.shared_memory_per_block_optin, properties.multi_processor_count)
+    return StackMachine(
+        load, properties.shared_memory_per_block_optin, properties.multi_processor_count
+    )
 
 
-class _Place(Structure):
+class _StackPlace(Structure):
     _fields_ = tuple(
         (name, c_longlong)
         for name in ("integers", "integer_count", "values", "value_count", "idle", "idle_count")
     )
 
 
-class _Data(Structure):
+class _StackData(Structure):
     _fields_ = (
         ("images", c_void_p),
         ("labels", c_void_p),
@@ -89,14 +96,19 @@ class _Data(Structure):
     )
 
 
-class _Descent(Structure):
+class _StackDescent(Structure):
     _fields_ = (("rates", c_void_p), ("decays", c_void_p), ("momentum", c_float))
 
 
-_STRUCTURES = {"Layer": LayerHeader, "Place": _Place, "Data": _Data, "Descent": _Descent}
+_STRUCTURES = {
+    "Layer": LayerHeader,
+    "Place": _StackPlace,
+    "Data": _StackData,
+    "Descent": _StackDescent,
+}
 
 
-class Kernel:
+class StackKernel:
     """The networks of a stack on the device.
 
     Attributes:
@@ -109,12 +121,12 @@ class Kernel:
     """
 
     def __init__(
-        self, layouts: Sequence[Layout], layers: int, channels: int, device: torch.device,
-        machine: Machine,
+        self, layouts: Sequence[StackLayout], layers: int, channels: int, device: torch.device,
+        machine: StackMachine,
     ) -> None:  # fmt: skip
         self._machine, self._device, self._layouts = machine, device, layouts
-        self._fixed = max(_bytes(it, training=True) for it in layouts)
-        self._units = max(it.units for it in layouts)
+        self._fixed = max(_bytes(layout, training=True) for layout in layouts)
+        self._units = max(layout.units for layout in layouts)
         if self._fixed > machine.shared_bytes:
             raise NotSparseError(
                 f"its surviving weights take {self._fixed:,} bytes of shared memory, which has "
@@ -123,12 +135,10 @@ class Kernel:
         self._constants = {**_NUMBERS, "LAYERS": layers, "CHANNELS": channels}
         with self._on_device():
             self._load(in_shared=True)  # so that its errors come now
-        sizes = [(len(it.integers), it.value_count, it.idle_count) for it in layouts]
-        counts = torch.tensor(sizes, dtype=torch.int64)
-        starts = counts.cumsum(0) - counts
-        self.starts = starts
-        self._places = torch.stack((starts, counts), 2).flatten(1).to(device)
-        self._integers = torch.cat([it.integers for it in layouts]).to(device)
+        counts = torch.tensor([layout.sizes for layout in layouts])
+        self.starts = counts.cumsum(0) - counts
+        self._places = torch.stack((self.starts, counts), 2).flatten(1).to(device)
+        self._integers = torch.cat([layout.integers for layout in layouts]).to(device)
         self.values, self.idle = (
             torch.zeros(int(counts[:, kind].sum()), device=device) for kind in (1, 2)
         )
@@ -138,7 +148,7 @@ class Kernel:
         self,
         members: Sequence[int],
         groups: Sequence[int],
-        parts: Parts,
+        parts: StackExamples,
         *,
         batch: int,
         rates: Sequence[float],
@@ -154,8 +164,10 @@ class Kernel:
         totals = torch.zeros(len(members), dtype=torch.float64, device=self._device)
         bad = torch.zeros(len(members), dtype=torch.int32, device=self._device)
         by_block = [self._whole(members), self._whole(groups)]
-        numbers = [torch.tensor(it, device=self._device) for it in (rates, decays)]
-        numbers = [it.to(torch.float32) for it in numbers]
+        settings = [
+            torch.tensor(values, device=self._device).to(torch.float32)
+            for values in (rates, decays)
+        ]
         count, at_once = len(members), self._machine.blocks
         pieces = 1 if count <= at_once else _PARTS
         blocks = min(count, 2 * at_once)  # two of small networks may share a multiprocessor
@@ -167,7 +179,7 @@ class Kernel:
                 _pointer(self._places), *map(_pointer, by_block), _pointer(self._integers),
                 _pointer(self.values), _pointer(self.velocities), _pointer(self.idle),
                 _pointer(self.idle_velocities), _data(parts),
-                _Descent(*(it.data_ptr() for it in numbers), momentum),
+                _StackDescent(*map(Tensor.data_ptr, settings), momentum),
                 c_longlong(parts.examples), c_int(batch), c_int(CHECK_EVERY), c_int(count),
                 c_int(pieces), _pointer(progress), _pointer(scratch), c_longlong(room),
                 _pointer(totals), _pointer(bad),
@@ -176,7 +188,7 @@ class Kernel:
         return totals, bad
 
     def evaluate(
-        self, members: Sequence[int], groups: Sequence[int], parts: Parts
+        self, members: Sequence[int], groups: Sequence[int], parts: StackExamples
     ) -> tuple[Tensor, Tensor]:
         """Return, on the device, each member's sum of losses (float64) and number of errors."""
         chunk = max(1, _CHUNK // parts.images.shape[3])
@@ -185,7 +197,7 @@ class Kernel:
         losses = torch.zeros(shape, dtype=torch.float64, device=self._device)
         wrongs = torch.zeros(shape, dtype=torch.int32, device=self._device)
         by_block = [self._whole(members), self._whole(groups)]
-        fixed = max(_bytes(it, training=False) for it in self._layouts)
+        fixed = max(_bytes(layout, training=False) for layout in self._layouts)
         shared, scratch, room = self._room(fixed, parts, len(members) * chunks)
         self._launch(
             "lossprune_stack_evaluate", (chunks, len(members)), shared, scratch is None,
@@ -199,11 +211,13 @@ class Kernel:
 
     def panel(self) -> int:
         """Return how many examples of an evaluation are best computed together."""
-        fixed = max(_bytes(it, training=False) for it in self._layouts)
+        fixed = max(_bytes(layout, training=False) for layout in self._layouts)
         fits = (self._machine.shared_bytes - fixed) // (4 * self._units)
         return max(32, min(PANEL, fits // 32 * 32))
 
-    def _room(self, fixed: int, parts: Parts, blocks: int) -> tuple[int, Tensor | None, int]:
+    def _room(
+        self, fixed: int, parts: StackExamples, blocks: int
+    ) -> tuple[int, Tensor | None, int]:
         """Return the bytes of shared memory, and memory for activations that do not fit there."""
         numbers = self._units * min(parts.images.shape[3], PANEL)
         if fixed + 4 * numbers <= self._machine.shared_bytes:
@@ -217,7 +231,7 @@ class Kernel:
             file = self._load(in_shared=inside)
             file.launch(name, grid, self._machine.threads, shared, arguments)
 
-    def _load(self, *, in_shared: bool) -> File:
+    def _load(self, *, in_shared: bool) -> KernelFile:
         constants = {**self._constants, "IN_SHARED": int(in_shared)}
         return self._machine.load(tuple(macros(constants, _STRUCTURES).items()))
 
@@ -229,17 +243,17 @@ class Kernel:
         return torch.tensor(numbers, dtype=torch.int32, device=self._device)
 
 
-def _bytes(layout: Layout, *, training: bool) -> int:
+def _bytes(layout: StackLayout, *, training: bool) -> int:
     """What a network takes of shared memory beside its activations, which begin at 16 bytes."""
-    values = layout.value_count * (2 if training else 1)
-    numbers = _FLOATS + len(layout.integers) + values + PANEL + layout.first
+    integers, values, _ = layout.sizes
+    numbers = _FLOATS + integers + values * (2 if training else 1) + PANEL + layout.first
     return 4 * (-(-numbers // _FLOATS) * _FLOATS)
 
 
-def _data(parts: Parts) -> _Data:
+def _data(parts: StackExamples) -> _StackData:
     _, count, pixels, row = parts.images.shape
-    pointers = (it.data_ptr() for it in (parts.images, parts.labels, parts.affine))
-    return _Data(*pointers, pixels, row // WORD, count)
+    pointers = map(Tensor.data_ptr, (parts.images, parts.labels, parts.affine))
+    return _StackData(*pointers, pixels, row // WORD, count)
 
 
 def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:

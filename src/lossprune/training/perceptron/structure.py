@@ -5,13 +5,16 @@ nothing after each.  A hidden unit is *live* where a surviving weight leads from
 of the next layer; all outputs are live.  What leads to no live unit has a gradient of exactly 0.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from lossprune.data import Dataset
 from lossprune.kernels.interface import Activation
+from lossprune.pruning.curvature.distributed import processes
+from lossprune.training.plain import hooked_module
 
 ACTIVATIONS = {nn.Tanh: Activation.TANH, nn.ReLU: Activation.RELU}
 GROUP = 16  # neighbouring pixels that are read together
@@ -22,7 +25,7 @@ class NotSparseError(ValueError):
 
 
 @dataclass(frozen=True)
-class Stage:
+class PerceptronLayer:
     """One linear layer and what follows it."""
 
     name: str
@@ -35,7 +38,7 @@ class Survivors:
     """Where the surviving weights of one linear layer are; all int64, rows by output.
 
     Attributes:
-        stage: the layer.
+        layer: which one.
         weights: positions in the flattened weight that lead to live outputs.
         idle_weights: positions of those that lead to others.
         rows: (outputs + 1,), where the weights of each live output begin.
@@ -44,7 +47,7 @@ class Survivors:
         idle: positions of the other outputs.
     """
 
-    stage: Stage
+    layer: PerceptronLayer
     weights: Tensor
     idle_weights: Tensor
     rows: Tensor
@@ -53,22 +56,7 @@ class Survivors:
     idle: Tensor
 
 
-def read_stages(network: nn.Module) -> tuple[Stage, ...]:
-    """Return the layers of a multilayer perceptron in float32 on the CPU.
-
-    Raises:
-        NotSparseError: it is none, or one that trains in another way.
-    """
-    stages = read_layers(network)
-    for name, parameter in network.named_parameters():
-        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
-            raise NotSparseError(
-                f"{name} is {parameter.dtype} on {parameter.device}, not torch.float32 on the CPU"
-            )
-    return stages
-
-
-def read_layers(network: nn.Module) -> tuple[Stage, ...]:
+def read_layers(network: nn.Module) -> tuple[PerceptronLayer, ...]:
     """Return the layers of a multilayer perceptron of any type on any device.
 
     Raises:
@@ -79,61 +67,99 @@ def read_layers(network: nn.Module) -> tuple[Stage, ...]:
     modules = list(network._modules.items())  # named_children gives a module of two names once
     if not modules or type(modules[0][1]) is not nn.Flatten or modules[0][1].start_dim != 1:
         raise NotSparseError("it does not begin with Flatten")
-    stages: list[Stage] = []
+    layers: list[PerceptronLayer] = []
     for name, module in modules[1:]:
         if type(module) is nn.Linear:
-            stages.append(Stage(name, module, Activation.IDENTITY))
-        elif type(module) in ACTIVATIONS and stages and not stages[-1].activation:
-            last = stages[-1]
-            stages[-1] = Stage(last.name, last.linear, ACTIVATIONS[type(module)])
+            layers.append(PerceptronLayer(name, module, Activation.IDENTITY))
+        elif type(module) in ACTIVATIONS and layers and not layers[-1].activation:
+            layers[-1] = replace(layers[-1], activation=ACTIVATIONS[type(module)])
         else:
             raise NotSparseError(
                 f"{name} is {type(module).__name__}; only linear layers with tanh or ReLU after "
                 "them are trained sparsely"
             )
-    parameters = [id(it) for stage in stages for it in stage.linear.parameters()]
+    parameters = [id(parameter) for layer in layers for parameter in layer.linear.parameters()]
     if len(set(parameters)) < max(1, len(parameters)):
         raise NotSparseError("it has no linear layer, or a parameter that is used twice")
-    for module in network.modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            raise NotSparseError("it has hooks, which sparse training would not run")
+    if hooked_module(network) is not None:
+        raise NotSparseError("it has hooks, which sparse training would not run")
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad or not parameter.is_contiguous():
             raise NotSparseError(f"{name} is not trained, or not contiguous")
-    return tuple(stages)
+    return tuple(layers)
+
+
+def check_sparse(network: nn.Module, dataset: Dataset) -> None:
+    """Raise NotSparseError unless this network can be trained sparsely where it is."""
+    if next(network.parameters()).device.type == "cuda":
+        check_fit(read_layers(network), dataset)
+    else:
+        layers_on_cpu(network, dataset)
+
+
+def layers_on_cpu(network: nn.Module, dataset: Dataset) -> tuple[PerceptronLayer, ...]:
+    """Return the layers of a multilayer perceptron that the CPU can train on this data set.
+
+    Raises:
+        NotSparseError: it cannot.
+    """
+    layers = read_layers(network)
+    for name, parameter in network.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise NotSparseError(
+                f"{name} is {parameter.dtype} on {parameter.device}, not torch.float32 on the CPU"
+            )
+    check_fit(layers, dataset)
+    if dataset.train.images.device.type != "cpu":
+        raise NotSparseError("the data are not on the CPU")
+    return layers
+
+
+def check_fit(layers: Sequence[PerceptronLayer], dataset: Dataset) -> None:
+    """Raise NotSparseError unless a perceptron of these layers can be trained on this data set."""
+    if processes() > 1:
+        raise NotSparseError(f"sparse training is for one process, and there are {processes()}")
+    pixels = dataset.train.images[0].numel()
+    if dataset.augmented:
+        raise NotSparseError("its training images are augmented")
+    if layers[0].linear.in_features != pixels:
+        raise NotSparseError(
+            f"{layers[0].name} takes {layers[0].linear.in_features} inputs, an image has {pixels}"
+        )
+    if len(dataset.classes) > layers[-1].linear.out_features:
+        raise NotSparseError(f"{layers[-1].name} has fewer outputs than the data have classes")
 
 
 def find_survivors(
-    stages: tuple[Stage, ...], mask: Mapping[str, Tensor]
+    layers: Sequence[PerceptronLayer], mask: Mapping[str, Tensor]
 ) -> tuple[tuple[Survivors, ...], Tensor]:
     """Return the survivors of each layer, and the first pixels of the blocks that are read.
 
     Raises:
         NotSparseError: the mask names something other than the layers' weights.
     """
-    known = {f"{stage.name}.weight" for stage in stages}
+    known = {f"{layer.name}.weight" for layer in layers}
     if unknown := [name for name in mask if name not in known]:
         raise NotSparseError(f"the mask names {unknown[0]}, which is not a linear layer's weight")
     kept = [
-        mask.get(f"{stage.name}.weight", torch.ones_like(stage.linear.weight, dtype=torch.bool))
-        for stage in stages
+        mask.get(f"{layer.name}.weight", torch.ones_like(layer.linear.weight, dtype=torch.bool))
+        for layer in layers
     ]
-    live = [torch.ones(stages[-1].linear.out_features, dtype=torch.bool)]
-    for layer in reversed(kept[1:]):
-        live.insert(0, (layer & live[0][:, None]).any(0))
+    live = [torch.ones(layers[-1].linear.out_features, dtype=torch.bool)]
+    for weights in reversed(kept[1:]):
+        live.insert(0, (weights & live[0][:, None]).any(0))
     pixels = (kept[0] & live[0][:, None]).any(0)
     blocks, number = _blocks(pixels)
     found = []
-    for stage, layer, outputs in zip(stages, kept, live, strict=True):
-        used = layer & outputs[:, None]
+    for layer, weights, outputs in zip(layers, kept, live, strict=True):
+        used = weights & outputs[:, None]
         where = used.nonzero()
-        per_output = used[outputs].sum(1)
         found.append(
             Survivors(
-                stage=stage,
+                layer=layer,
                 weights=used.flatten().nonzero()[:, 0],
-                idle_weights=(layer & ~outputs[:, None]).flatten().nonzero()[:, 0],
-                rows=torch.cat((torch.zeros(1, dtype=torch.int64), per_output.cumsum(0))),
+                idle_weights=(weights & ~outputs[:, None]).flatten().nonzero()[:, 0],
+                rows=starts(used[outputs].sum(1)),
                 columns=number[where[:, 1]],
                 live=outputs.nonzero()[:, 0],
                 idle=(~outputs).nonzero()[:, 0],
@@ -141,6 +167,17 @@ def find_survivors(
         )
         number = outputs.cumsum(0) - 1
     return tuple(found), blocks
+
+
+def starts(counts: Tensor) -> Tensor:
+    """Return where each of several runs of these lengths begins, and the end of the last."""
+    return torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0)))
+
+
+def by_input(columns: Tensor, inputs: int) -> tuple[Tensor, Tensor]:
+    """Return where the weights of each input begin, and the weights in order of their inputs."""
+    order = torch.argsort(columns, stable=True)
+    return starts(torch.bincount(columns, minlength=inputs)), order
 
 
 def _blocks(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,3 +192,16 @@ def _blocks(pixels: Tensor) -> tuple[Tensor, Tensor]:
     first = (torch.arange(len(used)) * GROUP).clamp(max=max(size - GROUP, 0))
     number = (used.cumsum(0) - 1)[block] * GROUP + torch.arange(size) - first[block]
     return first[used], number
+
+
+def normalisation(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Return factor and offset of every pixel, rounded as the dense batches round them."""
+    channels, height, width = dataset.shape
+    spread = [channels // len(dataset.std) * height * width] * len(dataset.std)
+    factors = [1 / (dataset.scale * std) for std in dataset.std]
+    offsets = [mean / std for mean, std in zip(dataset.mean, dataset.std, strict=True)]
+    repeats = torch.tensor(spread)
+    return (
+        torch.tensor(factors, dtype=torch.float32).repeat_interleave(repeats),
+        torch.tensor(offsets, dtype=torch.float32).repeat_interleave(repeats),
+    )

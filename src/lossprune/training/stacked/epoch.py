@@ -1,34 +1,79 @@
-"""What the two orders of work of stacked training share: an epoch's settings, losses and scores."""
+"""An epoch of several networks: who trains how, and on which batches, gathered once for all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lossprune.data import Dataset
 from lossprune.training.evaluation import Evaluation
-from lossprune.training.loop import DivergedError, not_finite
-from lossprune.training.stacked.batches import Group
 from lossprune.training.stacked.state import Stack
 
-Outcome = float | DivergedError
+Batch = tuple[Tensor, Tensor]
 
 
-class Steps(Protocol):
-    """How a stack of one kind of networks computes."""
+@dataclass(frozen=True)
+class BatchGroup:
+    """Members, by position, that visit the same examples in the same order."""
 
-    def logits(self, stack: Stack, inputs: Tensor) -> Tensor:
-        """Map inputs (1 or m, n, …) to logits (m, n, c)."""
-        ...
+    members: tuple[int, ...]
+    dataset: Dataset
+    generators: tuple[torch.Generator, ...] = ()
 
-    def step(self, stack: Stack, inputs: Tensor, labels: Tensor, momentum: float) -> None:
-        """Take a step of SGD on the mean cross-entropy, and add the losses to the totals."""
-        ...
+    def training_batches(self, size: int) -> Iterator[Batch]:
+        """Draw order and augmentation as the dense loop does, and iterate over the batches.
+
+        Every generator moves on as if its member had drawn alone.
+        """
+        order, first = self._order(), self.generators[0]
+        found = self.dataset.batches(
+            self.dataset.train, size, order=order, generator=first, augment=self.dataset.augmented
+        )
+        self._align()
+        return found
+
+    def draw_order(self) -> Tensor:
+        """Draw the order alone, of data that are not augmented."""
+        order = self._order()
+        self._align()
+        return order
+
+    def _order(self) -> Tensor:
+        return torch.randperm(len(self.dataset.train), generator=self.generators[0])
+
+    def _align(self) -> None:
+        first, *others = self.generators
+        for other in others:
+            other.set_state(first.get_state())
+
+
+def group_by_order(
+    members: Sequence[int], datasets: Sequence[Dataset], generators: Sequence[torch.Generator]
+) -> list[BatchGroup]:
+    """Return the groups of ``members``: one data set object, generators in the same state."""
+    found: dict[tuple[int, bytes], list[int]] = {}
+    for member in members:
+        state = generators[member].get_state().numpy().tobytes()
+        found.setdefault((id(datasets[member]), state), []).append(member)
+    return [
+        BatchGroup(tuple(own), datasets[own[0]], tuple(generators[member] for member in own))
+        for own in found.values()
+    ]
+
+
+def group_by_dataset(members: Sequence[int], datasets: Sequence[Dataset]) -> list[BatchGroup]:
+    """Return the groups of ``members`` that have one data set object."""
+    found: dict[int, list[int]] = {}
+    for member in members:
+        found.setdefault(id(datasets[member]), []).append(member)
+    return [BatchGroup(tuple(own), datasets[own[0]]) for own in found.values()]
 
 
 @dataclass(frozen=True)
@@ -43,42 +88,60 @@ class Epoch:
         batch_size: examples a step.
     """
 
-    groups: Sequence[Group]
+    groups: Sequence[BatchGroup]
     optimizers: Mapping[int, Optimizer]
     settings: Mapping[int, Mapping[str, Any]]
     momentum: float
     batch_size: int
 
 
-@dataclass(frozen=True)
-class Losses:
-    """The totals of a stack at some steps, read only when the epoch is over."""
-
-    steps: list[int] = field(default_factory=list)
-    totals: list[Tensor] = field(default_factory=list)
-
-    def note(self, step: int, totals: Tensor) -> None:
-        """Keep the totals as they are now, without waiting for the device."""
-        if not self.steps or self.steps[-1] != step:
-            self.steps.append(step)
-            self.totals.append(totals.clone())
-
-    def outcomes(self, examples: int) -> list[Outcome]:
-        """Return each member's mean loss, or the error of the first step at which it is none."""
-        totals = torch.stack(self.totals).cpu()
-        finite = totals.isfinite()
-        return [
-            mean if ok else not_finite(self.steps[first])
-            for mean, ok, first in zip(
-                (totals[-1] / examples).tolist(),
-                finite.all(0).tolist(),
-                finite.int().argmin(0).tolist(),
-                strict=True,
-            )
-        ]
+def active_members(active: Sequence[bool] | None, count: int) -> list[int]:
+    """Return the positions of those that are active; None: of all."""
+    if active is None:
+        return list(range(count))
+    return [member for member, own in enumerate(active) if own]
 
 
-class Scores:
+def check_split(which: str, dataset: Dataset) -> None:
+    """Raise ValueError unless ``which`` names a split."""
+    if which not in dataset.splits:
+        raise ValueError(f"which must be train, valid or test, got {which!r}")
+
+
+class Spread:
+    """From one batch a group to what a stack takes: (1 or m, n, …), 1 where all share a batch."""
+
+    def __init__(
+        self,
+        groups: Sequence[BatchGroup],
+        members: Sequence[int],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        group_of = {member: which for which, group in enumerate(groups) for member in group.members}
+        self.dtype = dtype
+        self.rows = 1 if len(groups) == 1 else len(members)
+        self.index = torch.tensor([group_of[member] for member in members], device=device)
+
+    def __call__(self, batches: Sequence[Batch]) -> Batch:
+        """Map a batch of each group to inputs and labels of all members."""
+        inputs, labels = (torch.stack(parts) for parts in zip(*batches, strict=True))
+        inputs = inputs.to(self.dtype)
+        if self.rows == 1:
+            return inputs, labels
+        return inputs.index_select(0, self.index), labels.index_select(0, self.index)
+
+
+def in_lockstep(
+    streams: Sequence[Iterator[Batch]], ahead: int
+) -> Iterator[list[tuple[Batch, ...]]]:
+    """Yield up to ``ahead`` batches of every stream at a time."""
+    together = zip(*streams, strict=True)
+    while chunk := list(islice(together, ahead)):
+        yield chunk
+
+
+class EvaluationSums:
     """Sums of losses and of errors over the examples that a stack has seen."""
 
     def __init__(self, stack: Stack) -> None:
@@ -96,5 +159,4 @@ class Scores:
     def evaluations(self, examples: int) -> list[Evaluation]:
         """Return each member's."""
         both = torch.stack((self._losses, self._wrong)).T.tolist()
-        # Divided by here: a GPU may round the quotient otherwise.
-        return [Evaluation(loss / examples, wrong / examples) for loss, wrong in both]
+        return [Evaluation.mean(loss, wrong, examples) for loss, wrong in both]

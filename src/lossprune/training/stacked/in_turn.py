@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
-from torch import Tensor
 from torch.optim import Optimizer
 
 from lossprune.training.evaluation import Evaluation
-from lossprune.training.loop import CHECK_EVERY
+from lossprune.training.loop import CHECK_EVERY, Losses, Outcome
 from lossprune.training.plain import step_without_gradients
-from lossprune.training.stacked.batches import Group, in_lockstep
-from lossprune.training.stacked.epoch import Epoch, Losses, Outcome, Scores, Steps
-from lossprune.training.stacked.state import Member, Stack
+from lossprune.training.stacked.epoch import BatchGroup, Epoch, EvaluationSums, in_lockstep
+from lossprune.training.stacked.state import Stack, StackMember
+from lossprune.training.stacked.steps import Steps
 
 _AHEAD = 25  # steps of one member before the next has its turn; divides CHECK_EVERY
 _EVALUATED = 1000  # examples of an evaluation at a time
@@ -21,7 +20,7 @@ class InTurn:
 
     how = "in turn over the same batches"
 
-    def __init__(self, members: Sequence[Member], steps: Steps) -> None:
+    def __init__(self, members: Sequence[StackMember], steps: Steps) -> None:
         self.members, self.steps = members, steps
         self._untold: dict[int, Optimizer] = {}
 
@@ -38,9 +37,12 @@ class InTurn:
         for member in self._untold.keys() & set(members):
             step_without_gradients(self._untold.pop(member))
 
-    def _train_group(self, group: Group, epoch: Epoch) -> dict[int, Outcome]:
+    def _train_group(self, group: BatchGroup, epoch: Epoch) -> dict[int, Outcome]:
         optimizers = epoch.optimizers if epoch.momentum else {}
-        stacks = {it: Stack.over(self.members[it], optimizers.get(it)) for it in group.members}
+        stacks = {
+            member: Stack.over(self.members[member], optimizers.get(member))
+            for member in group.members
+        }
         losses = {member: Losses() for member in group.members}
         for member, stack in stacks.items():
             stack.begin([epoch.settings[member]])
@@ -55,23 +57,25 @@ class InTurn:
             if step % CHECK_EVERY == 0:
                 for member, stack in running.items():
                     losses[member].note(step, stack.totals)
-                running = {it: one for it, one in running.items() if one.totals.isfinite()}
+                running = {
+                    member: stack for member, stack in running.items() if stack.totals.isfinite()
+                }
         for member, stack in running.items():
             losses[member].note(step, stack.totals)
         examples = len(group.dataset.train)
         return {member: noted.outcomes(examples)[0] for member, noted in losses.items()}
 
-    def evaluate(self, which: str, groups: Sequence[Group]) -> dict[int, Evaluation]:
+    def evaluate(self, which: str, groups: Sequence[BatchGroup]) -> dict[int, Evaluation]:
         """Evaluate on the scored examples of one split of each member's own data set."""
         found: dict[int, Evaluation] = {}
         for group in groups:
             split = group.dataset.scored[which]
-            scores = {it: Scores(Stack.over(self.members[it])) for it in group.members}
+            sums = {
+                member: EvaluationSums(Stack.over(self.members[member])) for member in group.members
+            }
             for inputs, labels in group.dataset.batches(split, _EVALUATED):
-                self._count(list(scores.values()), inputs[None], labels[None])
-            found |= {it: one.evaluations(len(split))[0] for it, one in scores.items()}
+                for own in sums.values():
+                    logits = self.steps.logits(own.stack, inputs[None].to(own.stack.dtype))
+                    own.add(logits, labels[None])
+            found |= {member: own.evaluations(len(split))[0] for member, own in sums.items()}
         return found
-
-    def _count(self, scores: Sequence[Scores], inputs: Tensor, labels: Tensor) -> None:
-        for one in scores:
-            one.add(self.steps.logits(one.stack, inputs.to(one.stack.dtype)), labels)

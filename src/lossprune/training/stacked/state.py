@@ -5,7 +5,7 @@ Index letters: m member, n example, and the axes of one network's parameter afte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lossprune.training.mirror import (
+    MOMENTUM,
+    Mirror,
+    momentum_of,
+    read_,
+    read_momentum_,
+    write_,
+    write_momentum_,
+)
+from lossprune.training.plain import step_without_gradients
+
+# Tensors, and how often each had been changed in place when it was read or written.
+_Seen = list[tuple[Tensor | None, int]]
 _INTEGERS = {4: torch.int32, 8: torch.int64}  # by bytes a weight
 
 
 @dataclass(frozen=True)
-class Member:
+class StackMember:
     """A network and, for each parameter that has removed weights, True where one is kept."""
 
     network: nn.Module
@@ -28,7 +41,7 @@ class Stack:
     """The state of m networks, updated in place.
 
     :meth:`over` looks at one network's own tensors, with an axis put before them; :meth:`joined`
-    holds copies of several, whose rows :meth:`load` reads and :meth:`store` writes.
+    holds copies of several, a row each.
 
     Attributes:
         parameters: (m, *shape) by name.
@@ -39,7 +52,7 @@ class Stack:
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[StackMember],
         parameters: dict[str, Tensor],
         buffers: dict[str, Tensor],
         velocities: dict[str, Tensor],
@@ -58,14 +71,16 @@ class Stack:
         return len(self.members)
 
     @staticmethod
-    def over(member: Member, optimizer: Optimizer | None = None) -> Stack:
+    def over(member: StackMember, optimizer: Optimizer | None = None) -> Stack:
         """Return a stack of one, whose tensors are those of the network and of the optimizer.
 
         Without an optimizer, or its momentum, velocities are of its own.
         """
         network = member.network
-        parameters = {name: it.detach()[None] for name, it in network.named_parameters()}
-        buffers = {name: it.detach()[None] for name, it in network.named_buffers()}
+        parameters, buffers = (
+            {name: tensor.detach()[None] for name, tensor in tensors}
+            for tensors in (network.named_parameters(), network.named_buffers())
+        )
         velocities = {
             name: torch.zeros_like(parameter, requires_grad=False)[None]
             if optimizer is None
@@ -75,53 +90,39 @@ class Stack:
         return Stack((member,), parameters, buffers, velocities)
 
     @staticmethod
-    def joined(members: Sequence[Member]) -> Stack:
+    def joined(members: Sequence[StackMember]) -> Stack:
         """Return a stack of several with memory of its own, not yet loaded."""
 
         def room(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {
-                name: torch.empty((len(members), *it.shape), dtype=it.dtype, device=it.device)
-                for name, it in tensors.items()
+                name: torch.empty((len(members), *one.shape), dtype=one.dtype, device=one.device)
+                for name, one in tensors.items()
             }
 
         first = members[0].network
         parameters = dict(first.named_parameters())
         return Stack(members, room(parameters), room(dict(first.named_buffers())), room(parameters))
 
-    @torch.no_grad()
-    def load(self, row: int) -> None:
-        """Read parameters and buffers of one network."""
+    def mirrors(self, row: int) -> list[Mirror]:
+        """Return the parameters and buffers of one network, and its row of them."""
         network = self.members[row].network
-        for name, parameter in network.named_parameters():
-            self.parameters[name][row].copy_(parameter)
-        for name, buffer in network.named_buffers():
-            self.buffers[name][row].copy_(buffer)
-
-    @torch.no_grad()
-    def load_momentum(self, row: int, optimizer: Optimizer) -> None:
-        """Read the momentum of one optimizer; it is 0 where there is none yet."""
-        for name, parameter in self.members[row].network.named_parameters():
-            buffer = optimizer.state[parameter].get("momentum_buffer")
-            own = self.velocities[name][row]
-            own.zero_() if buffer is None else own.copy_(buffer)
-
-    @torch.no_grad()
-    def store(self, row: int, optimizer: Optimizer, *, momentum: bool) -> None:
-        """Write parameters, buffers and momentum back to one network and its optimizer."""
-        network = self.members[row].network
-        for name, buffer in network.named_buffers():
-            buffer.copy_(self.buffers[name][row])
-        for name, parameter in network.named_parameters():
-            parameter.copy_(self.parameters[name][row])
-            if momentum:
-                momentum_of(parameter, optimizer).copy_(self.velocities[name][row])
+        return [
+            *(
+                Mirror(parameter, ..., self.parameters[name][row], self.velocities[name][row])
+                for name, parameter in network.named_parameters()
+            ),
+            *(
+                Mirror(buffer, ..., self.buffers[name][row])
+                for name, buffer in network.named_buffers()
+            ),
+        ]
 
     def begin(self, settings: Sequence[Mapping[str, Any]]) -> None:
         """Begin an epoch with each member's own learning rate and weight decay."""
         self.totals.zero_()
-        for own, factor, name in ((self._rates, -1, "lr"), (self._decays, 1, "weight_decay")):
-            values = [factor * float(it[name]) for it in settings]
-            own.copy_(torch.tensor(values, dtype=torch.float64))
+        for rates, factor, name in ((self._rates, -1, "lr"), (self._decays, 1, "weight_decay")):
+            values = [factor * float(own[name]) for own in settings]
+            rates.copy_(torch.tensor(values, dtype=torch.float64))
 
     def step_(self, name: str) -> None:
         """Take a parameter's step of SGD: v ← v + λθ, θ ← θ − ηv, and 0 where it is removed.
@@ -152,9 +153,77 @@ class Stack:
         return parameter, self.velocities[name], rates, decays, bits, kept
 
 
-def momentum_of(parameter: Tensor, optimizer: Optimizer) -> Tensor:
-    """Return the optimizer's momentum of a parameter, made where there is none yet."""
-    state = optimizer.state[parameter]
-    if state.get("momentum_buffer") is None:
-        state["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
-    return state["momentum_buffer"]
+class StackCache:
+    """Some members in the memory of a stack: read when they change, written back when asked for.
+
+    That a network or an optimizer was changed by somebody else is seen by torch's count of changes
+    in place, which ``parameter.data`` alone goes around.
+
+    Attributes:
+        chosen: the members, by position.
+        stack: their memory, a row each in this order.
+    """
+
+    def __init__(self, members: Sequence[StackMember], chosen: tuple[int, ...]) -> None:
+        self.chosen = chosen
+        self.stack = Stack.joined([members[member] for member in chosen])
+        self._parameters = [list(members[member].network.parameters()) for member in chosen]
+        self._buffers = [list(members[member].network.buffers()) for member in chosen]
+        self._weights: list[_Seen] = [[] for _ in chosen]
+        self._momentum: list[_Seen] = [[] for _ in chosen]
+        self._untold: dict[int, tuple[Optimizer, bool]] = {}  # by row, since the last epoch
+
+    def read(self, optimizers: Mapping[int, Optimizer] | None = None) -> None:
+        """Read the networks that were changed, and momentum, if optimizers are given."""
+        for row, member in enumerate(self.chosen):
+            if not _same(self._weights[row], now := self._weights_of(row)):
+                read_(self.stack.mirrors(row))
+                self._weights[row] = now
+            if optimizers is None:
+                continue
+            optimizer = optimizers[member]
+            if not _same(self._momentum[row], now := self._momentum_of(row, optimizer)):
+                read_momentum_(self.stack.mirrors(row), optimizer)
+                self._momentum[row] = now
+
+    def trained(self, optimizers: Mapping[int, Optimizer], momentum: float) -> None:
+        """Take note that the stack is an epoch ahead of networks and optimizers."""
+        self._untold = {
+            row: (optimizers[member], bool(momentum)) for row, member in enumerate(self.chosen)
+        }
+
+    def store(self, members: Iterable[int]) -> None:
+        """Write what was trained back to the networks and optimizers of these members."""
+        wanted = set(members)
+        for row in [row for row in self._untold if self.chosen[row] in wanted]:
+            optimizer, momentum = self._untold.pop(row)
+            write_(mirrors := self.stack.mirrors(row))
+            if momentum:
+                write_momentum_(mirrors, optimizer)
+            step_without_gradients(optimizer)
+            self._weights[row] = self._weights_of(row)
+            self._momentum[row] = self._momentum_of(row, optimizer)
+
+    def forget(self) -> None:
+        """Take the stack's own memory as lost, after storing what it held."""
+        self.store(self.chosen)
+        self._weights = [[] for _ in self.chosen]
+        self._momentum = [[] for _ in self.chosen]
+
+    def _weights_of(self, row: int) -> _Seen:
+        tensors = (*self._parameters[row], *self._buffers[row])
+        return [(tensor, tensor._version) for tensor in tensors]
+
+    def _momentum_of(self, row: int, optimizer: Optimizer) -> _Seen:
+        found = [
+            optimizer.state[parameter].get(MOMENTUM) if parameter in optimizer.state else None
+            for parameter in self._parameters[row]
+        ]
+        return [(momentum, 0 if momentum is None else momentum._version) for momentum in found]
+
+
+def _same(seen: _Seen, now: _Seen) -> bool:
+    return len(seen) == len(now) and all(
+        one is other and count == later
+        for (one, count), (other, later) in zip(seen, now, strict=True)
+    )

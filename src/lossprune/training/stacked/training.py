@@ -1,5 +1,6 @@
 """Training many networks of one architecture together."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,20 +9,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lossprune.data import Dataset
-from lossprune.training.evaluation import Evaluation
-from lossprune.training.loop import DivergedError
-from lossprune.training.plain import common_momentum, plain_settings
-from lossprune.training.stacked.batches import group_by_dataset, group_by_order
-from lossprune.training.stacked.epoch import Epoch
-from lossprune.training.stacked.in_turn import InTurn
-from lossprune.training.stacked.stackable import (
-    check_by_trial,
-    perceptron_layers,
-    read_members,
+from lossprune.training.evaluation import NOT_EVALUATED, Evaluation
+from lossprune.training.loop import Outcome
+from lossprune.training.plain import check_batch_size, common_momentum, plain_settings
+from lossprune.training.stacked.epoch import (
+    Epoch,
+    active_members,
+    check_split,
+    group_by_dataset,
+    group_by_order,
 )
-from lossprune.training.stacked.steps import PerceptronSteps
+from lossprune.training.stacked.in_turn import InTurn
+from lossprune.training.stacked.stackable import check_by_trial, perceptron_layers, read_members
+from lossprune.training.stacked.steps import AnySteps, PerceptronSteps
 from lossprune.training.stacked.together import Together
-from lossprune.training.stacked.vmap import AnySteps
 
 
 class StackedTraining:
@@ -40,7 +41,7 @@ class StackedTraining:
     ...     return torch.Generator().manual_seed(seed)
     >>> networks = [NETWORKS["MLP"](shape=digits.shape, generator=seeded(n)) for n in range(3)]
     >>> rates = (0.1, 0.001, 1e38)
-    >>> optimizers = [make_optimizer(it, lr=lr, l2=0) for it, lr in zip(networks, rates)]
+    >>> optimizers = [make_optimizer(own, lr=lr, l2=0) for own, lr in zip(networks, rates)]
     >>> training = StackedTraining(networks, [None] * 3, [digits] * 3)
     >>> losses = training.train_epoch(optimizers, generators=[seeded(7) for _ in networks])
     >>> training.store(range(3))
@@ -99,7 +100,7 @@ class StackedTraining:
         batch_size: int = 100,
         generators: Sequence[torch.Generator],
         active: Sequence[bool] | None = None,
-    ) -> list[float | DivergedError]:
+    ) -> list[Outcome]:
         """Do for each member what :func:`lossprune.training.train_epoch` does.
 
         Weights and momentum are those of each network and optimizer.  What comes of them is there
@@ -123,27 +124,25 @@ class StackedTraining:
         """
         self._check_counts(optimizers=optimizers, generators=generators)
         members = self._active(active)
-        outcomes: list[float | DivergedError] = [float("nan")] * len(self.networks)
         if not members:
-            return outcomes
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-        settings = {it: plain_settings(self.networks[it], optimizers[it]) for it in members}
+            return [math.nan] * len(self.networks)
+        check_batch_size(batch_size)
+        settings = {
+            member: plain_settings(self.networks[member], optimizers[member]) for member in members
+        }
         momentum = common_momentum(settings)
         for member in members:
             self.networks[member].train()
         epoch = Epoch(
             groups=group_by_order(members, self.datasets, generators),
-            optimizers={it: optimizers[it] for it in members},
+            optimizers={member: optimizers[member] for member in members},
             settings=settings,
             momentum=momentum,
             batch_size=batch_size,
         )
         with torch.no_grad():
             found = self._order.train(epoch)
-        for member, outcome in found.items():
-            outcomes[member] = outcome
-        return outcomes
+        return [found.get(member, math.nan) for member in range(len(self.networks))]
 
     def store(self, members: Iterable[int]) -> None:
         """Write what was trained to the networks and optimizers of ``members``, by position.
@@ -161,23 +160,18 @@ class StackedTraining:
                 examples that are scored.
             active: False for members that are left out, with NaN; None: all are evaluated.
         """
-        if which not in self.datasets[0].splits:
-            raise ValueError(f"which must be train, valid or test, got {which!r}")
-        evaluations = [Evaluation(float("nan"), float("nan"))] * len(self.networks)
+        check_split(which, self.datasets[0])
         members = self._active(active)
         if not members:
-            return evaluations
+            return [NOT_EVALUATED] * len(self.networks)
         with torch.no_grad():
             found = self._order.evaluate(which, group_by_dataset(members, self.datasets))
-        for member, evaluation in found.items():
-            evaluations[member] = evaluation
-        return evaluations
+        return [found.get(member, NOT_EVALUATED) for member in range(len(self.networks))]
 
     def _active(self, active: Sequence[bool] | None) -> list[int]:
-        if active is None:
-            return list(range(len(self.networks)))
-        self._check_counts(active=active)
-        return [member for member, it in enumerate(active) if it]
+        if active is not None:
+            self._check_counts(active=active)
+        return active_members(active, len(self.networks))
 
     def _check_counts(self, **given: Sequence[Any]) -> None:
         for name, values in given.items():
@@ -186,13 +180,3 @@ class StackedTraining:
                     f"{name} must be one for each of the {len(self.networks)} networks, "
                     f"got {len(values)}"
                 )
-
-
-def worthwhile(network: nn.Module, dataset: Dataset) -> bool:
-    """Whether a stack of such networks is no slower than one after the other.
-
-    Always on CUDA; on the CPU for perceptrons alone: others are slower under vmap
-    (docs/training.md has the measurements).
-    """
-    cuda = next(network.parameters()).device.type == "cuda"
-    return cuda or perceptron_layers(network, dataset) is not None
