@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 import lossprune
-from lossprune.deployment.csr import CsrConv2d, CsrLinear
-from lossprune.deployment.semi_structured import is_two_of_four
+from lossprune.deployment.sparse_layers import CsrConv2d, CsrLinear, is_two_of_four
 
 # Of a float32 sum of a few hundred products, against the same in float64.
 RELATIVE = 1e-5

@@ -1,6 +1,9 @@
 """What running a network costs."""
 
+import functools
 import math
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,17 +33,29 @@ def multiply_adds(model: nn.Module, example: Any) -> int:
     """
     if not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves(example)):
         check_whole(model, offloaded=True)
-    total = 0
-
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer.weight, Tensor)
-        total += output.numel() * math.prod(layer.weight.shape[1:])
-
     network = apart(unwrapped(model)).eval()
-    for layer in network.modules():
-        if isinstance(layer, LAYERS):
-            layer.register_forward_hook(count)
+    layers = {name: part for name, part in network.named_modules() if isinstance(part, LAYERS)}
     own = Call.of(example).copied()
-    network(*own.inputs, **own.named)
-    return total
+    outputs = count_outputs(network, layers, lambda whole: whole(*own.inputs, **own.named))
+    return sum(count * math.prod(layers[name].weight.shape[1:]) for name, count in outputs.items())
+
+
+def count_outputs(
+    network: nn.Module, layers: Mapping[str, nn.Module], call: Callable[[nn.Module], object]
+) -> Counter[str]:
+    """Count the numbers that each of ``layers`` gives where ``call`` calls ``network``, by name."""
+    outputs: Counter[str] = Counter()
+
+    def count(name: str, _: nn.Module, __: object, output: Tensor) -> None:
+        outputs[name] += output.numel()
+
+    hooks = [
+        layer.register_forward_hook(functools.partial(count, name))
+        for name, layer in layers.items()
+    ]
+    try:
+        call(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs

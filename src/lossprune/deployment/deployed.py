@@ -5,10 +5,9 @@ kernel, whichever is faster here for a batch like the example.  Consecutive spar
 call, in one layout; see ``sparse/sparse_network.c``.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,11 +16,14 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from lossprune.channels.calls import Call
 from lossprune.channels.compaction import compact, masked_copy
+from lossprune.channels.costs import count_outputs
 from lossprune.channels.tracing import UntraceableError
 from lossprune.deployment.candidates import Candidates
-from lossprune.deployment.csr import csr_layer
-from lossprune.deployment.layer_by_layer import layer_by_layer, replaced_layers, sparse_layer
-from lossprune.deployment.semi_structured import with_semi_structured
+from lossprune.deployment.layer_by_layer import (
+    layer_by_layer,
+    replaced_layers,
+    with_semi_structured,
+)
 from lossprune.deployment.sparse.network import check_conversion
 from lossprune.deployment.sparse.parts import in_parts, sparse_networks
 from lossprune.deployment.sparse.tuning import (
@@ -30,7 +32,8 @@ from lossprune.deployment.sparse.tuning import (
     tune_,
     weighted_layers,
 )
-from lossprune.deployment.traced import Called, traced
+from lossprune.deployment.sparse_layers import MakeLayer, csr_layer, sparse_layer
+from lossprune.deployment.traced import TracedNetwork, traced
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning.mask import Mask
 
@@ -139,20 +142,15 @@ def deploy(model: nn.Module, mask: Mask, example: Any, *, seconds: float = 0.3) 
     """
     masked, mask = masked_copy(model, mask)
     candidates = Candidates(masked, example)
-    call = candidates.call
-    if call.on_gpu:
+    if candidates.call.on_gpu:
         return _on_gpu(candidates, masked, seconds)
-    compaction = candidates.attempt("compacted", lambda: compact(model, mask, call.example))
+    compaction = candidates.attempt(
+        "compacted", lambda: compact(model, mask, candidates.call.example)
+    )
     if compaction is not None:
         candidates.add("compacted", compaction.model.eval())
     small = candidates.networks.get("compacted", masked)
-    if not compiler_available():
-        candidates.notes.append(
-            "no C compiler, so torch's CSR products are all there is for sparse layers"
-        )
-        _add_layer_by_layer(candidates, "CSR", small, seconds)
-    elif not _add_traced(candidates, small, seconds):
-        _add_layer_by_layer(candidates, "layer by layer", small, seconds)
+    _add_sparse(candidates, small, seconds)
     return _fastest(candidates, small, seconds)
 
 
@@ -161,31 +159,36 @@ def _on_gpu(candidates: Candidates, masked: nn.Module, seconds: float) -> Deploy
     made = candidates.attempt(
         "semi-structured", lambda: with_semi_structured(masked, candidates.call, seconds)
     )
-    network, changed = made or (masked, [])
+    network, changed = made or (masked, set())
     candidates.add("semi-structured", network)
     if "semi-structured" not in candidates.networks:
-        network, changed = masked, []
-    layers = [
-        LayerChoice(
-            name, "2:4" if name in changed else "dense", kept, total, kept * positions, None, 0.0
-        )
-        for name, (kept, total, positions) in _use(masked, candidates.call).items()
-    ]
+        network, changed = masked, set()
+    layers = _choices(masked, candidates.call, dict.fromkeys(changed, "2:4"))
     note = f"{len(changed)} of {len(layers)} layers run as PyTorch's semi-structured products"
     return Deployed(network, layers, {}, [note, *candidates.notes])
 
 
+def _add_sparse(candidates: Candidates, small: nn.Module, seconds: float) -> None:
+    """Add ``small`` with sparse layers: from its graph, or where that does not do one by one."""
+    if not compiler_available():
+        candidates.notes.append(
+            "no C compiler, so torch's CSR products are all there is for sparse layers"
+        )
+        _add_layer_by_layer(candidates, "CSR", small, csr_layer, seconds)
+    elif not _add_from_graph(candidates, small, seconds):
+        _add_layer_by_layer(candidates, "layer by layer", small, sparse_layer, seconds)
+
+
 def _add_layer_by_layer(
-    candidates: Candidates, name: str, small: nn.Module, seconds: float
+    candidates: Candidates, name: str, small: nn.Module, make: MakeLayer, seconds: float
 ) -> None:
     """Add ``small`` with layers replaced one by one, if any is."""
-    make = csr_layer if name == "CSR" else sparse_layer
     made = candidates.attempt(name, lambda: layer_by_layer(small, candidates.call, seconds, make))
     if made is not None:
         candidates.add(name, made)
 
 
-def _add_traced(candidates: Candidates, small: nn.Module, seconds: float) -> bool:
+def _add_from_graph(candidates: Candidates, small: nn.Module, seconds: float) -> bool:
     """Add what is made from the graph of ``small``; say whether that does for all its layers."""
     call = candidates.call
     if "" in weighted_layers(small):
@@ -202,7 +205,7 @@ def _add_traced(candidates: Candidates, small: nn.Module, seconds: float) -> boo
     values = Call(tuple(arguments(call.inputs, call.named)), {})
     made = candidates.attempt("sparse", lambda: _sparse(graph, values, small, call, seconds))
     for name, network in (made or {}).items():
-        candidates.add(name, Called(network, arguments))
+        candidates.add(name, TracedNetwork(network, arguments))
     working = made is not None and made.keys() <= candidates.networks.keys()
     return working and not _hides_layers(graph)
 
@@ -242,37 +245,31 @@ def _fastest(candidates: Candidates, small: nn.Module, seconds: float) -> Deploy
     best = min(taken, key=lambda name: taken[name])
     network = candidates.networks[best]
     times = sparse_seconds(network, call, seconds)
-    sparse = set(times) | replaced_layers(network)
+    sparse = {*times, *replaced_layers(network)}
     dense = dense_seconds(small, call, seconds)
-    layers = [
-        LayerChoice(
-            name, "sparse" if name in sparse else "dense", kept, total, kept * positions,
-            times.get(name), dense.get(name, 0.0),
-        )
-        for name, (kept, total, positions) in _use(small, call).items()
-    ]  # fmt: skip
+    layers = _choices(small, call, dict.fromkeys(sparse, "sparse"), times, dense)
     note = f"{best} was fastest" + ("" if sparse else ": torch's dense layers all through")
     return Deployed(network, layers, taken, [*candidates.notes, note])
 
 
-def _use(network: nn.Module, call: Call) -> dict[str, tuple[int, int, int]]:
-    """Return of each layer its kept weights, all of them, and how often each is used in a call."""
-    positions: Counter[str] = Counter()
-
-    def count(layer: nn.Module, _: object, out: Any, name: str) -> None:
-        positions[name] += out.numel() // layer.weight.shape[0]  # type: ignore[operator, union-attr]
-
+def _choices(
+    network: nn.Module,
+    call: Call,
+    kinds: Mapping[str, str],
+    sparse: Mapping[str, float] = MappingProxyType({}),
+    dense: Mapping[str, float] = MappingProxyType({}),
+) -> list[LayerChoice]:
+    """Return how each layer of ``network`` is computed, dense where not in ``kinds``, and times."""
     layers = weighted_layers(network)
-    hooks = [
-        layer.register_forward_hook(partial(count, name=name)) for name, layer in layers.items()
-    ]
-    try:
-        call(network)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found = {}
+    numbers = count_outputs(network, layers, call)
+    choices = []
     for name, layer in layers.items():
-        weight: Any = layer.weight
-        found[name] = int(torch.count_nonzero(weight)), weight.numel(), positions[name]
-    return found
+        weight: Any = layer.weight  # which a parametrisation may compute
+        kept, positions = int(torch.count_nonzero(weight)), numbers[name] // len(weight)
+        choices.append(
+            LayerChoice(
+                name, kinds.get(name, "dense"), kept, weight.numel(), kept * positions,
+                sparse.get(name), dense.get(name, 0.0),
+            )
+        )  # fmt: skip
+    return choices

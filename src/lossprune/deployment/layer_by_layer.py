@@ -1,19 +1,22 @@
-"""Networks whose graph is not known: layers are replaced one by one, where that is faster."""
+"""Layers replaced one by one, where that is faster.
+
+So are made networks whose graph is not known, all on a machine without a C compiler, and those on a
+GPU.
+"""
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch import Tensor, nn
 
-from lossprune.deployment.sparse.parts import in_parts, inputs_of, sparse_networks
-from lossprune.deployment.sparse.tuning import tune_, weighted_layers
+from lossprune.deployment.sparse.parts import inputs_of
+from lossprune.deployment.sparse.tuning import Caller, weighted_layers
+from lossprune.deployment.sparse_layers import MakeLayer, semi_structured_layer
 from lossprune.deployment.timing import interleaved
 
-Make = Callable[[str, nn.Module, tuple[Tensor, ...], float], nn.Module | None]
+_TUNING = 0.1  # seconds at most for one layer
 
 
 class _Replaced:
@@ -52,7 +55,7 @@ def _suits(tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def layer_by_layer(
-    network: nn.Module, call: Callable[[nn.Module], object], seconds: float, make: Make
+    network: nn.Module, call: Caller, seconds: float, make: MakeLayer
 ) -> nn.Module | None:
     """Return a copy of ``network`` with a sparse layer wherever it is faster than torch's.
 
@@ -62,26 +65,20 @@ def layer_by_layer(
         network: left unchanged.
         call: calls it with what layers are timed on.
         seconds: how long the comparison of one layer may take.
-        make: returns the sparse layer for a layer's name, itself, its inputs and how long it may
-            take to tune it, or None.
+        make: makes the sparse layers.
     """
     network = copy.deepcopy(network)
-    layers = weighted_layers(network)
-    names = {layer: name for name, layer in layers.items()}
-    replaced: dict[nn.Module, nn.Module] = {}
-    for layer, its in inputs_of(network, call, list(layers.values())).items():
-        args = (*its.inputs, *its.named.values())
-        if type(layer) not in _CLASSES or not _suits(args[0]):
-            continue
-        sparse = make(names[layer], layer, args, min(seconds, 0.1))
-        if sparse is None:
-            continue
-        calls: list[Callable[[], object]] = [
-            (lambda module=module, args=args: module(*args)) for module in (sparse, layer)
-        ]
-        fast, slow = interleaved(calls, seconds=seconds)
-        if fast.best < slow.best:
-            replaced[layer] = _CLASSES[type(layer)](layer, sparse, args[0])
+
+    def fitting(
+        name: str, layer: nn.Module, args: tuple[Tensor, ...], seconds: float
+    ) -> nn.Module | None:
+        fits = type(layer) in _CLASSES and _suits(args[0])
+        return make(name, layer, args, seconds) if fits else None
+
+    replaced: dict[nn.Module, nn.Module] = {
+        layer: _CLASSES[type(layer)](layer, sparse, args[0])
+        for layer, (sparse, args) in _faster(network, call, seconds, fitting).items()
+    }
     if not replaced:
         return None
     for module in list(network.modules()):
@@ -96,17 +93,42 @@ def replaced_layers(network: nn.Module) -> set[str]:
     return {name for name, module in network.named_modules() if isinstance(module, _Replaced)}
 
 
-def sparse_layer(
-    name: str, layer: nn.Module, args: tuple[Tensor, ...], seconds: float
-) -> nn.Module | None:
-    """Return one layer as a sparse network of its own, tuned; None where the kernels have none."""
-    alone = nn.Sequential(layer).eval()
-    graph = fx.GraphModule(alone, fx.symbolic_trace(alone).graph)
-    ShapeProp(graph).propagate(*args)
-    sparse = in_parts(graph)
-    if not sparse_networks(sparse):
-        return None
-    for part in sparse_networks(sparse):
-        part.steps = tuple(replace(step, name=name) for step in part.steps)
-    tune_(sparse, lambda network: network(*args), seconds)
-    return sparse
+@torch.no_grad()
+def with_semi_structured(
+    masked: nn.Module, call: Caller, seconds: float
+) -> tuple[nn.Module, set[str]]:
+    """Return a copy whose 2:4 linear layers are semi-structured where faster, and their names."""
+    network = copy.deepcopy(masked)
+    faster = _faster(network, call, seconds, semi_structured_layer)
+    changed = {name for name, layer in weighted_layers(network).items() if layer in faster}
+    for layer, (sparse, _) in faster.items():
+        layer.weight = sparse.get_parameter("weight")
+    return network, changed
+
+
+def _faster(
+    network: nn.Module, call: Caller, seconds: float, make: MakeLayer
+) -> dict[nn.Module, tuple[nn.Module, tuple[Tensor, ...]]]:
+    """Return, for each layer that has a faster sparse one, that one and the layer's inputs."""
+    layers = weighted_layers(network)
+    names = {layer: name for name, layer in layers.items()}
+    faster = {}
+    for layer, seen in inputs_of(network, call, list(layers.values())).items():
+        args = (*seen.inputs, *seen.named.values())
+        sparse = make(names[layer], layer, args, min(seconds, _TUNING))
+        if sparse is None:
+            continue
+        calls: list[Callable[[], object]] = [
+            (lambda module=module, args=args: _finished(module(*args)))
+            for module in (sparse, layer)
+        ]
+        fast, slow = interleaved(calls, seconds=seconds)
+        if fast.best < slow.best:
+            faster[layer] = sparse, args
+    return faster
+
+
+def _finished(outputs: Tensor) -> Tensor:
+    if outputs.is_cuda:
+        torch.cuda.synchronize()
+    return outputs

@@ -11,7 +11,7 @@ from lossprune.channels.tracing import Trace, UntraceableError, trace
 from lossprune.pruning.errors import PruningError
 
 
-class Arguments:
+class GraphInputs:
     """Where a graph finds its inputs among the arguments of a network's ``forward``.
 
     What a network computes may depend on whether an argument is there, None, True or False; a graph
@@ -48,10 +48,10 @@ class Arguments:
         return [given.arguments[name] for name in self._order]
 
 
-class Called(nn.Module):
+class TracedNetwork(nn.Module):
     """A network made from a graph, and the way to call it."""
 
-    def __init__(self, network: nn.Module, arguments: Arguments) -> None:
+    def __init__(self, network: nn.Module, arguments: GraphInputs) -> None:
         """Take what computes, and where it finds its inputs."""
         super().__init__()
         self.network, self.arguments = network, arguments
@@ -63,7 +63,7 @@ class Called(nn.Module):
         return network(*self.arguments(inputs, named))
 
 
-def traced(model: nn.Module, example: Any) -> tuple[Trace, Arguments]:
+def traced(model: nn.Module, example: Any) -> tuple[Trace, GraphInputs]:
     """Return the operations of ``model``, called as in ``example``, and where they find inputs.
 
     Numbers and strings are inputs, too, if the network's code lets them be any.
@@ -78,7 +78,7 @@ def traced(model: nn.Module, example: Any) -> tuple[Trace, Arguments]:
     order = [str(node.target) for node in found.graph.nodes if node.op == "placeholder"]
     if any(name.startswith("*") for name in order):
         raise UntraceableError("the network takes any number of arguments")
-    return found, Arguments(model, order, fixed)
+    return found, GraphInputs(model, order, fixed)
 
 
 def _traced(model: nn.Module, fixed: Fixed) -> tuple[Trace, Fixed]:
