@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from lossprune.deployment.deployed import Deployed as Deployed
     from lossprune.deployment.deployed import deploy as deploy
     from lossprune.deployment.onnx import export_onnx as export_onnx
+    from lossprune.deployment.sparse_file import load_sparse as load_sparse
     from lossprune.deployment.sparse_file import save_sparse as save_sparse
-    from lossprune.deployment.sparse_load import load_sparse as load_sparse
     from lossprune.pruning import CRITERIA as CRITERIA
     from lossprune.pruning import Criterion as Criterion
     from lossprune.pruning import Mask as Mask
@@ -63,7 +63,7 @@ _HOMES = {
     "compact": "channels.compaction",
     "deploy": "deployment.deployed",
     "export_onnx": "deployment.onnx",
-    "load_sparse": "deployment.sparse_load",
+    "load_sparse": "deployment.sparse_file",
     "save_sparse": "deployment.sparse_file",
 }
 

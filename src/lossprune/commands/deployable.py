@@ -17,7 +17,7 @@ from lossprune.commands.output import NETWORK, format_of
 from lossprune.commands.prune import FORMAT as PRUNED
 from lossprune.commands.user_code import Batches, build_network, find_function
 from lossprune.deployment.sparse.parts import inputs_of
-from lossprune.deployment.sparse_load import load_sparse
+from lossprune.deployment.sparse_file import load_sparse
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import BEST, MASK, RECORD, RunFolder
 from lossprune.experiment.network_file import load_weights_, read_network

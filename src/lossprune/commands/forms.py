@@ -16,8 +16,7 @@ from lossprune.commands.deployable import Deployable
 from lossprune.commands.output import NETWORK, ONNX
 from lossprune.deployment.deployed import Deployed, deploy
 from lossprune.deployment.onnx import OnnxNetwork, export_onnx
-from lossprune.deployment.sparse_file import save_sparse
-from lossprune.deployment.sparse_load import load_sparse
+from lossprune.deployment.sparse_file import load_sparse, save_sparse
 from lossprune.deployment.timing import Timing, interleaved
 from lossprune.experiment.folder import RunFolder
 from lossprune.experiment.progress import Progress

@@ -162,8 +162,7 @@ def _notes(found: "Connectivity", pruning: "Stages") -> Iterator[str]:
 def _build(build: str, weights: Path | None) -> "nn.Module":
     """Return the network that the user's function makes, with these weights."""
     from lossprune.commands.user_code import build_network
-    from lossprune.deployment.sparse_file import is_sparse_file
-    from lossprune.deployment.sparse_load import load_sparse
+    from lossprune.deployment.sparse_file import is_sparse_file, load_sparse
     from lossprune.experiment.network_file import load_weights_, read_network
 
     here = Path.cwd()

@@ -7,30 +7,33 @@ network uses under several names is stored once.  The metadata describe each ten
 of its bytes, and carry one of the header itself: a changed byte is noticed, wherever it is.
 """
 
-import json
 import warnings
-import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lossprune.deployment.positions import encode
-from lossprune.deployment.sparse_header import kind_of, unstorable
+from lossprune.deployment.positions import Positions, decode, encode
+from lossprune.deployment.sparse_format import (
+    FORMAT,
+    crc_of,
+    kind_of,
+    packed,
+    unpacked,
+    unstorable,
+)
 from lossprune.files import check_folder_of, write_whole
-from lossprune.pruning.canonical import in_order
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import listed, look_up
 from lossprune.pruning.wholeness import check_whole
 from lossprune.pruning.wrappers import unwrapped
 
-FORMAT = "lossprune sparse network 1"
 VALUES = ("exact", "float16")
 
-UNSIGNED = "00000000"
+_LISTED = 8
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -75,43 +78,30 @@ def save_sparse(model: nn.Module, mask: Mask, path: str | Path, *, values: str =
     path = Path(path)
     check_folder_of(path)
     model = unwrapped(model)
-    state, same = tensors_of(model)
+    state, same = _tensors_of(model)
     kept = _kept_of(model, mask, state, same)
     stored: dict[str, Tensor] = {}
     described: dict[str, dict[str, Any]] = {}
     zeros: dict[str, int] = {}
     for name, tensor in state.items():
+        said: dict[str, Any] = {"dtype": kind_of(tensor), "shape": list(tensor.shape)}
         if name in same:
-            described[name] = {"same": same[name]}
-            continue
-        parts: dict[str, Any] = {"dtype": kind_of(tensor), "shape": list(tensor.shape)}
-        if name in kept:
+            said = {"same": same[name]}
+        elif name in kept:
             where, flags = kept[name]
-            positions = encode(flags.flatten().numpy())
-            survivors = bits_of(tensor.cpu())[flags].view(tensor.dtype)
-            if values == "float16" and tensor.is_complex():
-                raise PruningError(
-                    f'{name!r} is complex, which float16 is not: save it with values="exact"'
-                )
-            if values == "float16" and tensor.is_floating_point() and tensor.itemsize > 2:
-                exact, survivors = survivors, _halved(name, survivors)
+            exact = _bits_of(tensor.cpu())[flags].view(tensor.dtype)
+            survivors = _halved(name, exact) if values == "float16" else exact
+            if survivors is not exact:
                 zeros[name] = int(((survivors == 0) & (exact != 0)).sum())
-            stored[f"values:{name}"] = survivors
-            stored[f"kept:{name}"] = torch.from_numpy(positions.code)
-            parts |= {
-                "mask": where,
-                "stored": kind_of(survivors),
-                "marked": positions.marked,
-                "k": positions.k,
-                "removed": positions.removed,
-                "values": crc_of(survivors),
-                "kept": crc_of(stored[f"kept:{name}"]),
-            }
+            positions = encode(flags.flatten().numpy())
+            parts = {"values": survivors, "kept": torch.from_numpy(positions.code)}
+            said |= {"mask": where, "stored": kind_of(survivors), "marked": positions.marked}
+            said |= {"k": positions.k, "removed": positions.removed}
+            _store_(stored, said, name, parts)
         else:
-            stored[f"dense:{name}"] = tensor.cpu().contiguous().clone()
-            parts["dense"] = crc_of(stored[f"dense:{name}"])
-        described[name] = parts
-    write_whole(path, _signed(stored, described, mask))
+            _store_(stored, said, name, {"dense": tensor.cpu().contiguous().clone()})
+        described[name] = said
+    write_whole(path, packed(stored, described, mask.criterion))
     _tell_of_zeros(zeros, mask.total - mask.removed)
 
 
@@ -122,7 +112,39 @@ def is_sparse_file(path: str | Path) -> bool:
         return FORMAT.encode() in file.read(min(size, 1 << 26))
 
 
-def tensors_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_sparse(path: str | Path, model: nn.Module) -> Mask:
+    """Load what :func:`lossprune.save_sparse` wrote into ``model``, in place; return its mask.
+
+    ``model`` has the architecture of the one that was saved; its tensors keep their devices.  It is
+    changed only when the whole file is found good.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PruningError: the file is something else, damaged, or of another network; the message names
+            the file and the tensors.
+    """
+    model = unwrapped(model)
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no sparse network at {path}")
+    described, stored, criterion = unpacked(path)
+    _check(path, model, _mismatches(model, described))
+    state: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}
+    for name, parts in described.items():
+        if "same" in parts:
+            state[name] = state[parts["same"]]
+        elif "dense" in parts:
+            state[name] = stored[f"dense:{name}"]
+        else:
+            flags, state[name] = _scattered(path, name, parts, stored)
+            kept[parts["mask"]] = flags
+    _check(path, model, _apart(model, state))
+    model.load_state_dict(state)
+    return Mask(kept, criterion=criterion)
+
+
+def _tensors_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The state dict, and for each further name of a tensor its first."""
     check_whole(model)
     state: dict[str, Tensor] = {}
@@ -164,7 +186,23 @@ def _kept_of(
     return kept
 
 
+def _store_(
+    stored: dict[str, Tensor], said: dict[str, Any], name: str, parts: Mapping[str, Tensor]
+) -> None:
+    """Put the parts of a tensor among what is stored, and their checksums in what is said of it."""
+    for part, tensor in parts.items():
+        stored[f"{part}:{name}"] = tensor
+        said[part] = crc_of(tensor)
+
+
 def _halved(name: str, survivors: Tensor) -> Tensor:
+    """Kept weights in half precision; the same where they are of 16 bits or fewer, or integers."""
+    if survivors.is_complex():
+        raise PruningError(
+            f'{name!r} is complex, which float16 is not: save it with values="exact"'
+        )
+    if not survivors.is_floating_point() or survivors.itemsize <= 2:
+        return survivors
     half = survivors.to(torch.float16)
     lost = (half.isinf() & survivors.isfinite()).nonzero()
     if len(lost):
@@ -186,37 +224,63 @@ def _tell_of_zeros(zeros: Mapping[str, int], kept: int) -> None:
         )
 
 
-def bits_of(tensor: Tensor) -> Tensor:
+def _bits_of(tensor: Tensor) -> Tensor:
     """The tensor as integers of its size: not every type can be indexed."""
     return tensor.view(_INTEGERS[tensor.element_size()])
 
 
-def crc_of(tensor: Tensor) -> str:
-    """Return the CRC-32 of a tensor's bytes, in hexadecimal."""
-    return f"{zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data):08x}"
-
-
-def _signed(
-    stored: dict[str, Tensor], described: Mapping[str, Mapping[str, Any]], mask: Mask
-) -> bytes:
-    """The file: its header has a checksum of itself, as it is with zeros in that place."""
-    from safetensors.torch import save
-
-    metadata = {
-        "format": FORMAT,
-        "tensors": json.dumps(described, separators=(",", ":")),
-        "criterion": mask.criterion or "",
-        "header_crc32": UNSIGNED,
-    }
+def _scattered(
+    path: Path, name: str, parts: Mapping[str, Any], stored: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The mask and the weights of one tensor."""
+    shape = parts["shape"]
+    positions = Positions(
+        stored[f"kept:{name}"].numpy(), parts["marked"], parts["k"], parts["removed"]
+    )
+    values = stored[f"values:{name}"]
+    weights = torch.zeros(shape, dtype=getattr(torch, parts["dtype"]))
     try:
-        file = in_order(save(stored, metadata))
-    except KeyError as error:  # an older safetensors lacks some types
-        raise PruningError(f"{error} cannot be stored by the safetensors installed here") from None
-    end = 8 + int.from_bytes(file[:8], "little")
-    signature = f"{zlib.crc32(file[:end]):08x}"
-    return with_signature(file[:end], UNSIGNED, signature) + file[end:]
+        kept = torch.from_numpy(decode(positions, weights.numel())).view(shape)
+    except ValueError as error:
+        raise PruningError(f"{path} contradicts itself in {name!r}: {error}") from None
+    _bits_of(weights)[kept] = _bits_of(values.to(weights.dtype))
+    return kept, weights
 
 
-def with_signature(header: bytes, old: str, new: str) -> bytes:
-    """Return the header with another checksum of itself."""
-    return header.replace(f'"header_crc32":"{old}"'.encode(), f'"header_crc32":"{new}"'.encode(), 1)
+def _check(path: Path, model: nn.Module, problems: Sequence[str]) -> None:
+    if problems:
+        told = "; ".join(problems[:_LISTED])
+        told += f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise PruningError(f"{path} does not hold this {type(model).__name__}: {told}")
+
+
+def _mismatches(model: nn.Module, described: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """All that keeps the tensors of a file from being those of ``model``."""
+    expected, _ = _tensors_of(model)
+    problems = []
+    for name in dict.fromkeys((*expected, *described)):
+        if name not in described:
+            problems.append(f"it lacks {name!r}")
+            continue
+        said = described[described[name].get("same", name)]
+        tensor = expected.get(name)
+        if tensor is None:
+            problems.append(f"it has {name!r}, which the network lacks")
+        elif tuple(said["shape"]) != tensor.shape:
+            shapes = f"{tuple(said['shape'])}, the network {tuple(tensor.shape)}"
+            problems.append(f"{name!r} has shape {shapes}")
+        elif said["dtype"] != kind_of(tensor):
+            problems.append(f"{name!r} is {said['dtype']}, the network {kind_of(tensor)}")
+        elif any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
+            problems.append(f"{name!r} of the network is expanded: it holds one number")
+    return problems
+
+
+def _apart(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Where the file has two tensors and ``model`` one."""
+    _, same = _tensors_of(model)
+    return [
+        f"{name!r} and {first!r} differ, the network has one tensor for both"
+        for name, first in same.items()
+        if state[name] is not state[first] and crc_of(state[name]) != crc_of(state[first])
+    ]

@@ -1,17 +1,31 @@
-"""What a sparse file says of its tensors: checked before anything is made of it."""
+"""The bytes of a sparse file: checksums of all that it holds, and what its header says, checked.
 
+Nothing is made of a file before what it says of its tensors is found to fit them.
+"""
+
+import json
 import math
+import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lossprune.json_text import parse_json
+from lossprune.pruning.canonical import header_in, in_order
+from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask_file import check_shape
 
+FORMAT = "lossprune sparse network 1"
+
+# What is said of each tensor, by name.
+Descriptions = Mapping[str, Mapping[str, Any]]
+
+_UNSIGNED = "00000000"
 # As safetensors names them; there are none for complex128 and for quantised tensors.
-KINDS = {
+_KINDS = {
     **{f"float{n}": f"F{n}" for n in (64, 32, 16)},
     **{f"int{n}": f"I{n}" for n in (64, 32, 16, 8)},
     **{f"uint{n}": f"U{n}" for n in (64, 32, 16, 8)},
@@ -24,6 +38,67 @@ KINDS = {
 
 _DENSE = {"dtype", "shape", "dense"}
 _SPARSE = {"dtype", "shape", "mask", "stored", "marked", "k", "removed", "values", "kept"}
+_PARTS = {"values": "kept weights", "kept": "positions", "dense": "values"}
+
+
+def packed(stored: dict[str, Tensor], described: Descriptions, criterion: str | None) -> bytes:
+    """Return the file; its header has a checksum of itself, as it is with zeros in that place.
+
+    Raises:
+        PruningError: the safetensors installed here lacks a type.
+    """
+    from safetensors.torch import save
+
+    metadata = {
+        "format": FORMAT,
+        "tensors": json.dumps(described, separators=(",", ":")),
+        "criterion": criterion or "",
+        "header_crc32": _UNSIGNED,
+    }
+    try:
+        file = in_order(save(stored, metadata))
+    except KeyError as error:  # an older safetensors lacks some types
+        raise PruningError(f"{error} cannot be stored by the safetensors installed here") from None
+    end = _end(file)
+    signature = f"{zlib.crc32(file[:end]):08x}"
+    return _with_signature(file[:end], _UNSIGNED, signature) + file[end:]
+
+
+def unpacked(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], str | None]:
+    """Return descriptions, tensors and criterion of a file whose every byte is as it was written.
+
+    Raises:
+        PruningError: it is something else, damaged or contradicts itself; the message names it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    contents = path.read_bytes()
+    try:
+        header, metadata = header_in(contents)
+    except ValueError as error:
+        raise PruningError(f"{path} is truncated or not safetensors: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise PruningError(
+            f"{path} is safetensors, but not a sparse network of lossprune (format "
+            f"{str(metadata.get('format'))[:40]!r}, needed is {FORMAT!r})"
+        )
+    end = _end(contents)
+    signature = metadata.get("header_crc32", "")
+    if f"{zlib.crc32(_with_signature(contents[:end], signature, _UNSIGNED)):08x}" != signature:
+        raise PruningError(f"{path} is damaged: its header is not the one that was written")
+    try:
+        described = _descriptions(metadata.get("tensors", ""), header)
+        stored = load(contents)
+    except ValueError as error:
+        raise PruningError(f"{path} contradicts itself: {error}") from None
+    except SafetensorError as error:
+        raise PruningError(f"{path} is truncated or not safetensors: {error}") from None
+    for name, parts in described.items():
+        for part, word in _PARTS.items():
+            if part in parts and crc_of(stored[f"{part}:{name}"]) != parts[part]:
+                raise PruningError(f"{path} is damaged: the {word} of {name!r} changed")
+    return described, stored, metadata.get("criterion") or None
 
 
 def kind_of(tensor: Tensor) -> str:
@@ -39,12 +114,27 @@ def unstorable(tensor: Any) -> str | None:
         return f"its layout is {str(tensor.layout).removeprefix('torch.')}"
     if tensor.is_nested:
         return "it is nested"
-    if kind_of(tensor) not in KINDS:
+    if kind_of(tensor) not in _KINDS:
         return f"it is {kind_of(tensor)}"
     return None
 
 
-def read_descriptions(text: str, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def crc_of(tensor: Tensor) -> str:
+    """Return the CRC-32 of a tensor's bytes, in hexadecimal."""
+    return f"{zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data):08x}"
+
+
+def _with_signature(header: bytes, old: str, new: str) -> bytes:
+    """Return the header with another checksum of itself."""
+    return header.replace(f'"header_crc32":"{old}"'.encode(), f'"header_crc32":"{new}"'.encode(), 1)
+
+
+def _end(file: bytes) -> int:
+    """Where the header of a safetensors file ends."""
+    return 8 + int.from_bytes(file[:8], "little")
+
+
+def _descriptions(text: str, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what is said of each tensor, where all of it fits the file's header, and all is said.
 
     Raises:
@@ -81,7 +171,7 @@ def read_descriptions(text: str, header: Mapping[str, Any]) -> dict[str, dict[st
 
 def _check_dense(name: str, said: Mapping[str, Any], header: Mapping[str, Any]) -> None:
     _check_kind(name, said)
-    _check_stored(header, f"dense:{name}", KINDS[said["dtype"]], said["shape"])
+    _check_stored(header, f"dense:{name}", _KINDS[said["dtype"]], said["shape"])
 
 
 def _check_sparse(name: str, said: Mapping[str, Any], header: Mapping[str, Any]) -> None:
@@ -94,7 +184,7 @@ def _check_sparse(name: str, said: Mapping[str, Any], header: Mapping[str, Any])
     kept = size - marked if removed else marked
     if not 0 <= marked <= size:
         raise ValueError(f"{name!r} has {marked} positions among {size} weights")
-    _check_stored(header, f"values:{name}", KINDS[said["stored"]], [kept])
+    _check_stored(header, f"values:{name}", _KINDS[said["stored"]], [kept])
     positions = header.get(f"kept:{name}", {})
     shape = positions.get("shape")
     if positions.get("dtype") != "U8" or not isinstance(shape, list) or len(shape) != 1:
@@ -102,7 +192,7 @@ def _check_sparse(name: str, said: Mapping[str, Any], header: Mapping[str, Any])
 
 
 def _check_kind(name: str, said: Mapping[str, Any]) -> None:
-    if not isinstance(said["dtype"], str) or said["dtype"] not in KINDS:
+    if not isinstance(said["dtype"], str) or said["dtype"] not in _KINDS:
         raise ValueError(f"{name!r} is of no type that can be stored: {str(said['dtype'])[:40]}")
     check_shape(name, said["shape"])
 
