@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lossprune.pruning.call import PruningResult as PruningResult
     from lossprune.pruning.call import prune as prune
     from lossprune.pruning.call import prune_by_stage as prune_by_stage
     from lossprune.pruning.criteria import CRITERIA as CRITERIA
@@ -34,12 +35,11 @@ if TYPE_CHECKING:
     from lossprune.pruning.mask import LayerCounts as LayerCounts
     from lossprune.pruning.mask import Mask as Mask
     from lossprune.pruning.prunable import prunable_weights as prunable_weights
-    from lossprune.pruning.result import PruningResult as PruningResult
-    from lossprune.pruning.result import StageRecord as StageRecord
     from lossprune.pruning.schedules import SCHEDULES as SCHEDULES
     from lossprune.pruning.schedules import sparsities as sparsities
     from lossprune.pruning.scopes import SCOPES as SCOPES
     from lossprune.pruning.scopes import Scope as Scope
+    from lossprune.pruning.stages import StageRecord as StageRecord
     from lossprune.pruning.terms import STATISTICS as STATISTICS
 
 _HOMES = {
@@ -59,12 +59,12 @@ _HOMES = {
     "MeanSquaredError": "curvature.elementwise",
     "MonteCarlo": "curvature.estimators",
     "PruningError": "errors",
-    "PruningResult": "result",
+    "PruningResult": "call",
     "SCHEDULES": "schedules",
     "SCOPES": "scopes",
     "Scope": "scopes",
     "STATISTICS": "terms",
-    "StageRecord": "result",
+    "StageRecord": "stages",
     "Statistics": "curvature.statistics",
     "Tolerance": "curvature.estimators",
     "measure": "curvature.measure",

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -13,10 +14,27 @@ from lossprune.pruning.curvature.losses import Loss, LossFunction
 from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.prunable import Choices
-from lossprune.pruning.result import PruningResult
 from lossprune.pruning.scopes import Scope
 from lossprune.pruning.settings import Pruning
-from lossprune.pruning.stages import MOST_NAMED, Stages
+from lossprune.pruning.stages import MOST_NAMED, StageRecord, Stages
+
+
+@dataclass(frozen=True)
+class PruningResult:
+    """A mask, and how it came about stage by stage.
+
+    Attributes:
+        mask: which weights are kept.
+        stages: one record each.
+        unused: names of the prunable weights that the outputs of the first stage's examples do not
+            depend on in evaluation mode, by the graph, such as those of a head that is used in
+            training only.  They count in the sparsity, and criteria that look at the loss remove
+            them first.  Empty without data, as only a forward pass shows it.
+    """
+
+    mask: Mask
+    stages: tuple[StageRecord, ...]
+    unused: tuple[str, ...] = ()
 
 
 def prune(

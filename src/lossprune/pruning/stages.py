@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,12 +17,37 @@ from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import listed
 from lossprune.pruning.randomness import PrivateRandomness
-from lossprune.pruning.result import StageRecord
 from lossprune.pruning.scoring import predicted_change, saliencies
 from lossprune.pruning.settings import Pruning
 
 # Names that a warning gives in full.
 MOST_NAMED = 4
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage did.  Losses are means over the examples that this stage was measured on.
+
+    Attributes:
+        stage: 1 for the first.
+        sparsity: after the stage, exactly removed / prunable.
+        removed: weights removed so far.
+        loss_before: at the mask of the stage before; None without data.
+        loss_after: at the mask of this stage, on the same examples; None without data.
+        predicted_change: the model's ΔL for the weights this stage removed, without the penalty;
+            None where the criterion does not model the loss.
+        realised_change: ``loss_after − loss_before``; None without data.
+        seconds: wall time of the stage.
+    """
+
+    stage: int
+    sparsity: float
+    removed: int
+    loss_before: float | None
+    loss_after: float | None
+    predicted_change: float | None
+    realised_change: float | None
+    seconds: float
 
 
 class Stages(Iterator[tuple[Mask, StageRecord]]):
@@ -98,8 +124,8 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         began = time.perf_counter()
         objective = self._objective(stage)
         given = self._pruning.data is not None
+        term = self._term(objective, mask)  # first, as it may find the loss on its way
         statistics = self._measure(objective, mask, stage) if given else None
-        term = self._term(objective, mask)
         marked, predicted = self._choose(mask, sparsity, statistics, term)
         mask = Mask(
             {name: kept & ~marked[name] for name, kept in mask.items()},

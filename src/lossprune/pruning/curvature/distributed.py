@@ -120,11 +120,13 @@ def together(device: torch.device) -> Iterator[None]:
 
 
 def own_generator(shared: torch.Generator) -> torch.Generator:
-    """Return a generator of this process's own, seeded by one that all processes have alike.
+    """Return a generator of this process's own, of several seeded by one that all have alike.
 
     With the shared one the examples of one process would get the draws of another's, and as each
     draws for as many examples as it has, it would be alike no more.
     """
+    if processes() == 1:
+        return shared
     seeds = torch.randint(2**62, (dist.get_world_size(),), generator=shared)
     return torch.Generator().manual_seed(int(seeds[dist.get_rank()]))
 

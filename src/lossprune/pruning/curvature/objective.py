@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -16,8 +17,7 @@ from lossprune.pruning.curvature.losses import FullLoss
 from lossprune.pruning.curvature.network import MaskedNetwork, PrunableNetwork
 from lossprune.pruning.curvature.plainly import evaluating
 from lossprune.pruning.curvature.probe import Costs, probe
-from lossprune.pruning.curvature.statistics import Statistics, check_finite
-from lossprune.pruning.curvature.sums import OUTPUTS, Sums
+from lossprune.pruning.curvature.statistics import OUTPUTS, Statistics, Sums, check_finite
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.randomness import PrivateRandomness
 
@@ -26,13 +26,14 @@ _WINDOW = 8192
 
 
 class Objective:
-    """m ↦ L(θ ⊙ m): the mean loss of a network over examples.
+    """m ↦ L(θ ⊙ m): the mean loss of a network over examples, for as long as θ stays as it is.
 
     The first measurement runs a few of the examples to see what they cost; those that follow, at
-    other masks, take the same chunks.
+    other masks, take the same chunks.  A loss that was found beside something else is not measured
+    again, where that sums to the same bits.
 
     Attributes:
-        network: whose θ is looked at anew for every measurement.
+        network: whose θ and buffers are read for every measurement.
         batches: the examples; a list where they are measured more than once.
         loss: of one example.
         memory: bytes that a measurement may take at once.
@@ -57,6 +58,7 @@ class Objective:
         self.generator = generator
         self.sharded = sharded
         self._costs: Costs | None = None
+        self._known: tuple[Mapping[str, Tensor] | None, Statistics] | None = None
 
     def measure(
         self,
@@ -70,24 +72,29 @@ class Objective:
         Raises:
             PruningError: as :func:`lossprune.measure`.
         """
+        alone = not gradient and estimator is None
+        if alone and self._known is not None and self._known[0] is mask:
+            return self._known[1]
         network = self.network.at(mask)
-        if gradient or estimator is not None:
+        if not alone:
             _check_real(network.weights)
-        generator = self.generator()
         # Processes that measure together draw together: their loaders shuffle alike.
         randomness = PrivateRandomness(distributed.shared_random_state())
+        several = distributed.processes() > 1
         with randomness, evaluating(self.network.model, network.device):
-            if distributed.processes() > 1:
-                generator = distributed.own_generator(generator)
             sums = Sums(
-                network, self.loss, gradient=gradient, estimator=estimator, generator=generator
+                network,
+                self.loss,
+                gradient=gradient,
+                estimator=estimator,
+                generator=distributed.own_generator(self.generator()),
             )
-            if distributed.processes() > 1:
-                self._add_share(sums)
-            else:
-                self._add(sums, self.batches)
+            self._add_share(sums) if several else self._add(sums, self.batches)
         statistics = sums.means()
         check_finite(statistics)
+        # Columns take memory, and so other chunks than the loss alone, unless one will do.
+        if estimator is None or (sums.chunks == 1 and not several):
+            self._known = mask, replace(statistics, gradient={}, ggn_diagonal={}, skipped=0.0)
         return statistics
 
     def _add(self, sums: Sums, batches: Iterable[Batch]) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +11,19 @@ from lossprune.pruning.curvature.budget import Budget
 from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.curvature.layers import LayerCall
 from lossprune.pruning.curvature.squares import add_factored_, add_squares_, prefers_direct
-from lossprune.pruning.curvature.tiles import Tile, tile
+
+# Output channels in a tile.  Fewer would leave out more, but make products too thin to be fast.
+_ROWS = 128
+# Tiles pay for gathering their rows and columns if they cover no more than this of the weight.
+_WORTHWHILE = 0.6
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A submatrix: these outputs and these inputs, as indices."""
+
+    outputs: Tensor
+    inputs: Tensor
 
 
 class _Use:
@@ -144,7 +157,7 @@ def _add_weight_(total: Tensor, uses: Sequence[_Use], kept: Tensor | None) -> No
         return
     # Only the direct way, a product for every example, costs so much that leaving out pays.
     if kept is not None and shape[0] == 1 and prefers_direct(shape, first.shape[1], first.shape[4]):
-        tiles = tile(geometry.grouped(kept)[0])
+        tiles = _tiled(geometry.grouped(kept)[0])
     if tiles is None:
         add_squares_(total, patches, gradients, examples)
         return
@@ -153,7 +166,7 @@ def _add_weight_(total: Tensor, uses: Sequence[_Use], kept: Tensor | None) -> No
         _add_tile_(total[0], x[:, 0], y[:, :, 0], part)
 
 
-def _add_tile_(total: Tensor, x: Tensor, y: Tensor, part: Tile) -> None:
+def _add_tile_(total: Tensor, x: Tensor, y: Tensor, part: _Tile) -> None:
     """Add to ``total``, (o, i), what x, (n, i, p), and y, (n, k, o, p), give in one tile."""
     here = total.new_zeros(1, len(part.outputs), len(part.inputs))
     add_squares_(
@@ -163,6 +176,25 @@ def _add_tile_(total: Tensor, x: Tensor, y: Tensor, part: Tile) -> None:
         len(x),
     )
     total[part.outputs[:, None], part.inputs] += here[0]
+
+
+def _tiled(kept: Tensor) -> list[_Tile] | None:
+    """Cover the kept entries of a weight, (o, i), with tiles; None where that saves too little.
+
+    Each tile leaves out the outputs that have lost all their inputs, and the inputs (a channel at
+    a kernel position) that none of its outputs uses any more.
+
+    >>> import torch
+    >>> kept = torch.tensor([[True, False, False, True], [False] * 4])
+    >>> _tiled(kept)
+    [_Tile(outputs=tensor([0]), inputs=tensor([0, 3]))]
+    """
+    rows = kept.any(1).nonzero().flatten()
+    if not len(rows):  # the layer has no weight left
+        return []
+    tiles = [_Tile(some, kept[some].any(0).nonzero().flatten()) for some in rows.split(_ROWS)]
+    covered = sum(len(part.outputs) * len(part.inputs) for part in tiles)
+    return tiles if covered <= _WORTHWHILE * kept.numel() else None
 
 
 def _along_positions(parts: list[Tensor]) -> Tensor:

@@ -1,12 +1,30 @@
-"""What is measured of a network on examples."""
+"""Loss, gradient and GGN diagonal: their sums over the examples read so far, and their means."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from lossprune.pruning.curvature import distributed
+from lossprune.pruning.curvature.any_function import AnyFunction
+from lossprune.pruning.curvature.batch import Batch
+from lossprune.pruning.curvature.budget import Budget
+from lossprune.pruning.curvature.columns import Columns
+from lossprune.pruning.curvature.estimators import Estimator
+from lossprune.pruning.curvature.examples import NO_EXAMPLES
+from lossprune.pruning.curvature.layers import LayerCalls
+from lossprune.pruning.curvature.losses import FullLoss
+from lossprune.pruning.curvature.network import MaskedNetwork
+from lossprune.pruning.curvature.passes import add_squared_gradients_
+from lossprune.pruning.curvature.probe import check_outputs
+from lossprune.pruning.curvature.reach import NOTHING
 from lossprune.pruning.errors import PruningError
+
+# Elements of outputs, and of what is computed from them in double precision, at a time.
+OUTPUTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,156 @@ class Statistics:
     examples: int
     skipped: float = 0.0
     unused: tuple[str, ...] = ()
+
+
+class Sums:
+    """Running sums of one measurement: what is asked for, over examples added chunk by chunk."""
+
+    def __init__(
+        self,
+        network: MaskedNetwork,
+        loss: FullLoss,
+        *,
+        gradient: bool,
+        estimator: Estimator | None,
+        generator: torch.Generator,
+    ) -> None:
+        self.network = network
+        self.loss = loss
+        self.estimator = estimator
+        self.generator = generator
+        self.chunks = 0
+        # loss, examples, trace of the output Hessian, share of it that was skipped, what the
+        # examples count
+        self.scalars = torch.zeros(5, dtype=torch.float64, device=network.device)
+        self.gradient = network.zeros() if gradient else {}
+        self.ggn_diagonal = network.zeros() if estimator else {}
+        # in how many processes the outputs depend on each weight
+        self.reached = torch.zeros(len(network.weights), dtype=torch.float64, device=network.device)
+
+    def add(self, batch: Batch, budget: Budget, columns: Columns | None = None) -> None:
+        """Add a chunk's examples; their columns are chosen here unless given."""
+        # A weight that the first few examples do not need may be one that others do: an expert's.
+        looks = bool(self.network.unreached)
+        differentiates = looks or bool(self.gradient) or self.estimator is not None
+        with (
+            torch.set_grad_enabled(differentiates),
+            LayerCalls(self.network.weights if self.estimator else {}) as recorder,
+        ):
+            outputs, targets = self.network(batch)
+        if looks:
+            self.network.note_reached(outputs)
+        for call in recorder.calls:
+            call.check()
+            call.check_rows(len(outputs))
+        logits = outputs.detach()
+        check_outputs(logits, targets, batch, self.loss)
+        self.scalars[0] += self._values(logits, targets).detach().sum()
+        self.scalars[1] += len(logits)
+        self.chunks += 1
+        self.scalars[4] += self.loss.amount(logits, targets).sum()
+        if not outputs.requires_grad:  # nothing was asked for, or no layer reaches the outputs
+            return
+        if self.gradient:
+            self._add_gradient(outputs, targets)
+        if self.estimator is not None:
+            if columns is None:
+                columns = self.estimator.columns(logits, targets, self.loss, self.generator)
+            add_squared_gradients_(
+                self.ggn_diagonal, outputs, recorder.calls, columns, budget, self.network.kept
+            )
+
+    def add_packed(self, batch: Batch, budget: Budget) -> None:
+        """Choose the columns of many examples first, then take those with as many together."""
+        assert self.estimator is not None
+        if batch.size is None:
+            raise PruningError(
+                "an estimator that chooses among the columns of many examples needs batches made "
+                "of tensors with one entry per example in tuples, lists or dicts"
+            )
+        size = budget.examples(1)
+        with torch.no_grad():
+            parts = [self.network(batch[i : i + size]) for i in range(0, len(batch), size)]
+        outputs = torch.cat([part for part, _ in parts])
+        targets = torch.cat([part for _, part in parts])
+        check_outputs(outputs, targets, batch, self.loss)
+        columns = self.estimator.columns(outputs, targets, self.loss, self.generator)
+        self.scalars[2] += columns.trace
+        self.scalars[3] += columns.skipped
+        for chosen, count in columns.packed(budget.examples):
+            self.add(batch[chosen], budget, Columns(columns.vectors[chosen, :count]))
+
+    def note_reached(self) -> None:
+        """Count which weights the examples of this process have depended on, after the last."""
+        unreached = self.network.unreached
+        self.reached += self.reached.new_tensor([n not in unreached for n in self.network.weights])
+
+    def join_(self) -> None:
+        """Add everybody else's sums, where several processes measure together."""
+        distributed.sum_over_processes_(
+            [self.scalars, self.reached, *self.gradient.values(), *self.ggn_diagonal.values()]
+        )
+
+    def means(self) -> Statistics:
+        """Return the sums, each divided by the number of examples."""
+        loss, examples, trace, skipped, amount = self.scalars.tolist()
+        if examples == 0:
+            raise PruningError(NO_EXAMPLES)
+        if amount == 0:
+            raise PruningError("no target counts: all are ignored, or of classes of weight 0")
+        for total in (*self.gradient.values(), *self.ggn_diagonal.values()):
+            total /= amount
+        return Statistics(
+            loss / amount,
+            self.gradient,
+            self.ggn_diagonal,
+            int(examples),
+            skipped / trace if trace else 0.0,
+            self._unused(),
+        )
+
+    def _unused(self) -> tuple[str, ...]:
+        reached = self.reached.tolist()
+        if not any(reached):
+            if self.gradient or self.estimator is not None:
+                raise PruningError(NOTHING)
+            return ()
+        names = self.network.weights
+        return tuple(name for name, times in zip(names, reached, strict=True) if not times)
+
+    def _values(self, logits: Tensor, targets: Any) -> Tensor:
+        """The loss of each example, in double precision."""
+        if isinstance(self.loss, AnyFunction):  # which may have numbers of its own in it
+            return self.loss.value(logits, targets).double()
+        size = max(1, OUTPUTS // max(1, logits[0].numel()))
+        if len(logits) <= size:
+            return self.loss.value(logits.double(), targets)
+        return torch.cat(
+            [
+                self.loss.value(
+                    logits[start : start + size].double(), targets[start : start + size]
+                )
+                for start in range(0, len(logits), size)
+            ]
+        )
+
+    def _add_gradient(self, outputs: Tensor, targets: Any) -> None:
+        """Let autograd add to the sums in place, layer by layer."""
+        weights = self.network.weights
+        for name, total in self.gradient.items():
+            if weights[name].dtype == total.dtype and weights[name].stride() == total.stride():
+                weights[name].grad = total
+        torch.autograd.backward(
+            outputs,
+            self.loss.gradient(outputs.detach(), targets),
+            retain_graph=True,
+            inputs=list(weights.values()),
+        )
+        for name, total in self.gradient.items():
+            part = weights[name].grad
+            if part is not None and part is not total:
+                total += part
+            weights[name].grad = None
 
 
 def check_finite(statistics: Statistics) -> None:
