@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from lossprune.pruning.choices import Choices
 from lossprune.pruning.criteria import Criterion
 from lossprune.pruning.curvature.batch import Forward
 from lossprune.pruning.curvature.estimators import Estimator
 from lossprune.pruning.curvature.losses import Loss, LossFunction
 from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.mask import Mask
-from lossprune.pruning.prunable import Choices
 from lossprune.pruning.scopes import Scope
 from lossprune.pruning.settings import Pruning
 from lossprune.pruning.stages import MOST_NAMED, StageRecord, Stages

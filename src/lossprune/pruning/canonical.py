@@ -31,7 +31,9 @@ def header_in(file: bytes) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     if not isinstance(tensors, dict):
         raise ValueError("its header is not an object")
     metadata = tensors.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(it, str) for it in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(text, str) for text in metadata.values()
+    ):
         raise ValueError("its metadata are not texts by name")
     for name, said in tensors.items():
         if not isinstance(said, dict) or not isinstance(said.get("dtype"), str):
@@ -52,7 +54,7 @@ def is_signed(file: bytes, digest: str) -> bool:
 def _with_digest(file: bytes, old: str, new: str) -> bytes:
     end = _end(file)
     # No other place can look like it: in a string of the metadata, quotes have a backslash.
-    old, new = (f'"sha256":"{it}"' for it in (old, new))
+    old, new = (f'"sha256":"{digest}"' for digest in (old, new))
     return file[:end].replace(old.encode(), new.encode(), 1) + file[end:]
 
 

@@ -45,7 +45,7 @@ class Enforcement:
                 "optimizer must hold parameters of the model whose mask is enforced, "
                 f"this {type(levels[-1]).__name__} holds none of the {len(removed)} masked ones"
             )
-        parts = [_Held(parameter, where) for parameter, where in removed]
+        parts = [_ZeroedWeight(parameter, where) for parameter, where in removed]
 
         def zero_(level: Optimizer, *_: Any) -> None:
             for part in parts:
@@ -80,9 +80,9 @@ def _levels(optimizer: Any) -> list[Optimizer]:
     inside = [
         found
         for value in vars(optimizer).values()
-        for it in (value if isinstance(value, (list, tuple)) else [value])
-        if isinstance(it, Optimizer) and it is not optimizer
-        for found in _levels(it)
+        for part in (value if isinstance(value, (list, tuple)) else [value])
+        if isinstance(part, Optimizer) and part is not optimizer
+        for found in _levels(part)
     ]
     kinds = {kind.__name__ for kind in type(optimizer).__mro__}
     if inside and kinds & _HANDS_ON:
@@ -98,7 +98,7 @@ def _levels(optimizer: Any) -> list[Optimizer]:
     return [optimizer, *inside]
 
 
-def _zero_copies_(level: Optimizer, part: "_Held") -> None:
+def _zero_copies_(level: Optimizer, part: "_ZeroedWeight") -> None:
     """Hold at zero what the optimizer keeps of the weights beside them.
 
     Raises:
@@ -117,7 +117,7 @@ def _zero_copies_(level: Optimizer, part: "_Held") -> None:
         )
 
 
-class _Held:
+class _ZeroedWeight:
     """One parameter held at zero where it is removed.
 
     The bits of the weights, read as integers, are and-ed with all ones where a weight is kept and

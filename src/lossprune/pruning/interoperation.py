@@ -186,7 +186,7 @@ def remove_masks_(model: nn.Module) -> nn.Module:
     mask = read_mask(model)
     originals = {original for name in mask for original in made_of(name)}
     parameters = model.named_parameters(remove_duplicate=False)
-    check_whole(model, {name: it for name, it in parameters if name in originals})
+    check_whole(model, {name: tensor for name, tensor in parameters if name in originals})
     masked = list(_masked_modules(model))
     for module, attribute in masked:
         if torch_prune.is_pruned(module) and hasattr(module, f"{attribute}_orig"):

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.files import check_folder_of, write_whole
+from lossprune.pruning.choices import Choices
 from lossprune.pruning.enforcement import Enforcement
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask_file import mask_bytes, read_mask
 from lossprune.pruning.matching import match, mismatches
-from lossprune.pruning.prunable import Choices, prunable_weights
+from lossprune.pruning.prunable import prunable_weights
 
 
 @dataclass(frozen=True)

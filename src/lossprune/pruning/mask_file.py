@@ -81,8 +81,8 @@ def _shapes(text: str) -> dict[str, list[int]]:
 
 def check_shape(name: str, shape: Any) -> None:
     """Raise ValueError unless ``shape``, read from a file, is one that a tensor can have."""
-    sizes = isinstance(shape, list) and len(shape) <= 64 and all(type(it) is int for it in shape)
-    if not sizes or min(shape, default=0) < 0 or math.prod(max(it, 1) for it in shape) >= 2**62:
+    sizes = isinstance(shape, list) and len(shape) <= 64 and all(type(n) is int for n in shape)
+    if not sizes or min(shape, default=0) < 0 or math.prod(max(n, 1) for n in shape) >= 2**62:
         raise ValueError(f"{name!r} has no shape of a tensor: {str(shape)[:40]}")
 
 

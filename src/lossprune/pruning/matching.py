@@ -21,7 +21,7 @@ def match(kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, str]:
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = {name for name in look_up(kept, parameters).values() if name is not None}
-    check_whole(model, {name: it for name, it in parameters.items() if name in found})
+    check_whole(model, {name: tensor for name, tensor in parameters.items() if name in found})
     names, faults = _compared(kept, model)
     if faults:
         raise PruningError(f"the mask does not fit {type(model).__name__}: {'; '.join(faults)}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lossprune.pruning.choices import Choices
 from lossprune.pruning.criteria import Criterion, find_criterion
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Forward
@@ -17,7 +18,7 @@ from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, fin
 from lossprune.pruning.curvature.network import PrunableNetwork
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.patterns import Pattern, final_sparsity, find_pattern
-from lossprune.pruning.prunable import Choices, check_mask, input_dimensions, last_layer
+from lossprune.pruning.prunable import check_mask, input_dimensions, last_layer
 from lossprune.pruning.schedules import sparsities
 from lossprune.pruning.scopes import Scope, find_scope
 from lossprune.pruning.selection import Selection

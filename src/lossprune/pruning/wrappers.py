@@ -20,7 +20,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while (inner := _inside(model)) is not None:
         model = inner
     if any(_compiled(module) for module in model.modules()):
-        shared: dict[int, object] = {id(it): it for it in (*model.parameters(), *model.buffers())}
+        tensors = (*model.parameters(), *model.buffers())
+        shared: dict[int, object] = {id(tensor): tensor for tensor in tensors}
         for module in reversed(list(model.modules())):
             inner = _inside(module)
             if inner is not None:

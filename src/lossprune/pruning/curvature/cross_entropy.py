@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lossprune.pruning.curvature.targets import (
+    check_class_shapes,
+    check_classes,
+    check_probabilities,
+)
 from lossprune.pruning.errors import PruningError
 
 # Elements of one example's exact factor beyond which it is no longer formed.
@@ -89,66 +94,16 @@ class CrossEntropy:
 
         They may also be class probabilities.
         """
-        self._check_shapes(outputs, targets)
+        check_class_shapes(outputs, targets, self.class_dim, self.shift)
         classes = outputs.shape[self.class_dim]
-        self._check_weight(classes)
-        if targets.is_floating_point():
-            if not bool((targets.isfinite() & (targets >= 0)).all()):
-                raise PruningError(
-                    "class probabilities must be finite numbers of at least 0, got "
-                    f"{float(targets.min())} to {float(targets.max())}"
-                )
-            return
-        targets = targets.long()
-        lowest, highest = int(targets.min()), int(targets.max())
-        if lowest < 0 or highest >= classes:
-            counted = targets[targets != self.ignore_index]
-            if not len(counted):
-                return
-            lowest, highest = int(counted.min()), int(counted.max())
-        if lowest < 0 or highest >= classes:
-            raise PruningError(
-                f"targets must lie in [0, {classes}), the network's classes, "
-                f"got {lowest if lowest < 0 else highest}"
-            )
-
-    def _check_weight(self, classes: int) -> None:
         if self.weight is not None and len(self.weight) != classes:
             raise PruningError(
                 f"weight must have one number for each of {classes} classes, got {len(self.weight)}"
             )
-
-    def _check_shapes(self, outputs: Tensor, targets: Tensor) -> None:
-        layout = "(examples, classes" + (", positions...)" if outputs.ndim > 2 else ")")
-        if self.class_dim == -1:
-            layout = "(examples, positions..., classes)"
-        if outputs.ndim < 2 or outputs.ndim < 2 + self.shift:
-            raise PruningError(
-                f"cross-entropy needs outputs of shape {layout}, got {tuple(outputs.shape)}"
-            )
-        if not isinstance(targets, Tensor):
-            raise PruningError(
-                f"cross-entropy needs a tensor of targets, got {type(targets).__name__}"
-            )
-        expected = outputs.movedim(self.class_dim, -1).shape[:-1]
         if targets.is_floating_point():
-            if targets.shape == outputs.shape and not self.shift:
-                return
-        elif targets.shape == expected and not targets.is_complex():
-            return
-        if self.class_dim == 1 and outputs.ndim > 2 and targets.shape == outputs.shape[:-1]:
-            raise PruningError(
-                f"outputs of shape {tuple(outputs.shape)} with targets of shape "
-                f"{tuple(targets.shape)} have their classes last: give loss='token_cross_entropy', "
-                "or loss='next_token' for a language model whose labels are its own tokens"
-            )
-        one = "example" if outputs.ndim == 2 else "position"
-        raise PruningError(
-            f"cross-entropy needs one whole-number class per {one}, shape {tuple(expected)} for "
-            f"outputs {layout} of {tuple(outputs.shape)}"
-            + ("" if self.shift else ", or floating class probabilities of the outputs' shape")
-            + f", got targets of shape {tuple(targets.shape)} and type {targets.dtype}"
-        )
+            check_probabilities(targets)
+        else:
+            check_classes(targets.long(), classes, self.ignore_index)
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ℓ of each example, summed over its positions: (n,)."""

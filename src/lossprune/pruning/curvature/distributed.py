@@ -62,7 +62,7 @@ def check_undivided(data: Any) -> None:
                     "or data that gives every process the same batches"
                 )
         inside = (getattr(part, name, None) for name in ("sampler", "batch_sampler", "dataset"))
-        waiting += [it for it in inside if it is not None and id(it) not in seen]
+        waiting += [found for found in inside if found is not None and id(found) not in seen]
 
 
 def check_alike(first: Batch | None, device: torch.device) -> None:

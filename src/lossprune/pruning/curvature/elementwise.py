@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lossprune.pruning.curvature.targets import check_shapes_alike
 from lossprune.pruning.errors import PruningError
 
 
@@ -29,7 +30,7 @@ class MeanSquaredError:
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise unless targets have the outputs' shape."""
-        _check_shapes("the squared error", outputs, targets)
+        check_shapes_alike("the squared error", outputs, targets)
 
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ℓ of each example: (n,)."""
@@ -93,7 +94,7 @@ class BinaryCrossEntropy:
 
     def check(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise unless targets have the outputs' shape and lie in [0, 1]."""
-        _check_shapes("binary cross-entropy", outputs, targets)
+        check_shapes_alike("binary cross-entropy", outputs, targets)
         lowest, highest = float(targets.min()), float(targets.max())
         if not (lowest >= 0 and highest <= 1):
             raise PruningError(
@@ -165,14 +166,6 @@ class BinaryCrossEntropy:
 
 def _as_tuple(numbers: Any) -> Any:
     return tuple(map(_as_tuple, numbers)) if isinstance(numbers, list) else numbers
-
-
-def _check_shapes(what: str, outputs: Tensor, targets: Tensor) -> None:
-    if not isinstance(targets, Tensor) or targets.shape != outputs.shape:
-        got = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
-        raise PruningError(
-            f"{what} needs targets of the shape of the outputs, {tuple(outputs.shape)}, got {got}"
-        )
 
 
 def _size(outputs: Tensor) -> int:

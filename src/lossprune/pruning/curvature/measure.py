@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossprune.pruning.choices import Choices
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Forward
 from lossprune.pruning.curvature.estimators import Estimator, find_estimator
@@ -15,7 +16,6 @@ from lossprune.pruning.curvature.network import PrunableNetwork
 from lossprune.pruning.curvature.objective import Objective
 from lossprune.pruning.curvature.plainly import outside_inference
 from lossprune.pruning.curvature.statistics import Statistics
-from lossprune.pruning.prunable import Choices
 from lossprune.pruning.wholeness import check_whole
 
 

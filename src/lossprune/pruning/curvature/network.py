@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossprune.pruning.choices import Choices
 from lossprune.pruning.curvature.batch import Batch, Forward
 from lossprune.pruning.curvature.examples import device_of
 from lossprune.pruning.curvature.forms import default_forward
@@ -16,12 +17,12 @@ from lossprune.pruning.curvature.reach import reached
 from lossprune.pruning.curvature.running import advice_on_inputs, described, run
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import listed, look_up
-from lossprune.pruning.prunable import Choices, prunable_weights
+from lossprune.pruning.prunable import prunable_weights
 from lossprune.pruning.substitution import call_with
 from lossprune.pruning.wholeness import check_whole
 
 
-class _Step(nn.Module):
+class _ForwardCall(nn.Module):
     """A forward function as a module, so that parameters can be put in for its network's."""
 
     def __init__(self, model: nn.Module, function: Forward) -> None:
@@ -57,7 +58,7 @@ class PrunableNetwork:
         self.model = model
         self.names = tuple(weights)
         self.device = device_of(weights.values())
-        self.step = _Step(model, forward or default_forward)
+        self.step = _ForwardCall(model, forward or default_forward)
         self.calls_own = self.step.function is not default_forward
 
     @property

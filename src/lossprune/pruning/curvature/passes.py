@@ -26,7 +26,7 @@ class _Tile:
     inputs: Tensor
 
 
-class _Use:
+class _WeightUse:
     """One use of a weight: what the layer saw, and the gradients at its output, as they come."""
 
     def __init__(self, call: LayerCall, examples: int, columns: int, dtype: torch.dtype) -> None:
@@ -100,7 +100,7 @@ def add_squared_gradients_(
     size = budget.columns(len(outputs))
     for start in range(0, len(keys), size):
         some = [columns[key] for key in keys[start : start + size]]
-        uses: dict[str, list[_Use]] = {}
+        uses: dict[str, list[_WeightUse]] = {}
         for use in _backward(totals, outputs, calls, some):
             if isinstance(use, _Squares):
                 use.add_to_(totals[use.call.name])
@@ -116,18 +116,18 @@ def _backward(
     outputs: Tensor,
     calls: Sequence[LayerCall],
     columns: Sequence[Tensor],
-) -> Iterator[_Use | _Squares]:
+) -> Iterator[_WeightUse | _Squares]:
     """Yield the uses that the outputs depend on, with the gradients of all columns."""
     edges = [call.output for call in calls]
     times = Counter(call.name for call in calls)
-    uses: list[_Use | _Squares | None] = []
+    uses: list[_WeightUse | _Squares | None] = []
     for call in calls:
         dtype = totals[call.name].dtype
         alone = times[call.name] == 1 and call.output_shape[0] == len(outputs)
         if alone and call.geometry.positions(call.output_shape) == 1:
             uses.append(_Squares(call, dtype))
         else:
-            uses.append(_Use(call, len(outputs), len(columns), dtype))
+            uses.append(_WeightUse(call, len(outputs), len(columns), dtype))
     for k, column in enumerate(columns):
         found = torch.autograd.grad(outputs, edges, column, retain_graph=True, allow_unused=True)
         for index, gradient in enumerate(found):
@@ -139,7 +139,7 @@ def _backward(
     yield from (use for use in uses if use is not None)
 
 
-def _add_weight_(total: Tensor, uses: Sequence[_Use], kept: Tensor | None) -> None:
+def _add_weight_(total: Tensor, uses: Sequence[_WeightUse], kept: Tensor | None) -> None:
     # Several uses of one weight are further positions of it: their gradients add up, then square.
     def patches(examples: slice) -> Tensor:
         return _along_positions([use.patches(examples) for use in uses])
