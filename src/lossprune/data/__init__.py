@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,51 +74,32 @@ class DatasetEntry:
     sized: bool = False
 
 
-def _mnist(source: Source) -> Dataset:
-    from lossprune.data.mnist import read_mnist
-
-    return read_mnist(source)
-
-
-def _cifar10(source: Source) -> Dataset:
-    from lossprune.data.cifar10 import read_cifar10
-
-    return read_cifar10(source)
-
-
-def _folder(source: Source) -> Dataset:
-    from lossprune.data.folder import read_folder
-
-    return read_folder(source)
-
-
-def _imagenet(source: Source) -> Dataset:
-    from lossprune.data.imagenet import read_imagenet
-
-    return read_imagenet(source)
-
-
-def _digits(source: Source) -> Dataset:
-    from lossprune.data.digits import read_digits
-
-    return read_digits(source)
+def _read(name: str, source: Source) -> Dataset:
+    """Call ``read_<name>`` of the module of that name."""
+    return getattr(import_module(f"lossprune.data.{name}"), f"read_{name}")(source)
 
 
 DATASETS: dict[str, DatasetEntry] = {
-    "mnist": DatasetEntry("MNIST, in <path>/MNIST/raw; downloaded if missing", _mnist),
+    "mnist": DatasetEntry(
+        "MNIST, in <path>/MNIST/raw; downloaded if missing", partial(_read, "mnist")
+    ),
     "cifar10": DatasetEntry(
-        "CIFAR-10, in <path>/cifar-10-batches-py or its tar.gz; downloaded if missing", _cifar10
+        "CIFAR-10, in <path>/cifar-10-batches-py or its tar.gz; downloaded if missing",
+        partial(_read, "cifar10"),
     ),
     "folder": DatasetEntry(
-        "images in <path>/<split>/<class>/, where <path> may be a tar or tar.gz", _folder
+        "images in <path>/<split>/<class>/, where <path> may be a tar or tar.gz",
+        partial(_read, "folder"),
     ),
     "imagenet": DatasetEntry(
         "photographs of any size in <path>/{train,val}/<class>/, brought to 224×224 pixels or what "
         "--image_size says",
-        _imagenet,
+        partial(_read, "imagenet"),
         sized=True,
     ),
-    "digits": DatasetEntry("1,797 digits of 8×8 pixels, bundled", _digits, needs_path=False),
+    "digits": DatasetEntry(
+        "1,797 digits of 8×8 pixels, bundled", partial(_read, "digits"), needs_path=False
+    ),
 }
 
 

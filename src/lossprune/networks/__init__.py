@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,48 +30,28 @@ if TYPE_CHECKING:
 __all__ = ["NETWORKS"]
 
 
-def _mlp(*, generator: torch.Generator | None = None, **options: Any) -> nn.Module:
+def _build(family: str, *, generator: torch.Generator | None = None, **options: Any) -> nn.Module:
+    """Return a network of ``family``: the function of that name in the module of that name."""
     from lossprune.networks.initialisation import initialised
-    from lossprune.networks.mlp import mlp
 
-    return initialised(partial(mlp, **options), generator)
-
-
-def _vgg(*, generator: torch.Generator | None = None, **options: Any) -> nn.Module:
-    from lossprune.networks.initialisation import initialised
-    from lossprune.networks.vgg import vgg
-
-    return initialised(partial(vgg, **options), generator)
-
-
-def _preact_resnet(*, generator: torch.Generator | None = None, **options: Any) -> nn.Module:
-    from lossprune.networks.initialisation import initialised
-    from lossprune.networks.preact_resnet import preact_resnet
-
-    return initialised(partial(preact_resnet, **options), generator)
-
-
-def _resnet(*, generator: torch.Generator | None = None, **options: Any) -> nn.Module:
-    from lossprune.networks.initialisation import initialised
-    from lossprune.networks.resnet import resnet
-
-    return initialised(partial(resnet, **options), generator)
+    function = getattr(import_module(f"lossprune.networks.{family}"), family)
+    return initialised(partial(function, **options), generator)
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "MLP": _mlp,
-    "VGG11": partial(_vgg, depth=11),
-    "VGG19": partial(_vgg, depth=19),
-    "VGG11BN": partial(_vgg, depth=11, batch_norm=True),
-    "VGG19BN": partial(_vgg, depth=19, batch_norm=True),
-    "PreActResNet18": partial(_preact_resnet, depth=18),
-    "PreActResNet34": partial(_preact_resnet, depth=34),
-    "PreActResNet50": partial(_preact_resnet, depth=50),
-    "PreActResNet101": partial(_preact_resnet, depth=101),
-    "PreActResNet152": partial(_preact_resnet, depth=152),
-    "ResNet18": partial(_resnet, depth=18),
-    "ResNet34": partial(_resnet, depth=34),
-    "ResNet50": partial(_resnet, depth=50),
-    "ResNet101": partial(_resnet, depth=101),
-    "ResNet152": partial(_resnet, depth=152),
+    "MLP": partial(_build, "mlp"),
+    "VGG11": partial(_build, "vgg", depth=11),
+    "VGG19": partial(_build, "vgg", depth=19),
+    "VGG11BN": partial(_build, "vgg", depth=11, batch_norm=True),
+    "VGG19BN": partial(_build, "vgg", depth=19, batch_norm=True),
+    "PreActResNet18": partial(_build, "preact_resnet", depth=18),
+    "PreActResNet34": partial(_build, "preact_resnet", depth=34),
+    "PreActResNet50": partial(_build, "preact_resnet", depth=50),
+    "PreActResNet101": partial(_build, "preact_resnet", depth=101),
+    "PreActResNet152": partial(_build, "preact_resnet", depth=152),
+    "ResNet18": partial(_build, "resnet", depth=18),
+    "ResNet34": partial(_build, "resnet", depth=34),
+    "ResNet50": partial(_build, "resnet", depth=50),
+    "ResNet101": partial(_build, "resnet", depth=101),
+    "ResNet152": partial(_build, "resnet", depth=152),
 }
