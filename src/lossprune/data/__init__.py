@@ -6,9 +6,10 @@
 >>> len(digits.train), len(digits.valid), len(digits.test), digits.shape
 (1297, 250, 250, (1, 8, 8))
 
-To add a data set, write a function like the ones below in a module of this package and give it a
-line in ``DATASETS``. torch is imported only when a data set is loaded, so that the table can be
-read for flags and help at no cost.
+To add a data set, write a function that takes a :class:`Source` and give it a line in ``DATASETS``;
+a larger one is ``read_<name>`` in the module of this package that bears its name.  torch is
+imported only when a data set is loaded, so that the table can be read for flags and help at no
+cost.
 """
 
 from __future__ import annotations
