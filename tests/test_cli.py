@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -364,6 +365,11 @@ def test_alone_it_says_what_there_is(command):
     assert (answer.status, answer.err) == (0, "")
     for word in ("run", "prune", "deploy", "data", "demo"):
         assert re.search(rf"^  {word} ", answer.out, re.MULTILINE)
+
+
+def test_the_version_is_that_of_the_package(command):
+    answer = command("--version")
+    assert (answer.status, answer.out) == (0, f"lossprune {version('lossprune')}\n")
 
 
 def test_the_package_is_a_program_of_the_same_name(monkeypatch, capsys):

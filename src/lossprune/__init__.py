@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lossprune.pruning import prune as prune
     from lossprune.pruning import sparsities as sparsities
 
-__version__ = "0.1.0"
+__version__: str
 
 __all__ = [
     "CRITERIA",
@@ -69,6 +69,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in ("data", "networks", "pruning"):
         return import_module(f"lossprune.{name}")
     if name in _HOMES:
@@ -76,6 +78,16 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module("lossprune.pruning"), name)
     raise AttributeError(f"module 'lossprune' has no attribute {name!r}")
+
+
+def _version() -> str:
+    """Return the version that is installed; of a tree that only lies on the path none is known."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lossprune")
+    except PackageNotFoundError:
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

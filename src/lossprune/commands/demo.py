@@ -15,17 +15,19 @@ from lossprune.experiment import RunConfig, RunRecord
 from lossprune.experiment.folder import BEST
 from lossprune.experiment.progress import Progress, shown_progress
 from lossprune.flags import check_threads, flag
+from lossprune.text_table import print_table
 
 TRAINING_EPOCHS, FINE_TUNING_EPOCHS = 60, 20
 SPARSITY, STAGES = 0.95, (1, 14)
 CRITERIA = ("MP", "LM", "QM", "OBD")
 _COMMON = {"arch": "MLP", "dataset": "digits", "device": "cpu"}
 
+_TITLE = "MLP on digits: training loss and test error before pruning, after it, and fine-tuned"
 _COLUMNS = (
-    ("criterion", "π"),
-    ("loss before", "pruned", "fine-tuned"),
-    ("error before", "pruned", "fine-tuned"),
-    ("sparsity",),
+    *("criterion", "π"),
+    *("loss before", "pruned", "fine-tuned"),
+    *("error before", "pruned", "fine-tuned"),
+    "sparsity",
 )
 
 
@@ -48,10 +50,7 @@ def do(config: DemoConfig) -> int:
     """Train, prune by all criteria at both numbers of stages, fine-tune, and print a table."""
     with tempfile.TemporaryDirectory(prefix="lossprune-demo-") as folder, shown_progress() as told:
         records = _compute(Path(folder), config.threads, told)
-    if sys.stdout.isatty():
-        _print_rich(records)
-    else:
-        _print_plain(records)
+    print_table(_TITLE, _COLUMNS, _rows(records), left=0, ruled=len(STAGES))
     print(_what_next())
     return EXIT_OK
 
@@ -103,31 +102,6 @@ def _rows(records: Sequence[RunRecord]) -> list[list[str]]:
         ]
         for record in records
     ]
-
-
-_TITLE = "MLP on digits: training loss and test error before pruning, after it, and fine-tuned"
-
-
-def _print_plain(records: Sequence[RunRecord]) -> None:
-    names = [name for group in _COLUMNS for name in group]
-    table = [names, *_rows(records)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(names))]
-    print(_TITLE)
-    for row in table:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-
-
-def _print_rich(records: Sequence[RunRecord]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=_TITLE)
-    for group in _COLUMNS:
-        for name in group:
-            table.add_column(name, justify="right")
-    for row in _rows(records):
-        table.add_row(*row, end_section=row[1] == str(STAGES[-1]))
-    Console().print(table)
 
 
 def next_commands() -> list[list[str]]:

@@ -15,13 +15,12 @@ from lossprune.commands.output import (
     TABLE,
     check_out,
     json_bytes,
-    markdown_table,
     open_out,
-    print_table,
 )
 from lossprune.experiment.folder import MASK, RECORD
 from lossprune.experiment.progress import shown_progress
 from lossprune.flags import check, check_one_of, check_positive, check_threads, flag
+from lossprune.text_table import markdown_table, print_table
 
 if TYPE_CHECKING:
     from lossprune.commands.deployable import Deployable

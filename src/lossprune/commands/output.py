@@ -1,8 +1,7 @@
-"""The folder that a command writes, and the tables that it prints."""
+"""The folder that a command writes."""
 
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,50 +52,6 @@ def open_out(out: Path) -> RunFolder:
 def json_bytes(values: Mapping[str, Any]) -> bytes:
     """Return the bytes of a JSON file."""
     return (json.dumps(values, indent=1) + "\n").encode()
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: drawn on a terminal, plain and aligned elsewhere.
-
-    The first column is text, the others are numbers.
-    """
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title=title, title_justify="left")
-        for number, column in enumerate(columns):
-            table.add_column(column, justify="right" if number else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
-        return
-    print(title)
-    print(plain_table(columns, rows))
-
-
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the table with its columns aligned.
-
-    >>> print(plain_table(["layer", "kept"], [["fc1", "12"], ["output", "3"]]))
-    layer   kept
-    fc1       12
-    output     3
-    """
-    table = [columns, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(columns))]
-    lines = []
-    for first, *rest in table:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the table as Markdown."""
-    rule = ["---"] + ["--:"] * (len(columns) - 1)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, rule, *rows)) + "\n"
 
 
 def format_of(out: Path) -> str | None:

@@ -15,9 +15,7 @@ from lossprune.commands.output import (
     TABLE,
     check_out,
     json_bytes,
-    markdown_table,
     open_out,
-    print_table,
 )
 from lossprune.experiment.folder import MASK, RECORD
 from lossprune.experiment.log import describe_stage
@@ -37,6 +35,7 @@ from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS
 from lossprune.pruning.schedules import MOST_STAGES, SCHEDULES
 from lossprune.pruning.scopes import SCOPES
+from lossprune.text_table import markdown_table, print_table
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,7 +1,7 @@
 """What differs between two runs, or two folders of results: in settings and in outcome."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lossprune.experiment.record import RunRecord
 from lossprune.report.layout import criterion_order, rows_of, settings_of
 from lossprune.report.reading import read_results
 from lossprune.report.writing import NOTHING
+from lossprune.text_table import aligned
 
 _MOMENTS = {
     "before_pruning": "before pruning",
@@ -211,7 +212,7 @@ def _outcome_lines(pairs: pd.DataFrame) -> list[str]:
             rows.append([*row, _change(change.mean(), percent), _change(largest, percent)])
     like = int((pairs["status_a"] != pairs["status_b"]).sum())
     head = f"{len(pairs)} pairs of runs" + (f", {like} with another status" if like else "")
-    table = aligned(rows) if len(rows) > 1 else []
+    table = _indented(rows) if len(rows) > 1 else []
     return [f"{head}; means over pairs" if table else head, *equal, *table]
 
 
@@ -228,19 +229,8 @@ def _by_method(pairs: pd.DataFrame) -> list[tuple[list[str], pd.DataFrame]]:
 
 
 def _section(title: str, rows: list[list[str]], nothing: str) -> list[str]:
-    return [title, *aligned(rows), ""] if len(rows) > 1 else [nothing, ""]
+    return [title, *_indented(rows), ""] if len(rows) > 1 else [nothing, ""]
 
 
-def aligned(rows: Iterable[list[str]]) -> list[str]:
-    """Return rows of cells as lines with columns under each other.
-
-    >>> aligned([["setting", "A"], ["nepochs", "20"]])
-    ['  setting  A', '  nepochs  20']
-    """
-    rows = list(rows)
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return [
-        "  "
-        + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+def _indented(rows: list[list[str]]) -> list[str]:
+    return [f"  {line}" for line in aligned(rows, left=len(rows[0]))]

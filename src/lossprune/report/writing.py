@@ -9,6 +9,7 @@ import pandas as pd
 
 from lossprune.report.layout import rows_of
 from lossprune.report.table import Column, Table
+from lossprune.text_table import markdown_rows
 
 NOTHING = "–"
 _TEXT_KINDS = ("text",)
@@ -34,12 +35,12 @@ def to_markdown(table: Table) -> str:
     lines = [f"# {table.title}", "", table.caption]
     for network, rows in sections(table):
         lines += ["", f"## {network}", ""]
-        lines.append("| " + " | ".join(column.heading for column in table.columns) + " |")
-        marks = ("---" if column.kind in _TEXT_KINDS else "---:" for column in table.columns)
-        lines.append("| " + " | ".join(marks) + " |")
-        for row in rows:
-            cells = (shown(row, column).replace("|", "\\|") for column in table.columns)
-            lines.append("| " + " | ".join(cells) + " |")
+        headings = [column.heading for column in table.columns]
+        rule = ["---" if column.kind in _TEXT_KINDS else "---:" for column in table.columns]
+        cells = [
+            [shown(row, column).replace("|", "\\|") for column in table.columns] for row in rows
+        ]
+        lines += markdown_rows([headings, rule, *cells])
     if table.frame.empty:
         lines += ["", "Nothing to show yet."]
     return "\n".join(lines) + "\n"
