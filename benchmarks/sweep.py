@@ -26,12 +26,14 @@ from typing import Any
 import psutil
 
 from benchmarks.hardware import hardware
+from lossprune.experiment import RunConfig
 from lossprune.experiment.folder import RunFolder
+from lossprune.flags import words_of
 from lossprune.sweep.board import Board
 from lossprune.sweep.driver import Driver
 from lossprune.sweep.engines import LocalEngine
 from lossprune.sweep.job import Outcome
-from lossprune.sweep.plan import PlannedRun, arguments
+from lossprune.sweep.plan import PlannedRun
 from lossprune.sweep.plan_file import parse_choices, parse_plan, read_plan
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +120,7 @@ def measure_speed(folder: Path, data_path: Path, lambdas: int, epochs: int) -> d
     common = {"data_path": data_path}
     swept, looped = folder / "swept", folder / "looped"
     baseline, *prunings = plan.expand(path=swept, **common)
-    _command(["experiments.py", *arguments(baseline.config)])
+    _command(["experiments.py", *words_of(RunConfig, vars(baseline.config))])
     looped.mkdir()
     shutil.copytree(baseline.config.folder, looped / baseline.config.name)
     began = time.perf_counter()
@@ -152,7 +154,7 @@ def measure_speed(folder: Path, data_path: Path, lambdas: int, epochs: int) -> d
 
 def _timed(run: PlannedRun) -> float:
     began = time.perf_counter()
-    _command(["experiments.py", *arguments(run.config)])
+    _command(["experiments.py", *words_of(RunConfig, vars(run.config))])
     return time.perf_counter() - began
 
 

@@ -66,7 +66,7 @@ class Flag:
 
 
 @cache
-def flags_of(config: type) -> Mapping[str, Flag]:
+def declared_flags(config: type) -> Mapping[str, Flag]:
     """Return the flags of a dataclass by their names, in its order."""
     hints = get_type_hints(config)
     declared = [
@@ -93,7 +93,7 @@ def parse(config: type[T], words: Sequence[str]) -> T:
     Raises:
         ValueError: a flag is unknown, lacks its value, or has one that it does not accept.
     """
-    flags = flags_of(cast(type, config))
+    flags = declared_flags(cast(type, config))
     values: dict[str, Any] = {}
     rest = iter(words[:-1] if words[-1:] == ["--"] else words)
     for word in rest:
@@ -141,7 +141,7 @@ def words_of(config: type, values: Mapping[str, Any]) -> list[str]:
     ['--pm', 'QM', '--pi', '14', '--exp']
     """
     words: list[str] = []
-    for flag in flags_of(config).values():
+    for flag in declared_flags(config).values():
         value = values.get(flag.field, flag.default)
         if value != flag.default:
             words += [f"--{flag.name}"] if value is True else [f"--{flag.name}", str(value)]
@@ -155,7 +155,7 @@ _MOST_COLUMNS = 100
 def help_text(config: type, usage: str) -> str:
     """Return what ``--help`` says: usage, the first line of the docstring, every flag."""
     entries = {"-h, --help": "show this help message and exit"}
-    for flag in flags_of(config).values():
+    for flag in declared_flags(config).values():
         kinds = "|".join(_KIND_NAMES[kind] for kind in flag.kinds if kind is not bool)
         entries[f"--{flag.name} {kinds}".rstrip()] = f"{flag.help} (default: {flag.default})"
     column = max(map(len, entries)) + 4

@@ -23,7 +23,7 @@ from lossprune.experiment.folder import BEST, MASK, RECORD, RunFolder
 from lossprune.experiment.network_file import load_weights_, read_network
 from lossprune.experiment.prepare import environment_of, prepare
 from lossprune.experiment.record import RunRecord, RunStatus
-from lossprune.flags import flags_of
+from lossprune.flags import declared_flags
 from lossprune.json_text import parse_json
 from lossprune.pruning import Mask
 from lossprune.pruning.curvature.batch import Batch
@@ -128,7 +128,7 @@ def _finished(run: Path) -> RunRecord:
 def _config(record: RunRecord, places: Mapping[str, Any]) -> RunConfig:
     values = {
         flag.field: record.config[name]
-        for name, flag in flags_of(RunConfig).items()
+        for name, flag in declared_flags(RunConfig).items()
         if name in record.config and flag.field != "start"
     }
     return RunConfig(**values, **places, device="cpu")

@@ -28,8 +28,8 @@ from lossprune.flags import (
     check_seed,
     check_threads,
     check_whole,
+    declared_flags,
     flag,
-    flags_of,
 )
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS
@@ -295,7 +295,9 @@ def _outcome(network: "nn.Module", mask: "Mask", found: "Connectivity") -> dict[
 
 
 def _settings(config: PruneConfig, build: str) -> dict[str, Any]:
-    values = {flag.name: getattr(config, flag.field) for flag in flags_of(PruneConfig).values()}
+    values = {
+        flag.name: getattr(config, flag.field) for flag in declared_flags(PruneConfig).values()
+    }
     for name in ("out", "overwrite", "debug", "threads"):
         del values[name]
     paths = {name: values[name] and str(values[name]) for name in ("weights", "start")}

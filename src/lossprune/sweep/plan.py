@@ -7,7 +7,7 @@ leaves combinations out, ``[[keep]]`` all others.  ``docs/sweeps.md`` describes 
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import Any
 
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import BEST
-from lossprune.flags import MOST_RUNS
+from lossprune.flags import MOST_RUNS, declared_flags, words_of
 
 Flags = Mapping[str, Any]
 Choices = tuple[tuple[str, Any], ...]
 
-FIELDS = {item.metadata["flag"]: item for item in fields(RunConfig)}
+FLAGS = declared_flags(RunConfig)
 # What a baseline takes over from its runs: all that determines how a dense network is trained.
 _TRAINING = (
     *("arch", "dataset", "image_size", "seed"),
@@ -38,7 +38,7 @@ class PlannedRun:
     @property
     def command(self) -> str:
         """The command that does this run alone."""
-        return f"lossprune run {shlex.join(arguments(self.config))}"
+        return f"lossprune run {shlex.join(words_of(RunConfig, vars(self.config)))}"
 
 
 @dataclass(frozen=True)
@@ -149,27 +149,17 @@ def select(
 
 
 def _matches(flags: Flags, rule: Mapping[str, Sequence[Any]]) -> bool:
-    return all(flags.get(name, FIELDS[name].default) in values for name, values in rule.items())
+    return all(flags.get(name, FLAGS[name].default) in values for name, values in rule.items())
 
 
 def flags_of(config: RunConfig) -> dict[str, Any]:
     """Return a run's settings by flag."""
-    return {name: getattr(config, item.name) for name, item in FIELDS.items()}
-
-
-def arguments(config: RunConfig) -> list[str]:
-    """Return the flags of a run that differ from their defaults, as they are given."""
-    words: list[str] = []
-    for name, value in flags_of(config).items():
-        if value == FIELDS[name].default:
-            continue
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return words
+    return {name: getattr(config, flag.field) for name, flag in FLAGS.items()}
 
 
 def make_config(flags: Flags, common: Flags, where: str) -> RunConfig:
     """Return the run of these flags; an error tells where they stand."""
     try:
-        return RunConfig(**{FIELDS[name].name: value for name, value in flags.items()}, **common)
+        return RunConfig(**{FLAGS[name].field: value for name, value in flags.items()}, **common)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

@@ -2,16 +2,13 @@
 
 import shlex
 import tomllib
-from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from lossprune.experiment.config import RunConfig
-from lossprune.flags import did_you_mean
-from lossprune.sweep.plan import FIELDS, Choices, Plan
+from lossprune.flags import Flag, did_you_mean
+from lossprune.sweep.plan import FLAGS, Choices, Plan
 
-_HINTS = get_type_hints(RunConfig)
 # What is said of a sweep as a whole, by flags of the command.
 _ELSEWHERE = ("path", "data_path", "mirror", "debug")
 
@@ -105,7 +102,7 @@ def _split(text: str, option: str) -> list[str]:
 
 def _typed(flag: str, text: str, option: str) -> Any:
     """Read a value as the flag's type would."""
-    kinds = _kinds(_field(flag, f"--{option}").name)
+    kinds = _flag(flag, f"--{option}").kinds
     if bool in kinds:
         return {"true": True, "false": False}.get(text.lower(), text)
     for kind in (int, float):
@@ -132,7 +129,7 @@ def _axis(flag: str, value: Any, name: str) -> tuple[Any, ...]:
 
 def check_value(flag: str, value: Any, where: str) -> Any:
     """Return the value as the type of its flag, or raise a ValueError that says what it must be."""
-    kinds = _kinds(_field(flag, where).name)
+    kinds = _flag(flag, where).kinds
     if isinstance(value, bool) or bool in kinds:
         if isinstance(value, bool) and bool in kinds:
             return value
@@ -156,16 +153,12 @@ _KIND_NAMES = {
 }
 
 
-def _kinds(field_name: str) -> Iterable[type]:
-    return get_args(_HINTS[field_name]) or (_HINTS[field_name],)
-
-
-def _field(flag: str, where: str) -> Any:
-    if flag in _ELSEWHERE:
-        raise ValueError(f"{where}: {flag} is a flag of the sweep itself: give --{flag}")
-    if flag not in FIELDS:
+def _flag(name: str, where: str) -> Flag:
+    if name in _ELSEWHERE:
+        raise ValueError(f"{where}: {name} is a flag of the sweep itself: give --{name}")
+    if name not in FLAGS:
         raise ValueError(
-            f"{where}: unknown flag {flag!r}"
-            + (did_you_mean(flag, FIELDS) or "; see lossprune run --help")
+            f"{where}: unknown flag {name!r}"
+            + (did_you_mean(name, FLAGS) or "; see lossprune run --help")
         )
-    return FIELDS[flag]
+    return FLAGS[name]
