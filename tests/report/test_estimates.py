@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lossprune.report.correlation import ranks, spearman
-from lossprune.report.intervals import central_probability, estimate, t_quantile
+from lossprune.report.estimates import central_probability, estimate, ranks, spearman, t_quantile
 
 
 @pytest.mark.parametrize(

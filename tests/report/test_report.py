@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lossprune.report.command_line import command_of
-from lossprune.report.layers import layer_sparsity
 from lossprune.report.page import write_page
 from lossprune.report.page_data import as_json, embedded_details
 from lossprune.report.reading import read_results
+from lossprune.report.settings import command_of
+from lossprune.report.source import layer_sparsity
 from lossprune.report.tables import all_tables
 
 FIGURES = {

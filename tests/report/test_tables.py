@@ -7,8 +7,8 @@ import pytest
 from lossprune.report.choice import BEST, BEST_TUNED, ZERO, best_reg_after_pruning
 from lossprune.report.reading import read_results
 from lossprune.report.series import training_curves
+from lossprune.report.table import to_csv, to_latex, to_markdown
 from lossprune.report.tables import all_tables
-from lossprune.report.writing import to_csv, to_latex, to_markdown
 
 
 def tables(maker):

@@ -8,8 +8,8 @@ from lossprune.report.follow_up import write_plans
 from lossprune.report.page import write_page
 from lossprune.report.reading import Results, read_results
 from lossprune.report.records_file import check_arrow, write_records
+from lossprune.report.table import write_table
 from lossprune.report.tables import all_tables
-from lossprune.report.writing import write_table
 
 
 @dataclass(frozen=True)

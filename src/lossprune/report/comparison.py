@@ -12,7 +12,7 @@ from lossprune.experiment.folder import RECORD, RunFolder
 from lossprune.experiment.record import RunRecord
 from lossprune.report.layout import criterion_order, rows_of, settings_of
 from lossprune.report.reading import read_results
-from lossprune.report.writing import NOTHING
+from lossprune.report.table import NOTHING
 from lossprune.text_table import aligned
 
 _MOMENTS = {

@@ -17,7 +17,7 @@ from lossprune.report.choice import (
     pruned_runs,
     tuned_choices,
 )
-from lossprune.report.intervals import estimate
+from lossprune.report.estimates import estimate
 from lossprune.report.layout import METHOD, criterion_order
 from lossprune.report.table import RULE, Column, Table
 

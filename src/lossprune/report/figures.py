@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from lossprune.report import series
 from lossprune.report.layout import criterion_order
 from lossprune.report.reading import Results
-from lossprune.report.writing import reg_text
+from lossprune.report.table import reg_text
 
 # Colours of Okabe and Ito, told apart by colour-blind readers; shared with the page.
 CRITERION_COLOURS = {"MP": "#767676", "LM": "#0072b2", "QM": "#d55e00", "OBD": "#009e73"}

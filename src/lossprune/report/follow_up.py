@@ -9,18 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import BEST
 from lossprune.report.choice import best_reg_after_pruning
 from lossprune.report.layout import METHOD, rows_of
+from lossprune.report.settings import SETTINGS
 
 _TRAINING = ("epochs", "batch_size", "lr", "decay", "decay_every", "l2")
 _METHOD_FIELDS = ("criterion", "stages", "exponential", "reg")
-_FIELDS = {
-    name: item.metadata["flag"]
-    for name, item in RunConfig.__dataclass_fields__.items()
-    if item.metadata["named"] != "never" and name != "start"
-}
+_FIELDS = {flag.field: name for name, flag in SETTINGS.items() if name != "model_0"}
 
 
 def write_plans(runs: pd.DataFrame, folder: Path) -> list[Path]:

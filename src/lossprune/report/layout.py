@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from lossprune.experiment.config import RunConfig
 from lossprune.pruning.criteria import CRITERIA
+from lossprune.report.settings import DEFAULTS, FLAG_OF
 
 METHOD = ["criterion", "stages", "schedule"]
 _TRAINING = ["lr", "decay", "decay_every", "l2"]
@@ -23,7 +23,6 @@ _TUNING = ["epochs", *_TRAINING]
 _OF_THE_METHOD = {
     "arch", "dataset", "sparsity", "criterion", "stages", "exponential", "reg", "seed", *_TUNING
 }  # fmt: skip
-_FLAG = {item.name: item.metadata["flag"] for item in RunConfig.__dataclass_fields__.values()}
 
 # Columns that are outcomes or names, not settings; every other one is a setting, known or not.
 _NOT_SETTINGS = {
@@ -73,7 +72,7 @@ def families_and_networks(runs: pd.DataFrame) -> dict[str, str]:
 def settings_of(*frames: pd.DataFrame) -> dict[str, str]:
     """Return the columns that are settings, and their flags; unknown ones by their own name."""
     names = dict.fromkeys(name for frame in frames for name in frame.columns)
-    flags = {**_FLAG, "has_start": "model_0"}
+    flags = {**FLAG_OF, "has_start": "model_0"}
     return {name: flags.get(name, str(name)) for name in names if _is_setting(name)}
 
 
@@ -134,7 +133,7 @@ def _network_name(row: dict[str, Any], varying: list[str]) -> str:
         elif name == "training":
             parts += [row["training"]] if row["training"] else []
         else:
-            parts.append(f"{_FLAG.get(name, name)} {row[name]}")
+            parts.append(f"{FLAG_OF.get(name, name)} {row[name]}")
     return ", ".join(parts)
 
 
@@ -148,14 +147,11 @@ def _short(origin: str) -> str:
     parts = [part.partition("=") for part in folder.split(",")]
     if not all(equals for _, equals, _ in parts):
         return origin
-    default = {
-        item.metadata["flag"]: item.default for item in RunConfig.__dataclass_fields__.values()
-    }
     kept = [
         f"{name} {value}"
         for name, _, value in parts
         if name not in ("arch", "dataset", "seed", "pe", "model_0")
-        and value != str(default.get(name))
+        and value != str(DEFAULTS.get(name))
     ]
     return " ".join(kept) + ("" if file == "best_model.pt" else f" {file}") or "a baseline"
 
@@ -179,7 +175,7 @@ def _described(
         for family, group in compared.groupby("family")
     }
     return [
-        ", ".join(f"{_FLAG[name]} {row[name]:g}" for name in varying.get(row["family"], []))
+        ", ".join(f"{FLAG_OF[name]} {row[name]:g}" for name in varying.get(row["family"], []))
         for row in rows_of(runs[["family", *names]])
     ]
 

@@ -13,11 +13,10 @@ import pandas as pd
 
 from lossprune.report import series
 from lossprune.report.choice import BEST
-from lossprune.report.command_line import command_of
 from lossprune.report.layout import METHOD, criterion_order, families_and_networks, rows_of
 from lossprune.report.reading import Results
-from lossprune.report.table import Table
-from lossprune.report.writing import reg_text, shown
+from lossprune.report.settings import command_of
+from lossprune.report.table import Table, reg_text, shown
 
 _POINTS = 80  # of a curve or of a run's stages: more than a panel has pixels to tell apart
 _SCATTER = 2000  # points of the stages figure; more are thinned evenly

@@ -5,7 +5,7 @@ arrays.  A record that cannot be used is left out, and the report says which and
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,30 +14,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lossprune.experiment.config import RunConfig
 from lossprune.experiment.log import legible
 from lossprune.experiment.record import EpochRecord, RunRecord, RunStatus, Scores
 from lossprune.report.layout import arrange
 from lossprune.report.records_file import RecordsFile
-from lossprune.report.source import ResultsFolder, Source
+from lossprune.report.settings import RECORDED, SETTINGS
+from lossprune.report.source import ResultsFolder, RunSource
 
 _SCORES = tuple(item.name for item in fields(Scores))
 _LONGEST_SETTING = 80
 _MOMENTS = {"before_pruning": "before", "after_pruning": "pruned", "best": "best", "last": "last"}
 
-_SETTINGS = {item.metadata["flag"]: item for item in fields(RunConfig) if item.name != "path"}
-_NEEDED = [
-    name
-    for name, item in _SETTINGS.items()
-    if item.metadata["named"] == "always" or name == "dataset"
-]
-_KINDS: dict[str, tuple[type, ...]] = {
-    "arch": (str,),
-    "dataset": (str,),
-    "pm": (str,),
-    "exp": (bool,),
-    "model_0": (bool, type(None)),
-}
+_NEEDED = [name for name, flag in SETTINGS.items() if flag.named == "always" or name == "dataset"]
 
 STAGE_COLUMNS = ("sparsity", "predicted_change", "realised_change")
 EPOCH_COLUMNS = ("epoch", *_SCORES)
@@ -75,7 +63,7 @@ class Results:
         left_out: records that could not be used.
     """
 
-    source: Source
+    source: RunSource
     runs: pd.DataFrame
     histories: list[History]
     left_out: tuple[LeftOut, ...]
@@ -107,7 +95,7 @@ def read_results(path: Path, epochs: int | None = None) -> Results:
     return Results(source, arrange(pd.DataFrame(rows)), histories, tuple(left_out))
 
 
-def source_of(path: Path) -> Source:
+def source_of(path: Path) -> RunSource:
     """Return the records of a folder or a file; errors as :func:`read_results`."""
     if path.is_dir():
         return ResultsFolder(path)
@@ -159,20 +147,20 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         for text in (name, value) if isinstance(value, str) else (name,):
             if len(text) > _LONGEST_SETTING or not text.isprintable():
                 raise ValueError(f"the record's setting {_quoted(name)} is {_quoted(value)}")
-    row: dict[str, Any] = {}
-    for name, item in _SETTINGS.items():
-        if name in config:
-            value = config[name]
-            kinds = _KINDS.get(name, (int, float) if name in _NEEDED else None)
-            wrong_bool = isinstance(value, bool) and kinds == (int, float)
-            if kinds and (wrong_bool or not isinstance(value, kinds)):
-                raise ValueError(f"the record's setting {name} is {_quoted(value)}")
-            row[item.name] = value
-        elif item.metadata["named"] == "changed" and item.default is not MISSING:
-            row[item.name] = item.default
-    row.update({name: value for name, value in config.items() if name not in _SETTINGS})
+    for name in _NEEDED:
+        if not _fits(name, config[name]):
+            raise ValueError(f"the record's setting {name} is {_quoted(config[name])}")
+    row = {flag.field: config.get(name, flag.default) for name, flag in SETTINGS.items()}
+    row |= {name: value for name, value in config.items() if name not in SETTINGS}
     row["has_start"] = row.pop("start") is not None
     return row
+
+
+def _fits(setting: str, value: object) -> bool:
+    kind = RECORDED[setting]
+    if kind in (int, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) or (kind is bool and setting == "model_0" and value is None)
 
 
 def _quoted(value: object) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
     from lossprune.report.reading import Results
-    from lossprune.report.records_table import Run
+    from lossprune.report.records_table import StoredRun
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ def _write(results: "Results", path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from lossprune.report.records_table import ERRORS, LOSSES, SCHEMA, Run, to_table
+    from lossprune.report.records_table import ERRORS, LOSSES, SCHEMA, StoredRun, to_table
 
     of_epochs = "epochs.list.element."
     metadata = {
@@ -65,7 +65,7 @@ def _write(results: "Results", path: Path) -> None:
     }
     folders = results.runs["folder"].tolist()
     records, layers = results.source.records(folders), results.source.layers(folders)
-    runs = map(Run, folders, records, layers)
+    runs = map(StoredRun, folders, records, layers)
     with pq.ParquetWriter(
         path,
         SCHEMA.with_metadata(metadata),
@@ -118,18 +118,19 @@ class RecordsFile:
 
     def layers(self, folders: Iterable[str]) -> Iterator[dict[str, float] | None]:
         """Give the sparsity of each layer of these runs, in their order."""
+        from lossprune.report.records_table import layers_of
+
         known: dict[str, dict[str, float] | None] = {}
         for table in self._tables(["folder", "layers"]):
             for row in table.to_pylist():
-                layers = row["layers"]
-                known[row["folder"]] = layers and {it["name"]: it["sparsity"] for it in layers}
+                known[row["folder"]] = layers_of(row["layers"])
         return (known[folder] for folder in folders)
 
     def texts(self, folders: Collection[str]) -> Iterator[tuple[str, str]]:
         """Give log and record of these runs, as their files say it."""
         return ((log_text(record), record.to_json()) for record in self.records(folders))
 
-    def _runs(self) -> "Iterator[Run]":
+    def _runs(self) -> "Iterator[StoredRun]":
         from lossprune.report.records_table import from_table
 
         for table in self._tables(None):

@@ -9,16 +9,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
-from types import NoneType
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from lossprune.experiment.config import RunConfig
 from lossprune.experiment.record import EpochRecord, RunRecord, Scores
 from lossprune.json_text import parse_json
+from lossprune.report.settings import RECORDED
 
 _ARROW: dict[type, pa.DataType] = {
     bool: pa.bool_(),
@@ -32,23 +30,7 @@ ERRORS = tuple(name for name in _SCORES if name.endswith("error"))
 _MOMENTS = ("before_pruning", "after_pruning", "best", "last")
 
 
-def _settings() -> dict[str, type]:
-    """Return the kind of each setting; of the start network a record says only that there is one.
-
-    >>> _settings()["pr"], _settings()["model_0"], "path" in _settings()
-    (<class 'float'>, <class 'bool'>, False)
-    """
-    hints = get_type_hints(RunConfig)
-    kinds = {}
-    for item in sorted(fields(RunConfig), key=lambda item: item.metadata["flag"]):
-        hint = hints[item.name]
-        kind = next((one for one in get_args(hint) if one is not NoneType), hint)
-        if item.metadata["named"] != "never":
-            kinds[item.metadata["flag"]] = bool if kind is Path else kind
-    return kinds
-
-
-_CONFIG = _settings()
+_CONFIG = {name: RECORDED[name] for name in sorted(RECORDED)}
 _ENVIRONMENT: dict[str, type] = {
     **dict.fromkeys(("lossprune", "torch", "numpy", "python", "platform"), str),
     **dict.fromkeys(("device", "device_name"), str),
@@ -99,7 +81,7 @@ SCHEMA = pa.schema(
 """The columns: ``folder``, then those of ``record.json``, then the sparsity of each layer."""
 
 
-class Run(NamedTuple):
+class StoredRun(NamedTuple):
     """A run of a results folder: where in it, its record, and its mask's layers if it has one."""
 
     folder: str
@@ -107,7 +89,7 @@ class Run(NamedTuple):
     layers: Mapping[str, float] | None
 
 
-def to_table(runs: Sequence[Run]) -> pa.Table:
+def to_table(runs: Sequence[StoredRun]) -> pa.Table:
     """Return the runs as a table of ``SCHEMA``.
 
     Raises:
@@ -120,7 +102,7 @@ def to_table(runs: Sequence[Run]) -> pa.Table:
     return rows.add_column(apart, SCHEMA.field("epochs"), epochs)
 
 
-def _row(run: Run) -> dict[str, Any]:
+def _row(run: StoredRun) -> dict[str, Any]:
     record = run.record
     config, more_config = _divided(record.config, _CONFIG)
     environment, more_environment = _divided(record.environment, _ENVIRONMENT)
@@ -172,7 +154,7 @@ def _epoch_lists(epochs: Sequence[Sequence[EpochRecord]]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), structs)
 
 
-def from_table(table: pa.Table) -> Iterator[Run]:
+def from_table(table: pa.Table) -> Iterator[StoredRun]:
     """Give the runs of a table of ``SCHEMA``.
 
     Raises:
@@ -189,7 +171,12 @@ def from_table(table: pa.Table) -> Iterator[Run]:
         record = RunRecord.from_dict({**row, "epochs": ()})
         # Not from_dict: of epochs there are thousands.
         record = RunRecord(**{**vars(record), "epochs": epochs})
-        yield Run(folder, record, layers and {it["name"]: it["sparsity"] for it in layers})
+        yield StoredRun(folder, record, layers_of(layers))
+
+
+def layers_of(cell: Sequence[Mapping[str, Any]] | None) -> dict[str, float] | None:
+    """Return the sparsity of each layer as a cell of the column ``layers`` says it, if it does."""
+    return None if cell is None else {layer["name"]: layer["sparsity"] for layer in cell}
 
 
 def _joined(known: Mapping[str, Any], more: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lossprune.report.choice import best_reg_after_pruning, pruned_runs
-from lossprune.report.correlation import Correlation, spearman
+from lossprune.report.estimates import Correlation, spearman
 from lossprune.report.layout import METHOD, rows_of
 from lossprune.report.reading import EPOCH_COLUMNS, STAGE_COLUMNS, Results
 

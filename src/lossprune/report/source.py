@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from lossprune.experiment.folder import LOG, RECORD, RunFolder
+from lossprune.experiment.folder import LOG, MASK, RECORD, RunFolder
 from lossprune.experiment.record import RunRecord
-from lossprune.torch_state import count_cores
+from lossprune.pruning import Mask, PruningError
+from lossprune.torch_state import count_cores, using_threads
 
 T = TypeVar("T")
 
@@ -20,7 +21,7 @@ _PARALLEL_FROM = 500  # records; below that, starting processes takes longer tha
 _CHUNK = 50
 
 
-class Source(Protocol):
+class RunSource(Protocol):
     """A set of runs, each named by its folder relative to that of the results.
 
     Attributes:
@@ -95,14 +96,25 @@ class ResultsFolder:
 
     def layers(self, folders: Iterable[str]) -> Iterator[dict[str, float] | None]:
         """Read the masks."""
-        from lossprune.report.layers import layer_sparsity
-
         return (layer_sparsity(self.path / folder) for folder in folders)
 
     def texts(self, folders: Collection[str]) -> Iterator[tuple[str, str]]:
         """Read log and record as text; what cannot be read is empty."""
         for folder in folders:
             yield _text(self.path / folder / LOG), _text(self.path / folder / RECORD)
+
+
+def layer_sparsity(folder: Path) -> dict[str, float] | None:
+    """Return the fraction removed of each prunable parameter, in order; None without a mask.
+
+    A damaged mask counts as none: the record alone carries the results.
+    """
+    with using_threads(1):  # thousands of small sums, for which others would only be waited for
+        try:
+            mask = Mask.load(folder / MASK)
+        except (OSError, PruningError):
+            return None
+        return {name: 1 - float(kept.float().mean()) for name, kept in mask.items() if kept.numel()}
 
 
 def find_runs(root: Path) -> Iterator[Path]:

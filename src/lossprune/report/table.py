@@ -1,8 +1,15 @@
-"""What a table is, and what the captions of all of them say."""
+"""A table of numbers, and how it is written: CSV at full precision, Markdown and LaTeX as read."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
+
+from lossprune.report.layout import rows_of
+from lossprune.text_table import markdown_rows
 
 RULE = (
     "The best λ of a criterion and π is the one with the lowest mean validation loss right after "
@@ -12,6 +19,8 @@ SPREAD = (
     "n counts seeds; std has n − 1 in the denominator; the interval is the 95 % t-interval of the "
     "mean. What is not finite is counted as diverged and left out of the mean."
 )
+NOTHING = "–"
+_TEXT_KINDS = ("text",)
 
 
 @dataclass(frozen=True)
@@ -47,3 +56,122 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     frame: pd.DataFrame
+
+
+def write_table(table: Table, folder: Path) -> list[Path]:
+    """Write a table in all formats and return the files."""
+    texts = {"csv": to_csv(table), "md": to_markdown(table), "tex": to_latex(table)}
+    files = []
+    for suffix, text in texts.items():
+        files.append(folder / f"{table.name}.{suffix}")
+        files[-1].write_text(text, encoding="utf-8", newline="\n")
+    return files
+
+
+def to_csv(table: Table) -> str:
+    """Return the numbers at full precision; fractions stay fractions, nothing stays empty."""
+    return table.frame.to_csv(index=False, lineterminator="\n")
+
+
+def to_markdown(table: Table) -> str:
+    """Return the table as GitHub renders it, a section per network."""
+    lines = [f"# {table.title}", "", table.caption]
+    for network, rows in sections(table):
+        lines += ["", f"## {network}", ""]
+        headings = [column.heading for column in table.columns]
+        rule = ["---" if column.kind in _TEXT_KINDS else "---:" for column in table.columns]
+        cells = [
+            [shown(row, column).replace("|", "\\|") for column in table.columns] for row in rows
+        ]
+        lines += markdown_rows([headings, rule, *cells])
+    if table.frame.empty:
+        lines += ["", "Nothing to show yet."]
+    return "\n".join(lines) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """Return a ``table`` environment per network, for the packages booktabs and inputenc (utf8)."""
+    parts = ["% \\usepackage{booktabs}"]
+    spec = "".join("l" if column.kind in _TEXT_KINDS else "r" for column in table.columns)
+    for network, rows in sections(table):
+        headings = " & ".join(_latex(column.heading) for column in table.columns)
+        body = [
+            " & ".join(_latex(shown(row, column)) for column in table.columns) + r" \\"
+            for row in rows
+        ]
+        parts += [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex(f'{table.title}: {network}. {table.caption}')}}}",
+            rf"\begin{{tabular}}{{{spec}}}",
+            r"\toprule",
+            headings + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def sections(table: Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Give each network and its rows."""
+    for network, rows in table.frame.groupby("network", sort=True):
+        yield str(network), rows_of(rows)
+
+
+def shown(row: dict[str, Any], column: Column) -> str:
+    """Return a cell as it is read.
+
+    >>> shown({"std": 0.01234}, Column("std", "std", "percent"))
+    '1.23 %'
+    """
+    value, kind = row[column.key], column.kind
+    if kind == "text":
+        return str(value)
+    if value is None or pd.isna(value):
+        return NOTHING
+    if kind.startswith("difference"):
+        points = row["measure"] == "test error"
+        sign = "" if kind == "difference_std" else "+"
+        return f"{value:{sign}.4f}" if not points else f"{100 * value:{sign}.2f}"
+    return _FORMATS[kind](value)
+
+
+def reg_text(reg: float) -> str:
+    """Return a λ in few signs.
+
+    >>> [reg_text(reg) for reg in (0.0, 1e-05, 0.001, 0.1, 1.0, 100.0)]
+    ['0', '1e-5', '1e-3', '0.1', '1', '100']
+    """
+    if reg == 0 or reg >= 0.01:
+        return f"{reg:g}"
+    mantissa, exponent = f"{reg:e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _finite(form: str) -> Any:
+    return lambda value: format(value, form) if math.isfinite(value) else str(value)
+
+
+_FORMATS: dict[str, Any] = {
+    "count": lambda value: f"{int(value)}",
+    "reg": reg_text,
+    "number": _finite(".4f"),
+    "change": _finite("+.4f"),
+    "percent": lambda value: f"{100 * value:.2f} %",
+    "points": lambda value: f"{100 * value:+.2f}",
+}
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "π": r"$\pi$", "λ": r"$\lambda$", "Δ": r"$\Delta$", "−": r"$-$", "–": "--", "“": "``",
+    "”": "''", "ρ": r"$\rho$",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(sign, sign) for sign in text)

@@ -17,7 +17,7 @@ from lossprune.report.choice import (
     tuned_choices,
 )
 from lossprune.report.differences import difference_table
-from lossprune.report.intervals import estimate
+from lossprune.report.estimates import estimate
 from lossprune.report.layout import METHOD, criterion_order
 from lossprune.report.series import correlations
 from lossprune.report.table import RULE, SPREAD, Column, Table

@@ -1,0 +1,38 @@
+"""What a report knows of the settings of a run, from the flags of ``lossprune run``."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lossprune.experiment.config import RunConfig, implied_dataset
+from lossprune.flags import declared_flags, words_of
+
+_FLAGS = declared_flags(RunConfig)
+
+SETTINGS = {name: flag for name, flag in _FLAGS.items() if flag.named != "never"}
+"""The flags whose values a record holds, by name."""
+
+RECORDED = {name: bool if Path in flag.kinds else flag.kinds[0] for name, flag in SETTINGS.items()}
+"""The type of each in a record; of the start network it says only whether there is one."""
+
+FLAG_OF = {flag.field: name for name, flag in _FLAGS.items()}
+"""The name of each flag by what the code calls it, which is the column of a table of runs."""
+
+DEFAULTS = {name: flag.default for name, flag in _FLAGS.items()}
+
+
+def command_of(row: Mapping[str, Any], path: str) -> str:
+    """Return the ``lossprune run`` command of a row of :class:`lossprune.report.Results`.
+
+    Only flags that differ from their defaults are given.
+
+    Args:
+        row: settings by their names in the code.
+        path: the results folder.
+    """
+    values = {flag.field: row.get(flag.field, flag.default) for flag in SETTINGS.values()}
+    values |= {"path": Path(path), "start": row.get("start") or None}
+    if values["dataset"] == implied_dataset(row["arch"]):
+        values["dataset"] = None
+    return shlex.join(["lossprune", "run", *words_of(RunConfig, values)])
