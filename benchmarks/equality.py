@@ -29,6 +29,7 @@ from benchmarks.equality_files import Comparison, compare
 from benchmarks.equality_runs import ROOT, RUNS, Doing, FailedError, environment
 
 SIDES = ("commit", "here")
+MOST_SHOWN = 10  # differences of a run
 TRAININGS = {"dense", "sparse", "compacted", "stacked", "distributed"}
 
 
@@ -80,23 +81,23 @@ def compare_runs(names: Sequence[str], trees: Sequence[Path], work: Path) -> lis
             for at, (name, pair) in enumerate(zip(names, jobs, strict=True)):
                 told = [job.result() for job in pair]
                 result = compare(work / str(at) / "commit", work / str(at) / "here")
-                failed = [
-                    f"{side}: {error}"
-                    for side, (_, error) in zip(SIDES, told, strict=True)
-                    if error
-                ]
-                result.difference = failed[0] if failed else result.difference
-                seconds = max(taken for taken, _ in told)
-                print(
-                    f"{name:<26}{result.files:>6}{result.tensors:>9}{seconds:>9.1f}"
-                    f"  {result.difference or 'equal'}",
-                    flush=True,
-                )
+                failed = [f"{side}: {it}" for side, (_, it) in zip(SIDES, told, strict=True) if it]
+                result.differences[:0] = failed
+                print_row(name, result, max(taken for taken, _ in told))
                 found.append(result)
         finally:
             doing.stop()
             pool.shutdown(cancel_futures=True)
     return found
+
+
+def print_row(name: str, result: Comparison, seconds: float) -> None:
+    """Print what came of a run, and below it what differs."""
+    differ = result.differences
+    told = f"{len(differ)} differ" if differ else "equal"
+    print(f"{name:<26}{result.files:>6}{result.tensors:>9}{seconds:>9.1f}  {told}", flush=True)
+    for line in differ[:MOST_SHOWN]:
+        print(f"    {line}", flush=True)
 
 
 def one_run(doing: Doing, name: str, tree: Path, begin: Path, folder: Path) -> tuple[float, str]:
@@ -138,7 +139,7 @@ def main() -> int:
         print("interrupted", file=sys.stderr)
         return 130
     ways = set().union(*(it.ways for it in found))
-    different = sum(bool(it.difference) for it in found)
+    different = sum(bool(it.differences) for it in found)
     missing = TRAININGS - ways if arguments.only == list(RUNS) else set()
     print(f"trained: {', '.join(sorted(ways))}")
     if missing:

@@ -98,13 +98,15 @@ def lossprune(*words: str) -> int:
 
 def words() -> None:
     """Write every help text, and what is said to wrong flags."""
-    said = []
-    for line in (*(f"{it} --help".strip() for it in _COMMANDS), *_WRONG):
-        told = io.StringIO()
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-            status = lossprune(*line.split())
-        said += [f"lossprune {line}: {status}", told.getvalue()]
-    Path("words.out").write_text("\n".join(said))
+    helps = [f"{command} --help".strip() for command in _COMMANDS]
+    for name, lines in {"help": helps, "wrong": _WRONG}.items():
+        said = []
+        for line in lines:
+            told = io.StringIO()
+            with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+                status = lossprune(*line.split())
+            said += [f"lossprune {line}: {status}", told.getvalue()]
+        Path(f"{name}.out").write_text("\n".join(said))
 
 
 def plans() -> None:

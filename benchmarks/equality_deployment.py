@@ -26,6 +26,8 @@ def networks() -> None:
     inputs = torch.randn(2, *_SHAPE, generator=seeded(1))
     for name, build in lossprune.networks.NETWORKS.items():
         network = build(shape=_SHAPE, classes=7, generator=seeded(2))
+        # By name and settings: what a class that is not public is called is no result.
+        modules = [[key, it.extra_repr()] for key, it in network.named_modules()]
         built = {key: digest(it) for key, it in network.state_dict().items()}
         found = {}
         with torch.no_grad():
@@ -33,7 +35,7 @@ def networks() -> None:
             found["eval"] = network.eval()(inputs)
         trained = {key: digest(it) for key, it in network.named_buffers()}
         save(f"logits-{name}", found)
-        write(f"network-{name}", {"built": built, "trained": trained, "str": str(network)})
+        write(f"network-{name}", {"built": built, "trained": trained, "modules": modules})
 
 
 def deployment() -> None:

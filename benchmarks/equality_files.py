@@ -33,13 +33,13 @@ class Comparison:
     Attributes:
         files: how many there are.
         tensors: how many are in them.
-        difference: the first, in one line; empty where there is none.
+        differences: the first of each file that differs, in one line.
         ways: of training, that the records name.
     """
 
     files: int = 0
     tensors: int = 0
-    difference: str = ""
+    differences: list[str] = field(default_factory=list)
     ways: set[str] = field(default_factory=set)
 
 
@@ -59,8 +59,8 @@ def compare(one: Path, other: Path) -> Comparison:
                 value for where, value in parts[0] if re.search(r"training/\d+/mode$", where)
             }
             told = first_difference(*parts)
-        if told and not found.difference:
-            found.difference = f"{name}: {told}"
+        if told:
+            found.differences.append(f"{name}: {told}")
     return found
 
 
@@ -96,6 +96,10 @@ def shown(one: Any, other: Any) -> str:
             return " and ".join(f"{it.dtype} {tuple(it.shape)}" for it in (one, other))
         differ = (one != other) | (one.isnan() != other.isnan())
         return f"{int(differ.sum())} of {one.numel()} entries differ"
+    if isinstance(one, str) and isinstance(other, str):
+        pairs = enumerate(zip(one, other, strict=False))
+        at = next((at for at, (a, b) in pairs if a != b), 0)
+        one, other = (it[max(0, at - 40) :] for it in (one, other))  # a line may be long
     return " and ".join(f"{it!r:.120}" for it in (one, other))
 
 
