@@ -32,7 +32,7 @@ __all__ = ["NETWORKS"]
 
 def _build(family: str, *, generator: torch.Generator | None = None, **options: Any) -> nn.Module:
     """Return a network of ``family``: the function of that name in the module of that name."""
-    from lossprune.networks.initialisation import initialised
+    from lossprune.networks.building import initialised
 
     function = getattr(import_module(f"lossprune.networks.{family}"), family)
     return initialised(partial(function, **options), generator)

@@ -7,7 +7,7 @@ from math import prod
 
 from torch import nn
 
-from lossprune.networks.shape import checked_shape
+from lossprune.networks.building import checked_shape
 
 
 def mlp(

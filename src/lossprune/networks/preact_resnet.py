@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lossprune.networks.building import checked_shape
 from lossprune.networks.resnet import DEPTHS, EXPANSION, WIDTHS, conv
-from lossprune.networks.shape import checked_shape
 
 STRIDES = (1, 2, 2, 2)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lossprune.networks.shape import checked_shape
+from lossprune.networks.building import checked_shape
 
 WIDTHS = (64, 128, 256, 512)
 # Blocks in each layer (a group, in the pre-activation networks), and whether they are bottlenecks:

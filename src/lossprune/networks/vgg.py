@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lossprune.networks.shape import checked_shape
+from lossprune.networks.building import checked_shape
 
 # The widths of the convolutions; a maximum over 2×2 ends each group.
 GROUPS = {
