@@ -82,21 +82,21 @@ static void launch(int gx, int gy, int count, const std::function<void()> &kerne
             at_barrier = 0;
             memset(at_shuffle, 0, sizeof at_shuffle);
             for (int i = 0; i < count; i++) {
-                Thread &it = threads[i];
-                it.stack.resize(1 << 16);
-                it.index = {i, 0};
-                getcontext(&it.context);
-                it.context.uc_stack.ss_sp = it.stack.data();
-                it.context.uc_stack.ss_size = it.stack.size();
-                makecontext(&it.context, enter, 0);
+                Thread &thread = threads[i];
+                thread.stack.resize(1 << 16);
+                thread.index = {i, 0};
+                getcontext(&thread.context);
+                thread.context.uc_stack.ss_sp = thread.stack.data();
+                thread.context.uc_stack.ss_size = thread.stack.size();
+                makecontext(&thread.context, enter, 0);
             }
             for (bool going = true; going;) {
                 going = false;
-                for (auto &it : threads)
-                    if (!it.ended) {
+                for (auto &thread : threads)
+                    if (!thread.ended) {
                         going = true;
-                        now = &it;
-                        swapcontext(&scheduler, &it.context);
+                        now = &thread;
+                        swapcontext(&scheduler, &thread.context);
                     }
             }
         }

@@ -74,9 +74,10 @@ def read_momentum_(mirrors: Iterable[Mirror], optimizer: Optimizer) -> None:
     for mirror in mirrors:
         if mirror.velocity is not None:
             momentum = optimizer.state[mirror.whole].get(MOMENTUM)
-            mirror.velocity.zero_() if momentum is None else mirror.velocity.copy_(
-                mirror.of(momentum)
-            )
+            if momentum is None:
+                mirror.velocity.zero_()
+            else:
+                mirror.velocity.copy_(mirror.of(momentum))
 
 
 def write_momentum_(mirrors: Iterable[Mirror], optimizer: Optimizer) -> None:

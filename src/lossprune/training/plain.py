@@ -1,6 +1,6 @@
 """What training outside of torch's own loop asks of networks, optimizers and batches."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -43,16 +43,19 @@ def plain_settings(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     return group
 
 
-def common_momentum(settings: Mapping[int, Mapping[str, Any]]) -> float:
-    """Return the momentum of several optimizers' groups of parameters.
+def common_settings(
+    networks: Sequence[nn.Module], optimizers: Sequence[Optimizer], members: Sequence[int]
+) -> tuple[dict[int, dict[str, Any]], float]:
+    """Return :func:`plain_settings` of these networks, by their position, and their one momentum.
 
     Raises:
-        ValueError: they differ.
+        ValueError: an optimizer is not plain, or their momenta differ.
     """
+    settings = {member: plain_settings(networks[member], optimizers[member]) for member in members}
     found = sorted({float(group["momentum"]) for group in settings.values()})
     if len(found) > 1:
         raise ValueError(f"optimizers must have the same momentum, got {found}")
-    return found[0]
+    return settings, found[0]
 
 
 def step_without_gradients(optimizer: Optimizer) -> None:

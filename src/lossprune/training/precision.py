@@ -31,7 +31,7 @@ class Forward:
         self.amp = amp
         self.compiled = compiled
         self._device = next(network.parameters()).device.type
-        convolves = any(isinstance(it, nn.Conv2d) for it in network.modules())
+        convolves = any(isinstance(module, nn.Conv2d) for module in network.modules())
         # Activations follow the inputs' layout. On the CPU it makes no difference in float32.
         self._channels_last = amp != "off" and self._device == "cuda" and convolves
         # Sizes that are compiled each for itself come out the same in whichever order they are met:
@@ -58,7 +58,9 @@ def check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x.relu() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # whatever is missing: torch has a class of its own for each
-        told = next((it for it in str(error).splitlines() if it.strip()), type(error).__name__)
+        told = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         needs = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler"
         raise ValueError(
             f"--compile needs {needs}, and torch.compile does not work here: {told}"

@@ -14,7 +14,7 @@ from lossprune.training.perceptron.structure import GROUP, Survivors, by_input
 SOURCE = Path(__file__).with_name("sparse_training.c")
 
 
-class _SparseLayer(Structure):
+class _KernelLayer(Structure):
     _fields_ = (
         ("outputs", c_int32),
         ("inputs", c_int32),
@@ -32,12 +32,12 @@ class _SparseLayer(Structure):
     )
 
 
-class _SparseNetwork(Structure):
+class _KernelNetwork(Structure):
     _fields_ = (
         ("layers", c_int32),
         ("blocks", c_int32),
         ("pixels", c_int64),
-        ("layer", POINTER(_SparseLayer)),
+        ("layer", POINTER(_KernelLayer)),
         ("block", c_void_p),
         ("factor", c_void_p),
         ("offset", c_void_p),
@@ -47,11 +47,11 @@ class _SparseNetwork(Structure):
     )
 
 
-class _SparseDescent(Structure):
+class _KernelDescent(Structure):
     _fields_ = (("lr", c_float), ("momentum", c_float), ("decay", c_float))
 
 
-_STRUCTURES = {"layer": _SparseLayer, "network": _SparseNetwork, "descent": _SparseDescent}
+_STRUCTURES = {"layer": _KernelLayer, "network": _KernelNetwork, "descent": _KernelDescent}
 Copies = tuple[Tensor, Tensor]  # some parameters, and their velocities: float32
 
 
@@ -75,12 +75,12 @@ class SparseKernel:
         self.biases = [_zeros(len(kept.live)) for kept in survivors]
         self.idle = _zeros(idle)
         self._pointed_to: list[Tensor] = []
-        layers = (_SparseLayer * len(survivors))()
+        layers = (_KernelLayer * len(survivors))()
         inputs = len(blocks) * GROUP
         for number, kept in enumerate(survivors):
             self._fill(layers[number], number, kept, inputs)
             inputs = len(kept.live)
-        self._network = _SparseNetwork(
+        self._network = _KernelNetwork(
             layers=len(layers),
             blocks=len(blocks),
             pixels=survivors[0].layer.linear.in_features,
@@ -119,7 +119,7 @@ class SparseKernel:
             c_int64(len(order)),
             c_int64(batch),
             c_int64(check),
-            _SparseDescent(lr, momentum, decay),
+            _KernelDescent(lr, momentum, decay),
             byref(mean),
         )
         _check_memory(failed)
@@ -140,7 +140,7 @@ class SparseKernel:
         _check_memory(failed)
         return loss.value, wrong.value
 
-    def _fill(self, entry: _SparseLayer, number: int, kept: Survivors, inputs: int) -> None:
+    def _fill(self, entry: _KernelLayer, number: int, kept: Survivors, inputs: int) -> None:
         outputs = len(kept.live)
         row = torch.repeat_interleave(torch.arange(outputs), kept.rows.diff())
         column_start, order = by_input(kept.columns, inputs)

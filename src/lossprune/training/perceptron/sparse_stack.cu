@@ -153,7 +153,7 @@ DEVICE float sums_over_lanes(float *part, int lane) {
 
 /* A unit's sum over surviving pixels: w (u f - g) = (w f) u - w g. Four words are asked for at a
  * time, the last one in the place of those that are not there. */
-DEVICE float4 weighted_pixels(const Panel &p, const Layer &it, int first, int end) {
+DEVICE float4 weighted_pixels(const Panel &p, const Layer &layer, int first, int end) {
     float4 z = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     float shift = 0.0f;
     float2 affine = p.affine[0];
@@ -162,12 +162,12 @@ DEVICE float4 weighted_pixels(const Panel &p, const Layer &it, int first, int en
         int column[AHEAD];
 #pragma unroll
         for (int j = 0; j < AHEAD; j++) {
-            column[j] = p.integer[it.column + min(k + j, end - 1)];
+            column[j] = p.integer[layer.column + min(k + j, end - 1)];
             word[j] = __ldg(p.image + column[j] * p.words);
         }
 #pragma unroll
         for (int j = 0; j < AHEAD; j++) {
-            const float w = k + j < end ? p.value[it.weight + k + j] : 0.0f;
+            const float w = k + j < end ? p.value[layer.weight + k + j] : 0.0f;
             if (CHANNELS > 1) affine = p.affine[column[j]];
             add_product(z, CHANNELS > 1 ? w * affine.x : w, bytes_of(word[j]));
             shift += CHANNELS > 1 ? w * affine.y : w;
@@ -178,27 +178,27 @@ DEVICE float4 weighted_pixels(const Panel &p, const Layer &it, int first, int en
     return make_float4(z.x * f - shift, z.y * f - shift, z.z * f - shift, z.w * f - shift);
 }
 
-DEVICE float4 weighted_units(const Panel &p, const Layer &it, int below, int first, int end) {
+DEVICE float4 weighted_units(const Panel &p, const Layer &layer, int below, int first, int end) {
     float4 z = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 4
     for (int k = first; k < end; k++)
-        add_product(z, p.value[it.weight + k], row_of(p, below + p.integer[it.column + k]));
+        add_product(z, p.value[layer.weight + k], row_of(p, below + p.integer[layer.column + k]));
     return z;
 }
 
 /* The rows of the units of all layers. */
 DEVICE void forward(const Panel &p) {
     for (int l = 0; l < LAYERS; l++) {
-        const Layer &it = layer_of(p, l);
-        for (int o = p.warp; o < it.outputs; o += p.warps) {
-            const int first = p.integer[it.row_start + o], end = p.integer[it.row_start + o + 1];
-            const float4 z = l ? weighted_units(p, it, layer_of(p, l - 1).unit, first, end)
-                               : weighted_pixels(p, it, first, end);
-            const float bias = p.value[it.bias + o];
+        const Layer &layer = layer_of(p, l);
+        for (int o = p.warp; o < layer.outputs; o += p.warps) {
+            const int *start = p.integer + layer.row_start + o, first = start[0], end = start[1];
+            const float4 z = l ? weighted_units(p, layer, layer_of(p, l - 1).unit, first, end)
+                               : weighted_pixels(p, layer, first, end);
+            const float bias = p.value[layer.bias + o];
             if (p.inside)
-                row_of(p, it.unit + o) = make_float4(
-                    activate(z.x + bias, it.activation), activate(z.y + bias, it.activation),
-                    activate(z.z + bias, it.activation), activate(z.w + bias, it.activation));
+                row_of(p, layer.unit + o) = make_float4(
+                    activate(z.x + bias, layer.activation), activate(z.y + bias, layer.activation),
+                    activate(z.z + bias, layer.activation), activate(z.w + bias, layer.activation));
         }
         __syncthreads();
     }
@@ -239,50 +239,50 @@ DEVICE float cross_entropy(const Panel &p, int e, bool present, int label, float
 /* Of eight weights from k0 on, the lane's part of the sums of d x over the examples; the last
  * weight stands in for those that are not there. All words are asked for before one is used, and a
  * row of d is read once for the weights that share it. */
-DEVICE void pixel_products(const Panel &p, const Layer &it, int k0, float *part) {
+DEVICE void pixel_products(const Panel &p, const Layer &layer, int k0, float *part) {
     unsigned word[TOGETHER];
 #pragma unroll
     for (int j = 0; j < TOGETHER; j++)
-        word[j] = __ldg(p.image + p.integer[it.column + k0 + j] * p.words);
+        word[j] = __ldg(p.image + p.integer[layer.column + k0 + j] * p.words);
     int now = -1;
     float4 d = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int j = 0; j < TOGETHER; j++) {
-        const int o = p.integer[it.row + k0 + j];
-        if (o != now) d = row_of(p, it.unit + o);
+        const int o = p.integer[layer.row + k0 + j];
+        if (o != now) d = row_of(p, layer.unit + o);
         now = o;
         part[j] = p.inside ? dot(d, bytes_of(word[j])) : 0.0f;
     }
 }
 
-DEVICE void unit_products(const Panel &p, const Layer &it, int below, int k0, float *part) {
+DEVICE void unit_products(const Panel &p, const Layer &layer, int below, int k0, float *part) {
     int now = -1;
     float4 d = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int j = 0; j < TOGETHER; j++) {
-        const int k = k0 + j, o = p.integer[it.row + k];
-        if (o != now) d = row_of(p, it.unit + o);
+        const int k = k0 + j, o = p.integer[layer.row + k];
+        if (o != now) d = row_of(p, layer.unit + o);
         now = o;
-        part[j] = p.inside ? dot(d, row_of(p, below + p.integer[it.column + k])) : 0.0f;
+        part[j] = p.inside ? dot(d, row_of(p, below + p.integer[layer.column + k])) : 0.0f;
     }
 }
 
 DEVICE void weights_gradient(const Panel &p, int l) {
-    const Layer &it = layer_of(p, l);
-    for (int k0 = p.warp * TOGETHER; k0 < it.weights; k0 += p.warps * TOGETHER) {
+    const Layer &layer = layer_of(p, l);
+    for (int k0 = p.warp * TOGETHER; k0 < layer.weights; k0 += p.warps * TOGETHER) {
         float part[TOGETHER];
         if (l)
-            unit_products(p, it, layer_of(p, l - 1).unit, k0, part);
+            unit_products(p, layer, layer_of(p, l - 1).unit, k0, part);
         else
-            pixel_products(p, it, k0, part);
+            pixel_products(p, layer, k0, part);
         float sum = sums_over_lanes(part, p.lane);
         const int k = k0 + p.lane / 4;
-        if (p.lane % 4 || k >= it.weights) continue;
+        if (p.lane % 4 || k >= layer.weights) continue;
         if (l == 0) { /* the sum of d (u f - g) */
-            const float2 affine = p.affine[CHANNELS > 1 ? p.integer[it.column + k] : 0];
-            sum = sum * affine.x - affine.y * p.sum[p.integer[it.row + k]];
+            const float2 affine = p.affine[CHANNELS > 1 ? p.integer[layer.column + k] : 0];
+            sum = sum * affine.x - affine.y * p.sum[p.integer[layer.row + k]];
         }
-        float &to = p.gradient[it.weight + k];
+        float &to = p.gradient[layer.weight + k];
         to = p.add ? to + sum : sum;
     }
 }
@@ -298,15 +298,15 @@ DEVICE void sum_row(const Panel &p, int l, int o, const float4 d) {
 
 /* From d of layer l to d of the one below. */
 DEVICE void inputs_gradient(const Panel &p, int l) {
-    const Layer &it = layer_of(p, l), &below = layer_of(p, l - 1);
-    for (int i = p.warp; i < it.inputs; i += p.warps) {
+    const Layer &layer = layer_of(p, l), &below = layer_of(p, l - 1);
+    for (int i = p.warp; i < layer.inputs; i += p.warps) {
         float4 d = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        const int end = p.integer[it.column_start + i + 1];
+        const int end = p.integer[layer.column_start + i + 1];
 #pragma unroll 4
-        for (int q = p.integer[it.column_start + i]; q < end; q++)
+        for (int q = p.integer[layer.column_start + i]; q < end; q++)
             add_product(
-                d, p.value[it.weight + p.integer[it.by_input + q]],
-                row_of(p, it.unit + p.integer[it.by_input_row + q]));
+                d, p.value[layer.weight + p.integer[layer.by_input + q]],
+                row_of(p, layer.unit + p.integer[layer.by_input_row + q]));
         const float4 a = row_of(p, below.unit + i);
         d.x = through(d.x, a.x, below.activation);
         d.y = through(d.y, a.y, below.activation);
@@ -445,9 +445,10 @@ DEVICE float step_(
         backward(p);
     }
     for (int l = 0; l < LAYERS; l++) {
-        const Layer &it = layer_of(p, l);
-        for (int k = threadIdx.x; k < it.weights + (it.has_bias ? it.outputs : 0); k += blockDim.x) {
-            const int n = k < it.weights ? it.weight + k : it.bias + k - it.weights;
+        const Layer &layer = layer_of(p, l);
+        const int count = layer.weights + (layer.has_bias ? layer.outputs : 0);
+        for (int k = threadIdx.x; k < count; k += blockDim.x) {
+            const int n = k < layer.weights ? layer.weight + k : layer.bias + k - layer.weights;
             float v = __ldcg(velocity + n);
             descend(value[n], v, p.gradient[n], by);
             velocity[n] = v;

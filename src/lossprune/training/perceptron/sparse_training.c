@@ -359,9 +359,10 @@ static workspace *reserve(const network *net, int64_t lanes) {
     const int64_t pointers = size, row = lanes * 4;
     size += (int64_t)net->blocks * GROUP * row;
     for (int32_t l = 0; l < layers; l++) {
-        const layer *it = net->layer + l;
-        size += it->outputs * row + rounded(it->row_start[it->outputs] * 4) + rounded(it->outputs * 4);
-        widest = it->outputs > widest ? it->outputs : widest;
+        const layer *own = net->layer + l;
+        size += own->outputs * row;
+        size += rounded(own->row_start[own->outputs] * 4) + rounded(own->outputs * 4);
+        widest = own->outputs > widest ? own->outputs : widest;
     }
     size += 2 * widest * row;
     workspace *w = malloc(sizeof *w);
@@ -375,13 +376,13 @@ static workspace *reserve(const network *net, int64_t lanes) {
     w->activation[0] = (vec *)memory;
     memory += (int64_t)net->blocks * GROUP * row;
     for (int32_t l = 0; l < layers; l++) {
-        const layer *it = net->layer + l;
+        const layer *own = net->layer + l;
         w->activation[l + 1] = (vec *)memory;
-        memory += it->outputs * row;
+        memory += own->outputs * row;
         w->weight_gradient[l] = (float *)memory;
-        memory += rounded(it->row_start[it->outputs] * 4);
+        memory += rounded(own->row_start[own->outputs] * 4);
         w->bias_gradient[l] = (float *)memory;
-        memory += rounded(it->outputs * 4);
+        memory += rounded(own->outputs * 4);
     }
     w->dz = (vec *)memory;
     w->da = (vec *)(memory + widest * row);
@@ -409,12 +410,12 @@ static void gradients_(const network *net, workspace *w) {
         for (int64_t at = 0; at < (int64_t)top->outputs * nv; at++)
             w->dz[at] = through(w->dz[at], w->activation[last + 1][at], top->activation);
     for (int32_t l = last; l >= 0; l--) {
-        const layer *it = net->layer + l;
+        const layer *own = net->layer + l;
         weights_of[nv](
-            it, w->activation[l], w->dz, w->weight_gradient[l],
-            it->bias ? w->bias_gradient[l] : NULL);
+            own, w->activation[l], w->dz, w->weight_gradient[l],
+            own->bias ? w->bias_gradient[l] : NULL);
         if (l == 0) break;
-        inputs_of[nv](it, w->dz, w->activation[l], w->da, net->layer[l - 1].activation);
+        inputs_of[nv](own, w->dz, w->activation[l], w->da, net->layer[l - 1].activation);
         vec *swap = w->dz;
         w->dz = w->da;
         w->da = swap;
@@ -464,11 +465,12 @@ int64_t lossprune_sparse_epoch(
             gradients_(net, w);
         }
         for (int32_t l = 0; l < net->layers; l++) {
-            const layer *it = net->layer + l;
+            const layer *own = net->layer + l;
             descend(
-                it->weight, it->weight_velocity, w->weight_gradient[l],
-                it->row_start[it->outputs], by);
-            if (it->bias) descend(it->bias, it->bias_velocity, w->bias_gradient[l], it->outputs, by);
+                own->weight, own->weight_velocity, w->weight_gradient[l],
+                own->row_start[own->outputs], by);
+            if (own->bias)
+                descend(own->bias, own->bias_velocity, w->bias_gradient[l], own->outputs, by);
         }
         decay_idle(net, by);
         total += (float)(loss / (double)size) * (float)size;

@@ -21,13 +21,8 @@ from lossprune.training.perceptron.stack_layout import (
     split_in_parts,
 )
 from lossprune.training.perceptron.structure import NotSparseError, check_fit, read_layers
-from lossprune.training.plain import (
-    check_batch_size,
-    common_momentum,
-    plain_settings,
-    step_without_gradients,
-)
-from lossprune.training.stacked.epoch import active_members, check_split, group_by_order
+from lossprune.training.plain import check_batch_size, common_settings, step_without_gradients
+from lossprune.training.stacked.epoch import active_members, check_split, group_members
 from lossprune.training.stacked.stackable import read_members
 
 
@@ -113,15 +108,12 @@ class SparseStack:
         members = active_members(active, len(self.networks))
         if not members:
             return [math.nan] * len(self.networks)
-        settings = {
-            member: plain_settings(self.networks[member], optimizers[member]) for member in members
-        }
-        momentum = common_momentum(settings)
+        settings, momentum = common_settings(self.networks, optimizers, members)
         for member in members:
             if self._optimizers.get(member) is not optimizers[member]:
                 self._optimizers[member] = optimizers[member]
                 read_momentum_(self._mirrors(member), optimizers[member])
-        groups = group_by_order(members, self.datasets, generators)
+        groups = group_members(members, self.datasets, generators)
         ordered = [member for group in groups for member in group.members]
         parts = split_in_parts(
             [group.dataset for group in groups],

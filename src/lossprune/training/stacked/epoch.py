@@ -54,26 +54,24 @@ class BatchGroup:
             other.set_state(first.get_state())
 
 
-def group_by_order(
-    members: Sequence[int], datasets: Sequence[Dataset], generators: Sequence[torch.Generator]
+def group_members(
+    members: Sequence[int],
+    datasets: Sequence[Dataset],
+    generators: Sequence[torch.Generator] | None = None,
 ) -> list[BatchGroup]:
-    """Return the groups of ``members``: one data set object, generators in the same state."""
+    """Return the groups of ``members``: one data set object, and generators in the same state."""
     found: dict[tuple[int, bytes], list[int]] = {}
     for member in members:
-        state = generators[member].get_state().numpy().tobytes()
+        state = b"" if generators is None else generators[member].get_state().numpy().tobytes()
         found.setdefault((id(datasets[member]), state), []).append(member)
     return [
-        BatchGroup(tuple(own), datasets[own[0]], tuple(generators[member] for member in own))
+        BatchGroup(
+            tuple(own),
+            datasets[own[0]],
+            () if generators is None else tuple(generators[member] for member in own),
+        )
         for own in found.values()
     ]
-
-
-def group_by_dataset(members: Sequence[int], datasets: Sequence[Dataset]) -> list[BatchGroup]:
-    """Return the groups of ``members`` that have one data set object."""
-    found: dict[int, list[int]] = {}
-    for member in members:
-        found.setdefault(id(datasets[member]), []).append(member)
-    return [BatchGroup(tuple(own), datasets[own[0]]) for own in found.values()]
 
 
 @dataclass(frozen=True)

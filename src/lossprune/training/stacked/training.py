@@ -11,13 +11,12 @@ from torch.optim import Optimizer
 from lossprune.data import Dataset
 from lossprune.training.evaluation import NOT_EVALUATED, Evaluation
 from lossprune.training.loop import Outcome
-from lossprune.training.plain import check_batch_size, common_momentum, plain_settings
+from lossprune.training.plain import check_batch_size, common_settings
 from lossprune.training.stacked.epoch import (
     Epoch,
     active_members,
     check_split,
-    group_by_dataset,
-    group_by_order,
+    group_members,
 )
 from lossprune.training.stacked.in_turn import InTurn
 from lossprune.training.stacked.stackable import check_by_trial, perceptron_layers, read_members
@@ -127,14 +126,11 @@ class StackedTraining:
         if not members:
             return [math.nan] * len(self.networks)
         check_batch_size(batch_size)
-        settings = {
-            member: plain_settings(self.networks[member], optimizers[member]) for member in members
-        }
-        momentum = common_momentum(settings)
+        settings, momentum = common_settings(self.networks, optimizers, members)
         for member in members:
             self.networks[member].train()
         epoch = Epoch(
-            groups=group_by_order(members, self.datasets, generators),
+            groups=group_members(members, self.datasets, generators),
             optimizers={member: optimizers[member] for member in members},
             settings=settings,
             momentum=momentum,
@@ -165,7 +161,7 @@ class StackedTraining:
         if not members:
             return [NOT_EVALUATED] * len(self.networks)
         with torch.no_grad():
-            found = self._order.evaluate(which, group_by_dataset(members, self.datasets))
+            found = self._order.evaluate(which, group_members(members, self.datasets))
         return [found.get(member, NOT_EVALUATED) for member in range(len(self.networks))]
 
     def _active(self, active: Sequence[bool] | None) -> list[int]:
