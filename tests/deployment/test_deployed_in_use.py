@@ -130,8 +130,11 @@ def test_other_weights_by_functional_call_are_the_ones_that_count(networks):
         for name, it in deployed.state_dict().items()
         if it.is_floating_point()
     }
+    copied = copy.deepcopy(deployed)
+    assert same(copied, masked, x)
     with torch.no_grad():
         assert not torch.func.functional_call(deployed, zeros, (x,)).any()
+        assert not torch.func.functional_call(copied, zeros, (x,)).any()
     assert same(deployed, masked, x)
 
 

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from lossprune.deployment.sparse.layout import SparseLayout, laid_out, whole_lines
-from lossprune.deployment.sparse.plan import Kind, MapStruct, OperationStruct, SparsePlan, lanes
+from lossprune.deployment.sparse.plan import (
+    MapStruct,
+    OperationKind,
+    OperationStruct,
+    SparsePlan,
+    lanes,
+)
 from lossprune.deployment.sparse.steps import (
     ChannelScales,
     MapActivation,
@@ -56,9 +62,12 @@ def planned(
     }
     made = [_operation(step, layout, chosen, pointed[step.target]) for step in layout.steps]
     operations = [
-        *(_between(Kind.READ, layout, name, k) for k, name in enumerate(inputs)),
+        *(_between(OperationKind.READ, layout, name, k) for k, name in enumerate(inputs)),
         *made,
-        *(_between(Kind.WRITE, layout, name, len(inputs) + k) for k, name in enumerate(outputs)),
+        *(
+            _between(OperationKind.WRITE, layout, name, len(inputs) + k)
+            for k, name in enumerate(outputs)
+        ),
     ]
     sums = [
         (operation, pointed[step.target]["value"].numel())
@@ -79,7 +88,7 @@ def planned(
     )
 
 
-def _between(kind: Kind, layout: SparseLayout, name: str, tensor: int) -> OperationStruct:
+def _between(kind: OperationKind, layout: SparseLayout, name: str, tensor: int) -> OperationStruct:
     """Return what reads an input, or writes an output: the tensor of that index in the call."""
     place = MapStruct(*layout.maps[name])
     return OperationStruct(kind=kind, source=place, target=place, tensor=tensor)
@@ -135,7 +144,7 @@ def _operation(
     match step.operation:
         case SparseConvolution() as convolution:
             taps = layout.taps[step.target]
-            made.kind, made.activation = Kind.CONVOLUTION, convolution.activation
+            made.kind, made.activation = OperationKind.CONVOLUTION, convolution.activation
             made.source, made.pool = MapStruct(*maps[taps.value]), convolution.pool
             made.stride_y, made.stride_x = taps.stride
             # Rows and columns that no window of the maximum takes in are not computed.
@@ -145,16 +154,16 @@ def _operation(
             tile = chosen.get(step.target)
             made.tile_y, made.tile_x = tile if tile in fitting else fitting[0]
         case ChannelScales(activation=activation):
-            made.kind, made.activation = Kind.AFFINE, activation
+            made.kind, made.activation = OperationKind.AFFINE, activation
         case MapSum(activation=activation):
-            made.kind, made.activation = Kind.ADDITION, activation
+            made.kind, made.activation = OperationKind.ADDITION, activation
         case MapMaximum(size=size, stride=stride):
-            made.kind = Kind.MAXIMUM
+            made.kind = OperationKind.MAXIMUM
             made.size_y, made.size_x, made.stride_y, made.stride_x = *size, *stride
         case MapMean():
-            made.kind, made.size_y, made.size_x = Kind.MEAN, *source[1:]
+            made.kind, made.size_y, made.size_x = OperationKind.MEAN, *source[1:]
         case MapSplit(stride=stride):
-            made.kind, made.stride_y, made.stride_x = Kind.SPLIT, *stride
+            made.kind, made.stride_y, made.stride_x = OperationKind.SPLIT, *stride
         case MapActivation():
             raise TypeError(f"{step.name}: an activation alone runs as scales of 1")
     return made

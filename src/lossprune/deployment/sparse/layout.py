@@ -90,15 +90,9 @@ def laid_out(
     blocked: bool,
     lanes: int,
 ) -> SparseLayout:
-    """Return where everything lies.
+    """Return where everything lies, where vectors are of ``lanes`` numbers and blocks of images.
 
-    Args:
-        steps: in order.
-        weights: of each step, by its target.
-        inputs: the shapes of what is read, by name.
-        outputs: the names of what is written.
-        blocked: whether an element is a block of images, or else one number.
-        lanes: numbers in a vector, images in a block.
+    What is read and written is as in ``planned``; weights are by the steps' targets.
 
     Raises:
         PruningError: the inputs do not fit the steps.

@@ -21,7 +21,7 @@ _I = ctypes.c_int64
 _P = ctypes.c_void_p
 
 
-class Kind(enum.IntEnum):
+class OperationKind(enum.IntEnum):
     """The operations, as the kernels know them."""
 
     CONVOLUTION = 0
@@ -66,7 +66,7 @@ def library() -> ctypes.CDLL:
     """
     built = load(
         SOURCE,
-        constants=Kind.__members__,
+        constants=OperationKind.__members__,
         structures={"Map": MapStruct, "Operation": OperationStruct, "Threads": _Threads},
     )
     built.run.argtypes = [_P, _I, _P, _I, _I, _P, _I, _I, _I, _P]
@@ -122,26 +122,19 @@ class SparsePlan:
     spaces: deque[Tensor]
 
     def run(
-        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], shared: int = SHARED
+        self,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        shared: int = SHARED,
+        only: int | None = None,
     ) -> None:
         """Read ``inputs`` and fill ``outputs``: contiguous float32 (n, channels, height, width).
 
-        Threads share what is more than ``shared`` multiply-adds.
+        Threads share what is more than ``shared`` multiply-adds.  For timing operations one by one,
+        ``only`` that one is run.
         """
-        images = inputs[0].shape[0]
-        self.run_part(0, len(self.operations), inputs, outputs, images, shared)
-
-    def run_part(
-        self,
-        first: int,
-        count: int,
-        inputs: Sequence[Tensor],
-        outputs: Sequence[Tensor],
-        images: int,
-        shared: int = SHARED,
-    ) -> None:
-        """Run ``count`` operations from the first: for timing them one by one."""
-        pool = _threads()
+        first, count = (0, len(self.operations)) if only is None else (only, 1)
+        images, pool = inputs[0].shape[0], _threads()
         # Threads that wait for each other cost microseconds; less work than that is one's alone.
         size = torch.get_num_threads() if pool and self.work * images > shared else 1
         pointers = (_P * (len(inputs) + len(outputs)))(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lossprune.deployment.sparse.layout import value_shapes
 from lossprune.deployment.sparse.network import SparseNetwork, Tuning, aligned, image_shape
 from lossprune.deployment.sparse.parts import inputs_of, sparse_networks
-from lossprune.deployment.sparse.plan import Kind, SparsePlan, lanes
+from lossprune.deployment.sparse.plan import OperationKind, SparsePlan, lanes
 from lossprune.deployment.sparse.steps import Pair, Shape, SparseConvolution, tiles
 from lossprune.deployment.timing import interleaved
 
@@ -103,11 +103,10 @@ def _step_seconds(
     part: SparseNetwork, args: tuple[Tensor, ...], seconds: float
 ) -> dict[str, float]:
     """Return the shortest time of every step of a sparse part, by its target."""
-    images = args[0].shape[0]
     plan = _plan(part, args)
-    outputs = [torch.empty(images, *shape) for shape in plan.outputs]
+    outputs = [torch.empty(len(args[0]), *shape) for shape in plan.outputs]
     first, last = len(part.inputs), len(plan.operations) - len(outputs)
-    calls = [(lambda k=k: plan.run_part(k, 1, args, outputs, images)) for k in range(first, last)]
+    calls = [(lambda k=k: plan.run(args, outputs, only=k)) for k in range(first, last)]
     timings = interleaved(calls, seconds=seconds, least=5)
     # A split belongs to the convolution that it is made for, the next step.
     targets = iter(part.steps)
@@ -115,7 +114,7 @@ def _step_seconds(
     waiting = 0.0
     for operation, timing in zip(plan.operations[first:last], timings, strict=True):
         waiting += timing.best
-        if operation.kind != Kind.SPLIT:
+        if operation.kind != OperationKind.SPLIT:
             found[next(targets).target] = waiting
             waiting = 0.0
     return found
