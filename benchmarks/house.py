@@ -32,11 +32,12 @@ import lossprune
 from torch import nn
 from lossprune.pruning.curvature import network
 built = []
-before = network.Network.__init__
+kind = network.PrunableNetwork if hasattr(network, "PrunableNetwork") else network.Network
+before = kind.__init__
 def counted(self, *args, **kwargs):
     built.append(self)
     before(self, *args, **kwargs)
-network.Network.__init__ = counted
+kind.__init__ = counted
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 10))
 calls = []
