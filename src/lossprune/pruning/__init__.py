@@ -42,41 +42,26 @@ if TYPE_CHECKING:
     from lossprune.pruning.stages import StageRecord as StageRecord
     from lossprune.pruning.terms import STATISTICS as STATISTICS
 
-_HOMES = {
-    "BinaryCrossEntropy": "curvature.elementwise",
-    "CRITERIA": "criteria",
-    "Criterion": "criteria",
-    "CrossEntropy": "curvature.cross_entropy",
-    "ESTIMATORS": "curvature.estimators",
-    "EmpiricalFisher": "curvature.estimators",
-    "Estimator": "curvature.estimators",
-    "Exact": "curvature.estimators",
-    "LOSSES": "curvature.losses",
-    "LayerCounts": "mask",
-    "Loss": "curvature.losses",
-    "Mask": "mask",
-    "MaskParametrization": "interoperation",
-    "MeanSquaredError": "curvature.elementwise",
-    "MonteCarlo": "curvature.estimators",
-    "PruningError": "errors",
-    "PruningResult": "call",
-    "SCHEDULES": "schedules",
-    "SCOPES": "scopes",
-    "Scope": "scopes",
-    "STATISTICS": "terms",
-    "StageRecord": "stages",
-    "Statistics": "curvature.statistics",
-    "Tolerance": "curvature.estimators",
-    "measure": "curvature.measure",
-    "prunable_weights": "prunable",
-    "prune": "call",
-    "prune_by_stage": "call",
-    "read_mask": "interoperation",
-    "remove_masks_": "interoperation",
-    "sparsities": "schedules",
-    "write_parametrizations_": "interoperation",
-    "write_torch_pruning_": "interoperation",
+_NAMES = {
+    "call": "prune prune_by_stage PruningResult",
+    "criteria": "CRITERIA Criterion",
+    "curvature.cross_entropy": "CrossEntropy",
+    "curvature.elementwise": "BinaryCrossEntropy MeanSquaredError",
+    "curvature.estimators": "EmpiricalFisher Estimator ESTIMATORS Exact MonteCarlo Tolerance",
+    "curvature.losses": "Loss LOSSES",
+    "curvature.measure": "measure",
+    "curvature.statistics": "Statistics",
+    "errors": "PruningError",
+    "interoperation": "MaskParametrization read_mask remove_masks_ "
+    "write_parametrizations_ write_torch_pruning_",
+    "mask": "LayerCounts Mask",
+    "prunable": "prunable_weights",
+    "schedules": "SCHEDULES sparsities",
+    "scopes": "Scope SCOPES",
+    "stages": "StageRecord",
+    "terms": "STATISTICS",
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -14,7 +14,7 @@ from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Forward
 from lossprune.pruning.curvature.estimators import Estimator, find_estimator
 from lossprune.pruning.curvature.examples import check_examples
-from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
+from lossprune.pruning.curvature.losses import Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import PrunableNetwork
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.patterns import Pattern, final_sparsity, find_pattern
@@ -22,7 +22,7 @@ from lossprune.pruning.prunable import check_mask, input_dimensions, last_layer
 from lossprune.pruning.schedules import sparsities
 from lossprune.pruning.scopes import Scope, find_scope
 from lossprune.pruning.selection import Selection
-from lossprune.pruning.terms import Term, find_term
+from lossprune.pruning.terms import find_term
 
 _FEW_STAGES = 1000  # that any network may be pruned in, a toy with fewer weights as well
 
@@ -33,10 +33,6 @@ class Pruning:
 
     Attributes:
         network: the model with its prunable weights.
-        found_criterion: the criterion itself, where it was named, as is
-        found_loss: the loss, and
-        found_estimator: the estimator.
-        term: what the criterion gets in the place of h, if anything.
         selection: which weights a stage removes.
         steps: the sparsity after each stage.
 
@@ -67,10 +63,6 @@ class Pruning:
     start: Mask | None = None
 
     network: PrunableNetwork = field(init=False)
-    found_criterion: Criterion = field(init=False)
-    found_loss: FullLoss = field(init=False)
-    found_estimator: Estimator = field(init=False)
-    term: Term | None = field(init=False)
     selection: Selection = field(init=False)
     steps: tuple[float, ...] = field(init=False)
 
@@ -90,19 +82,12 @@ class Pruning:
             # above it by less than one weight
             began = min(final, selection.sparsity(self.start.removed))
             steps = sparsities(self.schedule, final, stages, began)
-        derived = {
-            "network": network,
-            "found_criterion": criterion,
-            "found_loss": find_loss(self.loss),
-            "found_estimator": find_estimator(self.estimator),
-            "term": None if criterion.statistic is None else find_term(criterion.statistic),
-            "selection": selection,
-            "steps": steps,
-        }
-        for name, value in derived.items():
+        for name, value in {"network": network, "selection": selection, "steps": steps}.items():
             object.__setattr__(self, name, value)
+        find_loss(self.loss)
+        find_estimator(self.estimator)
         self._check_numbers(sum(weight.numel() for weight in weights.values()))
-        self._check_data()
+        self._check_data(criterion)
         selection.check(steps[-1])
 
     def _check_numbers(self, total: int) -> None:
@@ -117,11 +102,10 @@ class Pruning:
                 f"weights, of which each stage is to remove some, got {len(self.steps)}"
             )
 
-    def _check_data(self) -> None:
-        criterion = self.found_criterion
+    def _check_data(self, criterion: Criterion) -> None:
+        term = None if criterion.statistic is None else find_term(criterion.statistic)
         if self.data is None:
-            by_term = self.term is not None and self.term.needs_data
-            if criterion.gradient or criterion.curvature or by_term:
+            if criterion.gradient or criterion.curvature or (term and term.needs_data):
                 raise ValueError(
                     f"criterion {criterion.name!r} needs data: an iterable of (inputs, targets)"
                 )

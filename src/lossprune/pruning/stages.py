@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lossprune.pruning.criteria import find_criterion
 from lossprune.pruning.curvature import distributed
+from lossprune.pruning.curvature.estimators import find_estimator
 from lossprune.pruning.curvature.examples import take
+from lossprune.pruning.curvature.losses import find_loss
 from lossprune.pruning.curvature.objective import Objective
 from lossprune.pruning.curvature.plainly import outside_inference
 from lossprune.pruning.curvature.reach import together
@@ -19,6 +22,7 @@ from lossprune.pruning.names import listed
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.scoring import predicted_change, saliencies
 from lossprune.pruning.settings import Pruning
+from lossprune.pruning.terms import find_term
 
 # Names that a warning gives in full.
 MOST_NAMED = 4
@@ -80,6 +84,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         else:
             pruning.check_reached(mask, completed)
         self._pruning = pruning
+        self._criterion = find_criterion(pruning.criterion)
         self._recall = recall or (lambda stage, measure: measure())
         self._unused: tuple[str, ...] | None = None  # known after the first stage, given data
         self._results = self._run(mask.to(pruning.network.device), completed)
@@ -129,7 +134,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         marked, predicted = self._choose(mask, sparsity, statistics, term)
         mask = Mask(
             {name: kept & ~marked[name] for name, kept in mask.items()},
-            criterion=self._pruning.found_criterion.name,
+            criterion=self._criterion.name,
         )
         before = None if statistics is None else statistics.loss
         after = objective.measure(mask).loss if given else None
@@ -156,21 +161,17 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         return Objective(
             pruning.network,
             batches,
-            pruning.found_loss,
+            find_loss(pruning.loss),
             memory=pruning.memory,
             generator=lambda: _generator(pruning.seed, stage),
             sharded=pruning.sharded,
         )
 
     def _measure(self, objective: Objective, mask: Mask, stage: int) -> Statistics:
-        criterion = self._pruning.found_criterion
+        estimator = find_estimator(self._pruning.estimator) if self._criterion.curvature else None
         statistics = self._recall(
             stage,
-            lambda: objective.measure(
-                mask,
-                gradient=criterion.gradient,
-                estimator=self._pruning.found_estimator if criterion.curvature else None,
-            ),
+            lambda: objective.measure(mask, gradient=self._criterion.gradient, estimator=estimator),
         )
         if self._unused is None:
             self._unused = statistics.unused
@@ -178,10 +179,11 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
 
     def _term(self, objective: Objective, mask: Mask) -> Mapping[str, Tensor] | None:
         """What the criterion ranks by instead of the curvature, if anything."""
-        if self._pruning.term is None:
+        if self._criterion.statistic is None:
             return None
+        term = find_term(self._criterion.statistic)
         with distributed.together(objective.network.device):
-            found = self._pruning.term.compute(objective, mask)
+            found = term.compute(objective, mask)
         found = {name: values.contiguous() for name, values in found.items()}
         distributed.as_the_first_has_(found.values())
         return found
@@ -195,8 +197,8 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         term: Mapping[str, Tensor] | None,
     ) -> tuple[Mapping[str, Tensor], float | None]:
         """The weights that go next, and the change of the loss that is predicted for it."""
-        pruning = self._pruning
-        weights, criterion = pruning.network.weights, pruning.found_criterion
+        pruning, criterion = self._pruning, self._criterion
+        weights = pruning.network.weights
         marked = pruning.selection.mark(
             saliencies(criterion, weights, statistics, pruning.reg, term),
             mask,

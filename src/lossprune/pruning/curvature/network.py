@@ -98,9 +98,9 @@ class MaskedNetwork:
 
     Attributes:
         own: θ by parameter name: the module's own.
-        kept: m by parameter name; None where everything is kept.
+        kept: m by name, of other parameters too if it names them; None where all is kept.
         weights: θ ⊙ m by parameter name: leaves of a graph, apart from the module's own.
-        constants: everything else by name: parameters, and copies of the buffers.
+        constants: all else that the module has, by name.
         unreached: names of the weights that no outputs have depended on so far.
     """
 
@@ -115,17 +115,15 @@ class MaskedNetwork:
         self.prunable = prunable
         self.device = prunable.device
         self.own = own
-        self.kept = _checked(mask, own, self.device)
-        self.weights = {
-            name: ordinary(_masked(weight.detach(), self.kept, name)).requires_grad_()
-            for name, weight in own.items()
-        }
+        # What is no weight is a constant; buffers are copies, in case the network writes them.
+        values = {name: ordinary(parameter.detach()) for name, parameter in parameters.items()}
+        values |= {name: buffer.clone() for name, buffer in buffers.items()}
+        self.kept = None if mask is None else _checked(mask, own, values, self.device)
+        for name, kept in (self.kept or {}).items():
+            values[name] = values[name] * kept
+        self.weights = {name: values.pop(name).requires_grad_() for name in own}
+        self.constants = values
         self.unreached = set(self.weights)
-        # Everything else enters as a constant; buffers as copies, in case the network writes them.
-        self.constants = {name: ordinary(p.detach()) for name, p in parameters.items()}
-        self.constants |= {name: b.clone() for name, b in buffers.items()}
-        for name in (mask or {}).keys() - own.keys():
-            self.constants[name] = _masked_constant(name, self.constants, mask or {}, self.device)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Any]:
         """Outputs of the network at θ ⊙ m, (n, ...), and targets."""
@@ -205,34 +203,22 @@ def _as_named_in(model: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def _checked(
-    mask: Mapping[str, Tensor] | None, weights: Mapping[str, Tensor], device: torch.device
-) -> dict[str, Tensor] | None:
-    if mask is None:
-        return None
-    for name, weight in weights.items():
+    mask: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The mask where the weights are, if it names all of them, and nothing that is not there."""
+    for name in weights:
         if name not in mask:
             raise PruningError(f"the mask has nothing for the prunable weight {name!r}")
-        _check_shape(name, mask[name], weight)
+    for name, kept in mask.items():
+        if name not in values:
+            raise PruningError(f"the mask names {name!r}, which the network lacks")
+        if kept.shape != values[name].shape:
+            raise PruningError(
+                f"the mask of {name!r} has shape {tuple(kept.shape)}, the weight "
+                f"{tuple(values[name].shape)}"
+            )
     # In one layout, as a mask made like a weight of another has that one.
-    return {name: mask[name].to(device).contiguous() for name in weights}
-
-
-def _masked_constant(
-    name: str, constants: Mapping[str, Tensor], mask: Mapping[str, Tensor], device: torch.device
-) -> Tensor:
-    """A parameter that is not measured, but that the mask names."""
-    if name not in constants:
-        raise PruningError(f"the mask names {name!r}, which the network lacks")
-    _check_shape(name, mask[name], constants[name])
-    return constants[name] * mask[name].to(device)
-
-
-def _check_shape(name: str, kept: Tensor, weight: Tensor) -> None:
-    if kept.shape != weight.shape:
-        raise PruningError(
-            f"the mask of {name!r} has shape {tuple(kept.shape)}, the weight {tuple(weight.shape)}"
-        )
-
-
-def _masked(weight: Tensor, kept: Mapping[str, Tensor] | None, name: str) -> Tensor:
-    return weight if kept is None else weight * kept[name]
+    return {name: kept.to(device).contiguous() for name, kept in mask.items()}

@@ -173,14 +173,8 @@ class Sums:
         size = max(1, OUTPUTS // max(1, logits[0].numel()))
         if len(logits) <= size:
             return self.loss.value(logits.double(), targets)
-        return torch.cat(
-            [
-                self.loss.value(
-                    logits[start : start + size].double(), targets[start : start + size]
-                )
-                for start in range(0, len(logits), size)
-            ]
-        )
+        pairs = zip(logits.split(size), targets.split(size), strict=True)
+        return torch.cat([self.loss.value(some.double(), wanted) for some, wanted in pairs])
 
     def _add_gradient(self, outputs: Tensor, targets: Any) -> None:
         """Let autograd add to the sums in place, layer by layer."""
