@@ -19,6 +19,7 @@ check: install-test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+	$(BIN)/python -m tests.report.script_lint
 
 install: .venv/installed
 install-test: .venv/installed-test

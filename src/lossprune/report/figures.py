@@ -15,13 +15,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from lossprune.report import series
 from lossprune.report.layout import criterion_order
+from lossprune.report.palette import CRITERION_COLOURS, METHOD_COLOURS, OTHER_COLOUR
 from lossprune.report.reading import Results
 from lossprune.report.table import reg_text
-
-# Colours of Okabe and Ito, told apart by colour-blind readers; shared with the page.
-CRITERION_COLOURS = {"MP": "#767676", "LM": "#0072b2", "QM": "#d55e00", "OBD": "#009e73"}
-STAGE_COLOURS = ("#9a6fb0", "#0072b2", "#d55e00", "#009e73", "#b58900", "#767676")
-_OTHER = "#444444"
 
 _LONGEST_SLUG = 100
 
@@ -110,12 +106,12 @@ def _lines_of(data: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Give label, colour and rows of each π and schedule, in order."""
     groups = list(data.groupby(["stages", "schedule"]))
     for place, ((stages, schedule), part) in enumerate(groups):
-        colour = STAGE_COLOURS[place % len(STAGE_COLOURS)]
+        colour = METHOD_COLOURS[place % len(METHOD_COLOURS)].light
         yield _method_name(int(str(stages)), str(schedule)), colour, part
 
 
 def _colour(criterion: str) -> str:
-    return CRITERION_COLOURS.get(criterion, _OTHER)
+    return CRITERION_COLOURS.get(criterion, OTHER_COLOUR).light
 
 
 def _draw_loss_by_reg(figure: Figure, data: pd.DataFrame) -> None:

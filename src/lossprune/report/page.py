@@ -10,9 +10,13 @@ from markupsafe import Markup
 
 import lossprune
 from lossprune.experiment.folder import LOG, RECORD
+from lossprune.report import palette
 from lossprune.report.page_data import as_json, embedded_details, page_data
 from lossprune.report.reading import Results
 from lossprune.report.table import Table
+
+SCRIPTS = ("charts.js", "runs.js", "figures.js", "tables.js", "detail.js", "page.js")
+"""The page's one script, in the order in which its parts are read."""
 
 _PARTS = Path(__file__).parent / "templates"
 
@@ -46,8 +50,8 @@ def write_page(
             version=lossprune.__version__,
             data=Markup(as_json(data)),
             details=embedded_details(results, embed),
-            style=_part("page.css"),
-            script=_part("charts.js") + _part("page.js"),
+            style=Markup(palette.style()) + _part("page.css"),
+            script=Markup().join(map(_part, SCRIPTS)),
         ),
         encoding="utf-8",
         newline="\n",

@@ -14,6 +14,7 @@ import pandas as pd
 from lossprune.report import series
 from lossprune.report.choice import BEST
 from lossprune.report.layout import METHOD, criterion_order, families_and_networks, rows_of
+from lossprune.report.palette import CRITERION_COLOURS, METHOD_COLOURS
 from lossprune.report.reading import Results
 from lossprune.report.settings import command_of
 from lossprune.report.table import Table, reg_text, shown
@@ -56,6 +57,7 @@ def page_data(results: Results, tables: tuple[Table, ...], figures: list[str]) -
         "curves": _curves(results),
         "layers": _layers(results),
         "figures": figures,
+        "palette": {"criteria": list(CRITERION_COLOURS), "methods": len(METHOD_COLOURS)},
     }
 
 

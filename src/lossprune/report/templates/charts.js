@@ -8,7 +8,8 @@ function el(name, attributes = {}, ...children) {
   const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value === true ? "" : value);
+    else if (value !== null && value !== undefined && value !== false)
+      node.setAttribute(key, value === true ? "" : value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
@@ -24,14 +25,20 @@ function svg(name, attributes = {}, text = null) {
 function short(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 0.001 || size >= 100000)) return value.toExponential(1).replace("+", "");
+  if (size !== 0 && (size < 0.001 || size >= 100000))
+    return value.toExponential(1).replace("+", "");
   return String(Number(value.toPrecision(4)));
 }
 
 // Scales map data to pixels; each has its ticks as [value, label].
 function bounds(values, zero = false) {
-  let low = zero ? 0 : Infinity, high = -Infinity;
-  for (const value of values) if (value !== null && Number.isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); }
+  let low = zero ? 0 : Infinity;
+  let high = -Infinity;
+  for (const value of values)
+    if (value !== null && Number.isFinite(value)) {
+      low = Math.min(low, value);
+      high = Math.max(high, value);
+    }
   if (high === -Infinity) return [0, 1];
   if (low === high) return [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
   return [low, high];
@@ -42,10 +49,12 @@ function linear(values, zero = false) {
   const margin = (high - low) * 0.05;
   if (!zero) low -= margin;
   high += margin;
-  const raw = (high - low) / 4, power = 10 ** Math.floor(Math.log10(raw));
+  const raw = (high - low) / 4;
+  const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].find((factor) => factor * power >= raw) * power;
   const ticks = [];
-  for (let tick = Math.ceil(low / step) * step; tick <= high + 1e-12; tick += step) ticks.push([tick, short(Math.abs(tick) < step / 1e6 ? 0 : tick)]);
+  for (let tick = Math.ceil(low / step) * step; tick <= high + 1e-12; tick += step)
+    ticks.push([tick, short(Math.abs(tick) < step / 1e6 ? 0 : tick)]);
   return { at: (value) => (value - low) / (high - low), ticks };
 }
 
@@ -55,15 +64,21 @@ function log(values) {
   let [low, high] = bounds(positive).map(Math.log10);
   if (!Number.isFinite(low)) low = high - 1;
   const margin = (high - low) * 0.05;
-  low -= margin; high += margin;
+  low -= margin;
+  high += margin;
   const factors = high - low > 2 ? [1] : high - low > 0.9 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 8];
   const ticks = [];
-  for (let decade = Math.floor(low); decade <= high; decade++) for (const factor of factors) {
-    const tick = factor * 10 ** decade, place = Math.log10(tick);
-    if (place >= low && place <= high) ticks.push([tick, short(tick)]);
-  }
+  for (let decade = Math.floor(low); decade <= high; decade++)
+    for (const factor of factors) {
+      const tick = factor * 10 ** decade;
+      const place = Math.log10(tick);
+      if (place >= low && place <= high) ticks.push([tick, short(tick)]);
+    }
   const thin = Math.ceil(ticks.length / 6);
-  return { at: (value) => (Math.log10(Math.max(value, 10 ** low)) - low) / (high - low), ticks: ticks.filter((_, place) => place % thin === 0) };
+  return {
+    at: (value) => (Math.log10(Math.max(value, 10 ** low)) - low) / (high - low),
+    ticks: ticks.filter((_, place) => place % thin === 0),
+  };
 }
 
 // Linear below the threshold, logarithmic above, on both sides of 0.
@@ -72,16 +87,18 @@ function symlog(values, threshold) {
   const inner = linear(values.map(bend));
   const [low, high] = bounds(values);
   const ticks = [[0, "0"]];
-  for (let decade = Math.round(Math.log10(threshold)) + 1; decade < 6; decade++) for (const sign of [-1, 1]) {
-    const tick = sign * 10 ** decade;
-    if (tick >= low && tick <= high) ticks.push([tick, short(tick)]);
-  }
+  for (let decade = Math.round(Math.log10(threshold)) + 1; decade < 6; decade++)
+    for (const sign of [-1, 1]) {
+      const tick = sign * 10 ** decade;
+      if (tick >= low && tick <= high) ticks.push([tick, short(tick)]);
+    }
   return { at: (value) => inner.at(bend(value)), ticks };
 }
 
 function categories(values, label = short) {
   const places = new Map(values.map((value, place) => [value, place]));
-  const width = Math.max(values.length, 1), thin = Math.ceil(values.length / 10);
+  const width = Math.max(values.length, 1);
+  const thin = Math.ceil(values.length / 10);
   return {
     at: (value) => ((places.has(value) ? places.get(value) : Math.floor(value)) + 0.5) / width,
     ticks: values.map((value) => [value, label(value)]).filter((_, place) => place % thin === 0),
@@ -90,29 +107,74 @@ function categories(values, label = short) {
 
 // lines: {colour, dashed, points: [{x, y, low, high, title}], bare}; dots: {x, y, colour, title};
 // levels: {y, colour, title}.
-function panel({ title, x, y, xLabel, yLabel, lines = [], dots = [], levels = [], diagonal = null, tilt = false }) {
+function panel({
+  title,
+  x,
+  y,
+  xLabel,
+  yLabel,
+  lines = [],
+  dots = [],
+  levels = [],
+  diagonal = null,
+  tilt = false,
+}) {
   const px = (value) => LEFT + x.at(value) * (W - LEFT - RIGHT);
   const py = (value) => H - BOTTOM - y.at(value) * (H - TOP - BOTTOM);
-  const root = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title ? title + ": " : ""}${yLabel} against ${xLabel}` });
+  const root = svg("svg", {
+    viewBox: `0 0 ${W} ${H}`,
+    role: "img",
+    "aria-label": `${title ? title + ": " : ""}${yLabel} against ${xLabel}`,
+  });
   for (const [value, label] of y.ticks) {
-    root.append(svg("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: py(value), y2: py(value) }));
+    root.append(
+      svg("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: py(value), y2: py(value) }),
+    );
     root.append(svg("text", { x: LEFT - 6, y: py(value) + 4, "text-anchor": "end" }, label));
   }
   for (const [value, label] of x.ticks) {
     const at = px(value);
     root.append(svg("line", { class: "axis", x1: at, x2: at, y1: H - BOTTOM, y2: H - BOTTOM + 4 }));
-    const place = tilt ? { transform: `translate(${at + 4} ${H - BOTTOM + 12}) rotate(-35)`, "text-anchor": "end" } : { x: at, y: H - BOTTOM + 16, "text-anchor": "middle" };
+    const place = tilt
+      ? { transform: `translate(${at + 4} ${H - BOTTOM + 12}) rotate(-35)`, "text-anchor": "end" }
+      : { x: at, y: H - BOTTOM + 16, "text-anchor": "middle" };
     root.append(svg("text", place, label));
   }
   root.append(svg("path", { class: "axis", d: `M${LEFT} ${TOP}V${H - BOTTOM}H${W - RIGHT}` }));
-  if (!tilt) root.append(svg("text", { x: (LEFT + W - RIGHT) / 2, y: H - 6, "text-anchor": "middle" }, xLabel));
-  root.append(svg("text", { transform: `translate(11 ${(TOP + H - BOTTOM) / 2}) rotate(-90)`, "text-anchor": "middle" }, yLabel));
+  if (!tilt)
+    root.append(
+      svg("text", { x: (LEFT + W - RIGHT) / 2, y: H - 6, "text-anchor": "middle" }, xLabel),
+    );
+  root.append(
+    svg(
+      "text",
+      { transform: `translate(11 ${(TOP + H - BOTTOM) / 2}) rotate(-90)`, "text-anchor": "middle" },
+      yLabel,
+    ),
+  );
   for (const level of levels) {
-    const line = svg("line", { class: "dash", x1: LEFT, x2: W - RIGHT, y1: py(level.y), y2: py(level.y), style: `stroke:${level.colour}` });
+    const line = svg("line", {
+      class: "dash",
+      x1: LEFT,
+      x2: W - RIGHT,
+      y1: py(level.y),
+      y2: py(level.y),
+      style: `stroke:${level.colour}`,
+    });
     line.append(svg("title", {}, level.title));
     root.append(line);
   }
-  if (diagonal) root.append(svg("line", { class: "dash", x1: px(diagonal[0]), y1: py(diagonal[0]), x2: px(diagonal[1]), y2: py(diagonal[1]), style: "stroke:var(--soft)" }));
+  if (diagonal)
+    root.append(
+      svg("line", {
+        class: "dash",
+        x1: px(diagonal[0]),
+        y1: py(diagonal[0]),
+        x2: px(diagonal[1]),
+        y2: py(diagonal[1]),
+        style: "stroke:var(--soft)",
+      }),
+    );
   for (const line of lines) drawLine(root, line, px, py);
   for (const dot of dots) drawDot(root, dot, px(dot.x), py(dot.y), 3);
   return el("figure", { class: "panel" }, title ? el("figcaption", {}, title) : null, root);
@@ -123,15 +185,39 @@ function drawLine(root, line, px, py) {
   if (!points.length) return;
   if (points.some((point) => point.low !== undefined)) {
     const up = points.map((point) => `${px(point.x).toFixed(1)} ${py(point.high).toFixed(1)}`);
-    const down = points.map((point) => `${px(point.x).toFixed(1)} ${py(point.low).toFixed(1)}`).reverse();
-    root.append(svg("path", { class: "band", d: `M${[...up, ...down].join("L")}Z`, style: `fill:${line.colour}` }));
+    const down = points
+      .map((point) => `${px(point.x).toFixed(1)} ${py(point.low).toFixed(1)}`)
+      .reverse();
+    root.append(
+      svg("path", {
+        class: "band",
+        d: `M${[...up, ...down].join("L")}Z`,
+        style: `fill:${line.colour}`,
+      }),
+    );
   }
-  root.append(svg("path", { class: "line", d: "M" + points.map((point) => `${px(point.x).toFixed(1)} ${py(point.y).toFixed(1)}`).join("L"), style: `stroke:${line.colour}` }));
-  if (!line.bare) for (const point of points) drawDot(root, { ...point, colour: line.colour }, px(point.x), py(point.y), 3.4);
+  root.append(
+    svg("path", {
+      class: "line",
+      d:
+        "M" +
+        points.map((point) => `${px(point.x).toFixed(1)} ${py(point.y).toFixed(1)}`).join("L"),
+      style: `stroke:${line.colour}`,
+    }),
+  );
+  if (!line.bare)
+    for (const point of points)
+      drawDot(root, { ...point, colour: line.colour }, px(point.x), py(point.y), 3.4);
 }
 
 function drawDot(root, dot, cx, cy, r) {
-  const node = svg("circle", { class: "dot", cx: cx.toFixed(1), cy: cy.toFixed(1), r, style: `fill:${dot.colour}` });
+  const node = svg("circle", {
+    class: "dot",
+    cx: cx.toFixed(1),
+    cy: cy.toFixed(1),
+    r,
+    style: `fill:${dot.colour}`,
+  });
   if (dot.title) node.append(svg("title", {}, dot.title));
   root.append(node);
 }
@@ -139,8 +225,23 @@ function drawDot(root, dot, cx, cy, r) {
 function figure(title, caption, legend, panels, files) {
   const links = files.map((file) => el("a", { href: file.path }, file.label));
   const body = panels.length
-    ? [el("ul", { class: "legend" }, ...legend.map(({ label, colour }) => el("li", {}, el("i", { style: `background:${colour}` }), label))), el("div", { class: "panels" }, ...panels)]
+    ? [
+        el(
+          "ul",
+          { class: "legend" },
+          ...legend.map(({ label, colour }) =>
+            el("li", {}, el("i", { style: `background:${colour}` }), label),
+          ),
+        ),
+        el("div", { class: "panels" }, ...panels),
+      ]
     : [el("p", { class: "empty" }, "No run here has what this figure shows.")];
   const note = el("p", { class: "caption" }, caption, ...links.flatMap((link) => [" ", link]));
-  return el("section", { class: panels.length === 1 ? "figure half" : "figure" }, el("h3", {}, title), note, ...body);
+  return el(
+    "section",
+    { class: panels.length === 1 ? "figure half" : "figure" },
+    el("h3", {}, title),
+    note,
+    ...body,
+  );
 }
