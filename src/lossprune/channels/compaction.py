@@ -66,7 +66,7 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any = None) -
     A unit whose inputs are all cut off holds a constant, which goes through activations, batch
     norm, sums, pooling and flatten into the bias of the layers that read it.  Where a convolution
     pads with zeros that would be wrong at the border; one constant channel then stays and stands
-    for all others (``kept.py``).  Channels that a residual sum adds stay or go together.  A
+    for all others (``slicing.py``).  Channels that a residual sum adds stay or go together.  A
     layer that would lose all its channels keeps one.
 
     The outputs equal those of the masked network in evaluation mode to rounding.

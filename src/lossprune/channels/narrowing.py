@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from lossprune.channels.analysis import analyse
 from lossprune.channels.calls import usual_fixed
 from lossprune.channels.compaction import masked_copy
-from lossprune.channels.kept import LayerSlice, layer_slices
 from lossprune.channels.layers import Normalised
 from lossprune.channels.nodes import BatchNorm
-from lossprune.channels.slicing import replace_, slice_norm_
+from lossprune.channels.slicing import LayerSlice, layer_slices, replace_, slice_norm_
 from lossprune.channels.tracing import UntraceableError, trace
 from lossprune.pruning.mask import Mask
 
