@@ -19,7 +19,7 @@ from tests.processes import begin
 
 PROGRAM = """
 import resource, torch
-from lossprune.experiment.cache import Cache
+from lossprune.experiment.prepare import Cache
 from lossprune.experiment.group import run_together
 if files:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -19,9 +19,10 @@ from lossprune.commands.user_code import Batches, build_network, find_function
 from lossprune.deployment.sparse.parts import inputs_of
 from lossprune.deployment.sparse_file import load_sparse
 from lossprune.experiment.config import RunConfig
+from lossprune.experiment.environment import environment_of
 from lossprune.experiment.folder import BEST, MASK, RECORD, RunFolder
 from lossprune.experiment.network_file import load_weights_, read_network
-from lossprune.experiment.prepare import environment_of, prepare
+from lossprune.experiment.prepare import prepare
 from lossprune.experiment.record import RunRecord, RunStatus
 from lossprune.flags import declared_flags
 from lossprune.json_text import parse_json

@@ -270,8 +270,8 @@ def _rows(found: "Connectivity", unused: Collection[str]) -> list[list[str]]:
 
 
 def _outcome(network: "nn.Module", mask: "Mask", found: "Connectivity") -> dict[str, Any]:
+    from lossprune.experiment.environment import environment_of
     from lossprune.experiment.network_file import weights_sha256
-    from lossprune.experiment.prepare import environment_of
 
     return {
         "environment": environment_of(next(network.parameters()).device),

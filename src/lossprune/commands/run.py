@@ -5,16 +5,16 @@ import sys
 
 from lossprune.commands import EXIT_DIVERGED, EXIT_OK
 from lossprune.experiment.config import RunConfig
+from lossprune.experiment.folder import RunFolder
 from lossprune.experiment.log import summarise
 from lossprune.experiment.ranks import joined
 from lossprune.experiment.record import RunRecord, RunStatus
-from lossprune.experiment.shared_folder import SharedFolder
 
 
 def do(config: RunConfig) -> int:
     """Do the run, or go on with it; one that is finished is left as it is."""
     with joined() as ranks:
-        record = SharedFolder(config.folder, ranks).settled()
+        record = RunFolder(config.folder, ranks).settled()
         if record is None:
             from lossprune.experiment import run
             from lossprune.experiment.progress import shown_progress

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lossprune.experiment.pt_file import check_seal, sealed
 from lossprune.experiment.record import RunRecord
-from lossprune.experiment.seal import check_seal, sealed
+from lossprune.pruning import Mask
 
 _FORMAT = "lossprune checkpoint 1"
 
@@ -29,7 +30,8 @@ class Checkpoint:
         network: parameters and buffers; while pruning, the network that is pruned.
         optimizer: state of the optimizer.
         schedule: state of the learning rate's schedule.
-        mask: while pruning, the mask after the last whole stage; after it, the mask is in its file.
+        mask: while pruning, the mask after the last whole stage; from the first epoch after it on
+            the mask is in its file alone.
         best: the best network, where it is of an epoch after the checkpoint before this one.
     """
 
@@ -37,7 +39,7 @@ class Checkpoint:
     network: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     schedule: Mapping[str, Any]
-    mask: Mapping[str, Tensor] = field(default_factory=dict)
+    mask: Mask | None = None
     best: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
@@ -48,7 +50,7 @@ class Checkpoint:
             "network": dict(self.network),
             "optimizer": self.optimizer,
             "schedule": self.schedule,
-            "mask": dict(self.mask),
+            "mask": dict(self.mask or {}),
             "best": dict(self.best),
         }
         return sealed(contents)
@@ -65,7 +67,9 @@ class Checkpoint:
             contents = torch.load(io.BytesIO(file), map_location=device, weights_only=True)
             if contents.pop("format") != _FORMAT:
                 raise ValueError("of another format")
-            contents["record"] = RunRecord.from_dict(contents["record"])
-            return cls(**contents)
+            record = RunRecord.from_dict(contents.pop("record"))
+            kept = contents.pop("mask")
+            mask = Mask(kept, criterion=record.config["pm"]) if kept else None
+            return cls(record=record, mask=mask, **contents)
         except Exception as error:  # torch raises half a dozen kinds
             raise ValueError(f"{path} cannot be read ({type(error).__name__})") from error

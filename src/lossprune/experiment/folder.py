@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lossprune.experiment.ranks import ALONE, Ranks
 from lossprune.experiment.record import RunRecord, RunStatus
 from lossprune.files import remove_unfinished, replacing, write_whole
 from lossprune.json_text import parse_json
@@ -23,27 +24,49 @@ class FolderBusyError(ValueError):
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run, of one process or several.
 
     Every write goes to a temporary file beside its target, is flushed to the disk and then
     renamed: whenever the process or the machine stops, each file is the old one or the new one.
+
+    Several processes call the same methods in the same order.  What is read, the first one reads
+    and tells the others, who need not see its disk; what is written, it alone writes.  Its errors
+    are everybody's: ``ElsewhereError`` on the others, where they wait for it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ranks: Ranks = ALONE) -> None:
         self.path = path
+        self._ranks = ranks
 
     def settled(self) -> RunRecord | None:
         """Return the record of a run that has come to its end, or None; nothing is written.
 
         The checkpoint is the last thing that a run removes: while there is one, it is not settled.
         """
-        record = self.record()
+        return self._told(self._settled_here)
+
+    def record(self) -> RunRecord | None:
+        """Return the record as it stands, or None where there is none yet."""
+        return self._told(self._record_here)
+
+    def _told(self, read: Callable[[], RunRecord | None]) -> RunRecord | None:
+        if self._ranks.world == 1:
+            return read()
+
+        def text() -> bytes | None:
+            record = read()
+            return None if record is None else record.to_json().encode()
+
+        told = self._ranks.from_first(text)
+        return None if told is None else RunRecord.from_json(told.decode())
+
+    def _settled_here(self) -> RunRecord | None:
+        record = self._record_here()
         if record is None or record.status == RunStatus.RUNNING:
             return None
         return None if (self.path / CHECKPOINT).exists() else record
 
-    def record(self) -> RunRecord | None:
-        """Return the record as it stands, or None where there is none yet."""
+    def _record_here(self) -> RunRecord | None:
         try:
             return RunRecord.from_json((self.path / RECORD).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -67,6 +90,12 @@ class RunFolder:
             FolderBusyError: another process holds it.
             ValueError: the folder cannot be made or written.
         """
+        with contextlib.ExitStack() as stack:
+            self._ranks.from_first(lambda: stack.enter_context(self._locked_here()))
+            yield
+
+    @contextlib.contextmanager
+    def _locked_here(self) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.path / _LOCK)
@@ -84,13 +113,20 @@ class RunFolder:
         finally:
             with contextlib.suppress(OSError):
                 (self.path / _HOLDER).unlink(missing_ok=True)
-                if self.settled() is not None:
+                if self._settled_here() is not None:
                     (self.path / _LOCK).unlink(missing_ok=True)
             lock.release()
 
+    def has(self, name: str) -> bool:
+        """Return whether there is a file of that name."""
+        there = self._ranks.from_first(lambda: b"" if (self.path / name).exists() else None)
+        return there is not None
+
     def read(self, name: str) -> bytes:
         """Return the contents of a file."""
-        return (self.path / name).read_bytes()
+        contents = self._ranks.from_first((self.path / name).read_bytes)
+        assert contents is not None
+        return contents
 
     def write(self, name: str, contents: bytes) -> None:
         """Replace a file as a whole.
@@ -98,8 +134,9 @@ class RunFolder:
         Raises:
             ValueError: it cannot be written, as there is no space left; the old one is untouched.
         """
-        with _explained(self.path / name):
-            write_whole(self.path / name, contents)
+        if self._ranks.first:
+            with _explained(self.path / name):
+                write_whole(self.path / name, contents)
 
     def save(self, name: str, save: Callable[[Path], None]) -> None:
         """Replace a file as a whole by what ``save(path)`` writes.
@@ -107,17 +144,19 @@ class RunFolder:
         Raises:
             ValueError: as :meth:`write`.
         """
-        with _explained(self.path / name), replacing(self.path / name) as part:
-            save(part)
+        if self._ranks.first:
+            with _explained(self.path / name), replacing(self.path / name) as part:
+                save(part)
 
     def remove(self, name: str) -> None:
         """Remove a file where there is one."""
-        with _explained(self.path / name):
-            (self.path / name).unlink(missing_ok=True)
+        if self._ranks.first:
+            with _explained(self.path / name):
+                (self.path / name).unlink(missing_ok=True)
 
     def _holder(self) -> str:
         try:
-            holder = parse_json(self.read(_HOLDER))
+            holder = parse_json((self.path / _HOLDER).read_bytes())
             return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"  # it took the lock a moment ago and has not signed yet

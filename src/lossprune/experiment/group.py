@@ -4,19 +4,20 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
-from math import ceil
+from math import ceil, inf
 
 import torch
 
-from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
+from lossprune.experiment.environment import computing
 from lossprune.experiment.folder import RunFolder
-from lossprune.experiment.group_member import Member, Result
+from lossprune.experiment.group_member import GroupMember, Result
 from lossprune.experiment.group_size import most_together
-from lossprune.experiment.prepare import computing, dataset_key
+from lossprune.experiment.prepare import Cache, dataset_key
 from lossprune.experiment.record import RunRecord, Scores
-from lossprune.experiment.runner import Run
+from lossprune.experiment.runner import OpenRun
+from lossprune.experiment.state import RunState
+from lossprune.experiment.story import Request
 from lossprune.training import (
     DivergedError,
     NotStackableError,
@@ -29,7 +30,7 @@ _SAVING = 0.05  # of the time, at most
 _WRITERS = 8
 
 
-def stackable(run: Run) -> bool:
+def stackable(run: OpenRun) -> bool:
     """Whether the epoch that is due is better trained together with those of other runs.
 
     It is where a stack is no slower than one after the other.  On the CPU that is so of runs that
@@ -67,8 +68,8 @@ def run_together(
     """
     cache = cache or Cache({"dataset": 1})
     # Those of one data set come one after the other, so that they share it.
-    places = sorted(range(len(configs)), key=lambda it: dataset_key(configs[it]))
-    todo = [Member(configs[it]) for it in places]
+    places = sorted(range(len(configs)), key=lambda place: dataset_key(configs[place]))
+    todo = [GroupMember(configs[place]) for place in places]
     members = dict(zip(places, todo, strict=True))
     deadline, most = time.monotonic() + patience, len(todo)
     with computing(configs[0], _unfinished(configs[0])):
@@ -84,8 +85,8 @@ def run_together(
                 except Exception as error:  # of all of them
                     for member in part:
                         member.end(error)
-            todo = [it for it in todo if it.result is None]
-    return [members[place].told for place in range(len(configs))]
+            todo = [member for member in todo if member.result is None]
+    return [members[place].outcome for place in range(len(configs))]
 
 
 def _unfinished(config: RunConfig) -> RunRecord | None:
@@ -97,17 +98,17 @@ def _unfinished(config: RunConfig) -> RunRecord | None:
 
 
 def _open_part(
-    todo: Sequence[Member], most: int, exits: ExitStack, cache: Cache, deadline: float
-) -> list[Member]:
+    todo: Sequence[GroupMember], most: int, exits: ExitStack, cache: Cache, deadline: float
+) -> list[GroupMember]:
     """Open as many runs as can be trained at once; parts are of nearly the same size."""
-    part: list[Member] = []
+    part: list[GroupMember] = []
     trained = 0
     for member in todo:
         if trained and trained >= most:
             break
         part.append(member)
         exits.callback(member.close)  # whatever happens
-        member.attempt(partial(member.open, cache, deadline))
+        member.open(cache, deadline)
         if member.going and not trained:
             left = len(todo) - len(part) + 1
             most = min(most, most_together(member.run))
@@ -116,97 +117,87 @@ def _open_part(
     return part
 
 
-def _train(members: Sequence[Member], checkpoint_seconds: float) -> None:
+def _train(members: Sequence[GroupMember], checkpoint_seconds: float) -> None:
     """Train runs that are open to their ends."""
-    _train_at_a_pace([it for it in members if it.going], checkpoint_seconds)
-    # A run that diverges leaves the network of the epoch before, and nobody has that any more.  It
-    # goes there once more from its checkpoint, now with one after every epoch.
-    again = [it for it in members if it.diverged]
+    _train_at_a_pace([member for member in members if member.going], checkpoint_seconds)
+    # Those that diverged after an epoch that was not saved go there once more, and save each.
+    again = [member for member in members if member.wants(Request.CHECKPOINT)]
     for member in again:
-        member.diverged = False
-        member.attempt(member.run.go_back)
-    _train_at_a_pace([it for it in again if it.going], 0.0)
+        member.answer()
+        member.let_go()
+    _train_at_a_pace([member for member in again if member.going], inf)
 
 
-def _train_at_a_pace(members: Sequence[Member], checkpoint_seconds: float) -> None:
+def _train_at_a_pace(members: Sequence[GroupMember], checkpoint_seconds: float) -> None:
     if not members:
         return
-    if not all(it.config.plain for it in members):
+    if not all(member.config.plain for member in members):
         raise NotStackableError("--amp and --compile are for runs that are trained alone")
-    runs = [it.run for it in members]
+    states = [member.run.state for member in members]
     stack = choose_stack(
-        [it.state.network for it in runs],
-        [it.state.mask for it in runs],
-        [it.state.dataset for it in runs],
+        [state.network for state in states],
+        [state.mask for state in states],
+        [state.dataset for state in states],
         members[0].config.train,
     )
     pace = _Pace(checkpoint_seconds)
-    while any(it.going for it in members):
+    while any(member.going for member in members):
         # After a kill between the checkpoints of two runs, one is ahead: it waits for the others,
         # so that those of one seed share their batches again.
-        epochs = [it.state.epoch for it in runs]
-        least = min(epoch for it, epoch in zip(members, epochs, strict=True) if it.going)
-        now = [it.going and epoch == least for it, epoch in zip(members, epochs, strict=True)]
-        _do_epoch(stack, members, runs, now)
+        least = min(
+            state.epoch for member, state in zip(members, states, strict=True) if member.going
+        )
+        now = [
+            member.going and state.epoch == least
+            for member, state in zip(members, states, strict=True)
+        ]
+        _do_epoch(stack, members, states, now)
         if pace.due:
             with pace:
-                stack.store([index for index, it in enumerate(members) if it.going])
-                _write([it for it in members if it.going], Run.save)
+                going = [place for place, member in enumerate(members) if member.going]
+                stack.store(going)
+                _write([members[place] for place in going], GroupMember.save)
 
 
 def _do_epoch(
-    stack: TogetherTraining, members: Sequence[Member], runs: Sequence[Run], now: Sequence[bool]
+    stack: TogetherTraining,
+    members: Sequence[GroupMember],
+    states: Sequence[RunState],
+    now: Sequence[bool],
 ) -> None:
     """Train an epoch of some runs; each takes what came of it."""
     began = time.perf_counter()
-    results = _train_epoch(stack, runs, now)
+    results = _train_epoch(stack, states, now)
     seconds = (time.perf_counter() - began) / len(results)
-    mode, reason = stack.mode, stack.reason
-    best, stopping = [], []
-    for index, result in results.items():
-        member, run = members[index], runs[index]
-        try:
-            if run.take(result, seconds, mode, reason):
-                best.append(index)
-            if run.stops:
-                stopping.append(index)
-        except DivergedError as error:
-            member.attempt(partial(member.diverge, error))
-    stack.store([*best, *stopping])
-    for index in best:
-        members[index].attempt(runs[index].keep_best)
-    resting = [members[it] for it in stopping if members[it].going]
-    _write(resting, Run.rest)
-    for member in resting:
-        if member.going:
-            member.end(member.run.record)
+    for place, scores in results.items():
+        members[place].take((scores, seconds), stack.mode, stack.reason)
+        members[place].let_go()
+    best = [place for place in results if members[place].wants(Request.WEIGHTS_TO_COPY)]
+    saving = [place for place in results if members[place].wants(Request.WEIGHTS_TO_SAVE)]
+    stack.store([*best, *saving])
+    for place in best:
+        members[place].answer()
+        members[place].let_go()
+    _write([members[place] for place in saving], GroupMember.answer)
 
 
-def _write(members: Sequence[Member], action: Callable[[Run], None]) -> None:
+def _write(members: Sequence[GroupMember], action: Callable[[GroupMember], None]) -> None:
     """Let each run write its files, several at a time: most of it is waiting for the disk."""
-
-    def failure(member: Member) -> Exception | None:
-        try:
-            action(member.run)
-        except Exception as error:
-            return error
-        return None
-
-    with ThreadPoolExecutor(_WRITERS) as pool:
-        failures = list(pool.map(failure, members))
-    for member, error in zip(members, failures, strict=True):
-        if error is not None:  # the others have written theirs
-            member.end(error)
+    if members:
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            list(pool.map(action, members))
+    for member in members:
+        member.let_go()
 
 
 def _train_epoch(
-    stack: TogetherTraining, runs: Sequence[Run], now: Sequence[bool]
+    stack: TogetherTraining, states: Sequence[RunState], now: Sequence[bool]
 ) -> dict[int, Scores | DivergedError]:
     """Return what came of each active run, by position."""
     losses = stack.train_epoch(
-        [it.state.optimizer for it in runs],
-        batch_size=runs[0].state.config.batch_size,
-        generators=[it.state.generator for it in runs],
+        [state.optimizer for state in states],
+        batch_size=states[0].config.batch_size,
+        generators=[state.generator for state in states],
         active=now,
     )
     finite = [

@@ -1,39 +1,39 @@
 """One run of a group: whatever happens to it is its own affair."""
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from math import inf
 
-from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import FolderBusyError, RunFolder
+from lossprune.experiment.prepare import Cache
 from lossprune.experiment.record import RunRecord
-from lossprune.experiment.runner import Run, opened
-from lossprune.training import DivergedError
+from lossprune.experiment.runner import OpenRun, opened
+from lossprune.experiment.story import Request, Trained
 
 Result = RunRecord | Exception
 
 _BUSY_SECONDS = 0.5
 
 
-class Member:
+class GroupMember:
     """A run of a group, until it has a result."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.result: Result | None = None
-        self.diverged = False
-        self._run: Run | None = None
+        self._run: OpenRun | None = None
         self._exits = ExitStack()
 
     @property
-    def run(self) -> Run:
+    def run(self) -> OpenRun:
         """The run, while it is open."""
         assert self._run is not None
         return self._run
 
     @property
-    def told(self) -> Result:
+    def outcome(self) -> Result:
         """The result, when there is one."""
         assert self.result is not None
         return self.result
@@ -41,47 +41,70 @@ class Member:
     @property
     def going(self) -> bool:
         """Whether it trains with the others."""
-        return self._run is not None and not self.diverged
+        return self.wants(Request.TRAIN)
+
+    def wants(self, request: Request) -> bool:
+        """Whether it is open, and needs this to go on."""
+        return self.result is None and self._run is not None and self._run.request is request
 
     def open(self, cache: Cache, deadline: float) -> None:
         """Prepare the run and hold its folder, up to the epoch that is due."""
-        settled = RunFolder(self.config.folder).settled()
-        if settled is not None:
-            self.end(settled)
-            return
+        with self._failing_alone():
+            self.result = RunFolder(self.config.folder).settled()
+            if self.result is None:
+                self._run = self._enter(cache, deadline)
+                self._run.begin()
+                self._run.store.seconds = inf  # the group says when
+                self.result = None if self.going else self._run.record
+        self.let_go()
+
+    def _enter(self, cache: Cache, deadline: float) -> OpenRun:
         while True:
             try:
-                self._run = self._exits.enter_context(opened(self.config, cache=cache))
-                break
+                return self._exits.enter_context(opened(self.config, cache=cache))
             except FolderBusyError:
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(_BUSY_SECONDS)
-        self._run.begin()
-        if not self._run.due:
-            self.end(self._run.record)
 
-    def attempt(self, action: Callable[[], object]) -> None:
-        """Do something of this run, whose failure ends it alone."""
+    def take(self, trained: Trained, mode: str, reason: str) -> None:
+        """Take an epoch that was trained in this way."""
+        self.run.state.restart_clock()
+        self.run.state.note_training(mode, reason)
+        self.answer(trained)
+
+    def answer(self, trained: Trained | None = None) -> None:
+        """Let the run go on to its next request; pruned it is elsewhere, while others train."""
+        with self._failing_alone():
+            self.run.state.restart_clock()
+            self.run.answer(trained)
+            if self.run.request in (None, Request.PRUNING):
+                self.result = self.run.record
+
+    def save(self) -> None:
+        """Write what is not yet saved."""
+        with self._failing_alone():
+            self.run.save()
+
+    @contextmanager
+    def _failing_alone(self) -> Iterator[None]:
+        """Let a failure of this run end it and no other."""
         try:
-            action()
+            yield
         except Exception as error:
-            self.end(error)
-
-    def diverge(self, error: DivergedError) -> None:
-        """End where the epoch before is saved, which is what a diverged run leaves."""
-        if not self.run.is_saved:
-            self.diverged = True
-            return
-        self.run.give_up(error)
-        self.end(self.run.record)
+            self.result = error
 
     def end(self, result: Result) -> None:
-        """Take the result, and let the folder go."""
+        """Take the result where there is none, and let the folder go."""
         self.result = self.result or result
         self.close()
 
+    def let_go(self) -> None:
+        """Let the folder go where there is a result, in the thread that took it: the lock asks."""
+        if self.result is not None:
+            self.close()
+
     def close(self) -> None:
         """Let the folder go; what is saved stays."""
-        self._run, self.diverged = None, False
+        self._run = None
         self._exits.close()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lossprune.experiment.runner import Run
+from lossprune.experiment.runner import OpenRun
 from lossprune.torch_state import usable_cores
 from lossprune.training import bytes_per_member
 
@@ -15,10 +15,10 @@ _OTHER_FILES = 100  # that a process has open beside a lock for each run
 _UNKNOWN = 4 << 30
 
 
-def most_together(run: Run) -> int:
+def most_together(run: OpenRun) -> int:
     """Return how many runs like this one can be trained together on its device; at least one."""
     state = run.state
-    weights = sum(it.numel() * it.element_size() for it in state.network.state_dict().values())
+    weights = sum(w.numel() * w.element_size() for w in state.network.state_dict().values())
     each = bytes_per_member(state.network, state.dataset, state.config.batch_size)
     room = _on_gpu(state.device) if state.device.type == "cuda" else _in_memory()
     # Each keeps a copy of its best network, too.

@@ -1,7 +1,6 @@
 """What a person reads of a run: its log (``log.txt``), and lines about it.  No torch here."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from lossprune.experiment.record import EpochRecord, RunRecord, RunStatus, Scores
@@ -63,7 +62,7 @@ def _pruning_lines(record: RunRecord) -> list[str]:
 def describe(scores: Scores) -> str:
     """Return the six scores in one line, named as the columns of the log."""
     names = LOG_HEADER.split("\t")[1:-1]
-    values = asdict(scores).values()
+    values = vars(scores).values()
     return " ".join(f"{name} {value:.5f}" for name, value in zip(names, values, strict=True))
 
 

@@ -1,19 +1,15 @@
 """Networks in files: a state dict with a few words about it, and nothing that can run code."""
 
 import hashlib
-import io
-import pickletools
-import warnings
-import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lossprune.experiment.seal import check_seal, sealed
+from lossprune.experiment.pt_file import read_pt, sealed
 from lossprune.pruning.names import without_wrappers
 
 FORMAT = "lossprune network 1"
@@ -75,7 +71,7 @@ def network_in(
     if path.suffix == ".safetensors":
         loaded = _load_safetensors(path, contents, asked)
     else:
-        loaded = _load_pt(path, contents, asked)
+        loaded = read_pt(contents, f"{asked}{path}")
     return _unwrap(path, loaded, asked)
 
 
@@ -131,22 +127,6 @@ def _load_safetensors(path: Path, contents: bytes, asked: str) -> Any:
         raise ValueError(f"{asked}{path} is truncated or not safetensors: {error}") from None
 
 
-def _load_pt(path: Path, contents: bytes, asked: str) -> Any:
-    check_seal(contents, f"{asked}{path}")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # the answer below says all there is to say
-            return torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds; each is answered by a sentence
-        foreign = _foreign_classes(contents)
-        if foreign:
-            raise ValueError(
-                f"{asked}{path} holds pickled objects ({', '.join(foreign[:3])}), whose code "
-                "is never run here; where you trust it, convert it with torch.save(torch.load("
-                "'old.pt', weights_only=False).state_dict(), 'new.pt') and give the new file"
-            ) from error
-        raise ValueError(f"{asked}{path} is truncated or not a network saved by torch") from error
-
-
 def _unwrap(path: Path, loaded: Any, asked: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     metadata: dict[str, Any] = {}
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
@@ -169,39 +149,3 @@ def _a_kind_of(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a dictionary with {', '.join(map(repr, list(value)[:3])) or 'nothing'}"
     return f"an object of type {type(value).__name__}"
-
-
-def _foreign_classes(contents: bytes) -> list[str]:
-    """Name the classes that unpickling would import, but for those of a state dict; none is."""
-    harmless = ("torch._utils ", "torch.storage ", "torch Float", "collections OrderedDict")
-    return [
-        name.replace(" ", ".")
-        for name in dict.fromkeys(_imported_names(_pickle_in(contents)))
-        if not name.startswith(harmless) and not name.endswith("Storage")
-    ]
-
-
-def _pickle_in(contents: bytes) -> bytes:
-    try:
-        with zipfile.ZipFile(io.BytesIO(contents)) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            return archive.read(name)
-    except (zipfile.BadZipFile, StopIteration):
-        return contents  # the format before torch 1.6, or not torch's at all
-
-
-def _imported_names(pickled: bytes) -> Iterator[str]:
-    """Read the opcodes of consecutive pickles for the names they would import."""
-    stream = io.BytesIO(pickled)
-    strings: list[str] = []
-    try:
-        while True:
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name in ("GLOBAL", "INST"):
-                    yield str(argument)
-                elif opcode.name == "STACK_GLOBAL":
-                    yield " ".join(strings[-2:])
-                elif isinstance(argument, str):
-                    strings.append(argument)
-    except ValueError:
-        return  # the end, or bytes that are not a pickle

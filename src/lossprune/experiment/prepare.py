@@ -1,35 +1,33 @@
 """All that a run needs before it may write a byte: device, data, network, and their checks."""
 
-import os
-import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-import lossprune
 from lossprune.data import Dataset, load
-from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
+from lossprune.experiment.environment import choose_device, environment_of
 from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
-from lossprune.experiment.ranks import current, own_device
+from lossprune.experiment.ranks import current
 from lossprune.experiment.record import RunRecord, Start
-from lossprune.flags import MOST_THREADS
 from lossprune.kernels.compiler import compiler_available
 from lossprune.networks import NETWORKS
-from lossprune.pruning import prune_by_stage
+from lossprune.pruning.settings import Pruning
 from lossprune.training.perceptron.structure import check_sparse
 from lossprune.training.precision import check_compiler
+
+T = TypeVar("T")
 
 _EXAMPLES_PER_BATCH = 100
 
 
 @dataclass(frozen=True)
-class Setting:
+class PreparedRun:
     """A run ready to begin."""
 
     config: RunConfig
@@ -38,6 +36,47 @@ class Setting:
     network: nn.Module
     start: Start
     environment: Mapping[str, Any]
+
+    @property
+    def about_networks(self) -> dict[str, Any]:
+        """The metadata of the run's networks, as files, that no epoch changes."""
+        return {
+            "architecture": self.config.arch,
+            "dataset": self.config.dataset_name,
+            "shape": list(self.dataset.shape),
+            "classes": list(self.dataset.classes),
+        }
+
+
+class Cache:
+    """What runs in one process share: the values last used, a limited number of each kind.
+
+    Without a limit it keeps none.
+
+    Values are shared, so nobody may change them; a key holds all that determines its value.
+
+    >>> cache = Cache({"square": 1})
+    >>> cache.get("square", 3, lambda: 9), cache.get("square", 3, lambda: 0)
+    (9, 9)
+    """
+
+    def __init__(self, limits: Mapping[str, int] | None = None) -> None:
+        self._limits = dict(limits or {})
+        self._kept: dict[str, OrderedDict[Hashable, Any]] = {}
+
+    def get(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
+        """Return the value kept for this key, or make it and keep it."""
+        limit = self._limits.get(kind, 0)
+        kept = self._kept.setdefault(kind, OrderedDict())
+        if key in kept:
+            kept.move_to_end(key)
+            return kept[key]
+        if limit and len(kept) >= limit:
+            kept.popitem(last=False)  # before making the next: they may be large
+        value = make()
+        if limit:
+            kept[key] = value
+        return value
 
 
 class StageExamples:
@@ -64,7 +103,7 @@ class StageExamples:
 
 def prepare(
     config: RunConfig, unfinished: RunRecord | None = None, cache: Cache | None = None
-) -> Setting:
+) -> PreparedRun:
     """Load data and network and check what flags alone cannot tell.
 
     Args:
@@ -78,7 +117,7 @@ def prepare(
             ``--train sparse``, ``--amp`` or ``--compile`` where that cannot be done.
         FileNotFoundError: ``--model_0`` or the data set is not there.
     """
-    device = _choose_device(config.device, unfinished)
+    device = choose_device(config.device, unfinished)
     generator = torch.Generator().manual_seed(config.seed)
     cache = cache or Cache()
     start = None if config.start is None else _read_start(config.start, cache)
@@ -106,7 +145,7 @@ def prepare(
     network = network.to(device)
     _check_training(config, dataset, network)
     _check_forward(config, device)
-    return Setting(
+    return PreparedRun(
         config=config,
         device=device,
         dataset=dataset,
@@ -129,14 +168,24 @@ def _read_start(path: Path, cache: Cache) -> tuple[dict[str, Tensor], dict[str, 
     return cache.get("network", key, lambda: read_network(path))
 
 
-def _choose_device(name: str, unfinished: RunRecord | None) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ValueError("--device cuda: there is no CUDA device here; use --device cpu")
-    if name == "auto":
-        ran_on = None if unfinished is None else unfinished.environment.get("device")
-        name = "cuda" if available and ran_on != "cpu" else "cpu"
-    return own_device(name)
+def pruning_of(config: RunConfig, network: nn.Module, examples: StageExamples) -> Pruning:
+    """Return what a run's pruning is to do; nothing is computed yet.
+
+    Raises:
+        ValueError: this network cannot be pruned so.
+    """
+    return Pruning(
+        network,
+        config.criterion,
+        sparsity=config.sparsity,
+        data=examples,
+        examples=config.examples,
+        stages=config.stages,
+        schedule=config.schedule,
+        reg=config.reg,
+        estimator=config.estimator,
+        seed=config.seed,
+    )
 
 
 def _check_pruning(config: RunConfig, dataset: Dataset, network: nn.Module) -> None:
@@ -147,18 +196,7 @@ def _check_pruning(config: RunConfig, dataset: Dataset, network: nn.Module) -> N
             f"--nex must be at most {len(dataset.train)}, the training examples of {dataset.name}, "
             f"got {config.examples}"
         )
-    # Checks its arguments against the network when called; the work begins with the first stage.
-    prune_by_stage(
-        network,
-        config.criterion,
-        sparsity=config.sparsity,
-        data=StageExamples(dataset, config.examples, config.seed),
-        examples=config.examples,
-        stages=config.stages,
-        schedule=config.schedule,
-        reg=config.reg,
-        estimator=config.estimator,
-    )
+    pruning_of(config, network, StageExamples(dataset, config.examples, config.seed))
 
 
 def _check_training(config: RunConfig, dataset: Dataset, network: nn.Module) -> None:
@@ -179,60 +217,3 @@ def _check_forward(config: RunConfig, device: torch.device) -> None:
         raise ValueError(f"{given} is for one process, and there are {world}")
     if config.compiled:
         check_compiler(device)
-
-
-def environment_of(device: torch.device) -> dict[str, Any]:
-    """Return the versions and the machine that a computation on ``device`` ran with."""
-    import numpy as np
-
-    cuda = device.type == "cuda"
-    return {
-        "lossprune": lossprune.__version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if cuda else platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "processes": current().world,
-    }
-
-
-@contextmanager
-def computing(config: RunConfig, unfinished: RunRecord | None) -> Iterator[None]:
-    """Set threads and deterministic algorithms for a run, and put back what was there.
-
-    An interrupted run goes on with as many threads as it had, unless ``--threads`` says otherwise:
-    another number may round differently.
-    """
-    threads = torch.get_num_threads()
-    recorded = None if unfinished is None else unfinished.environment.get("threads")
-    if not (isinstance(recorded, int) and 1 <= recorded <= MOST_THREADS):
-        recorded = None  # a record can say anything
-    try:
-        torch.set_num_threads(config.threads or recorded or threads)
-        with _deterministic():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Choose deterministic algorithms on a GPU; on a CPU there are no others for what runs here.
-
-    Not on a CPU also because the switch alone makes torch import its compiler, for two seconds.
-    """
-    if not torch.cuda.is_available():
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
-    try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)

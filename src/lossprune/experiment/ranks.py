@@ -100,6 +100,9 @@ class Ranks:
         return int(lowest)
 
 
+ALONE = Ranks()
+
+
 def _told_by_first(kind: int, contents: bytes) -> tuple[int, bytes]:
     """Send a number and some bytes from the first process to all."""
     import torch
@@ -144,7 +147,7 @@ def current() -> Ranks:
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
-        return Ranks()
+        return ALONE
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
@@ -161,7 +164,7 @@ def joined() -> Iterator[Ranks]:
         ConnectionError: another process was killed.
     """
     if not launched():
-        yield Ranks()
+        yield ALONE
         return
     missing = [name for name in _NEEDED if name not in os.environ]
     if missing:

@@ -111,6 +111,22 @@ class RunRecord:
         """The fraction of the prunable weights that is removed."""
         return self.removed / self.prunable if self.prunable else 0.0
 
+    @property
+    def is_pruning(self) -> bool:
+        """Whether its network is that which is being pruned."""
+        return self.before_pruning is not None and self.after_pruning is None
+
+    @property
+    def is_just_pruned(self) -> bool:
+        """Whether its network has not been trained since it was pruned."""
+        return self.after_pruning is not None and self.after_pruning.epoch == len(self.epochs)
+
+    @property
+    def ends_best(self) -> bool:
+        """Whether its network is that of the best epoch so far."""
+        best, last = self.best, self.last
+        return best is not None and last is not None and best.epoch == last.epoch
+
     def until(self, epochs: int) -> "RunRecord":
         """Return the record that the run would have with so many epochs, if it is a longer one.
 

@@ -1,43 +1,47 @@
 """What grows with every epoch of a run, at a cost that does not."""
 
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch.optim import Optimizer
-
-from lossprune.experiment.record import EpochRecord, RunRecord
+from lossprune.experiment.record import EpochRecord, RunRecord, Scores
 
 
-class GrowingRecord:
+class RecordBuilder:
     """A record that epochs are added to one by one, and that is put together when it is asked for.
+
+    It also counts the seconds that the run takes.
 
     Attributes:
         epoch: how many epochs are done.
-        status: as in the record.
         best: the best epoch so far: of lowest validation error, the first of them.
     """
 
     def __init__(self, record: RunRecord) -> None:
+        self._clock = time.perf_counter()
+        self.go_on_from(record)
+
+    def go_on_from(self, record: RunRecord) -> None:
+        """Take another record in the place of this one."""
         self._record = record
         self._rows: list[EpochRecord] = []
         self._seconds = 0.0
         self.epoch = len(record.epochs)
-        self.status = record.status
         self.best = record.best
-        self.is_pruned = record.after_pruning is not None
-
-    def add(self, row: EpochRecord, spent: float) -> bool:
-        """Add an epoch and the seconds it took of the run; return whether it is the new best."""
-        self._rows.append(row)
-        self._seconds += spent
-        self.epoch += 1
-        if self.best is not None and row.scores.valid_error >= self.best.scores.valid_error:
-            return False
-        self.best = row
-        return True
 
     @property
-    def whole(self) -> RunRecord:
+    def training(self) -> tuple[Mapping[str, Any], ...]:
+        """As in the record."""
+        return self._record.training
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the network has been pruned."""
+        return self._record.after_pruning is not None
+
+    @property
+    def record(self) -> RunRecord:
         """The record as it stands."""
         if self._rows:
             self._record = replace(
@@ -50,28 +54,31 @@ class GrowingRecord:
             self._rows, self._seconds = [], 0.0
         return self._record
 
+    def change(self, **changes: object) -> None:
+        """Change fields of the record, and count the seconds since it last changed."""
+        seconds = self.record.seconds + self._lap()
+        self.go_on_from(replace(self.record, seconds=seconds, **changes))  # type: ignore[arg-type]
 
-class StepDecay:
-    """After every ``every`` epochs, η ← η · ``factor``.
+    def add_epoch(self, scores: Scores, seconds: float) -> bool:
+        """Add an epoch that took so many seconds; return whether it is the best so far.
 
-    The rates of ``torch.optim.lr_scheduler.StepLR``, to the bit, for less than a microsecond.
-    """
+        Where it was trained here alone, what has gone by since the record last changed is the
+        run's; else the clock was restarted, and the run has only taken its seconds.
+        """
+        row = EpochRecord(self.epoch + 1, scores, seconds)
+        self._rows.append(row)
+        self._seconds += max(seconds, self._lap())
+        self.epoch += 1
+        if self.best is not None and scores.valid_error >= self.best.scores.valid_error:
+            return False
+        self.best = row
+        return True
 
-    def __init__(self, optimizer: Optimizer, every: int, factor: float) -> None:
-        self._optimizer, self._every, self._factor = optimizer, every, factor
-        self._epochs = 0
+    def restart_clock(self) -> None:
+        """Count seconds from now on: others have computed meanwhile."""
+        self._clock = time.perf_counter()
 
-    def step(self) -> None:
-        """Take note of the end of an epoch."""
-        self._epochs += 1
-        if self._factor != 1 and self._epochs % self._every == 0:
-            for group in self._optimizer.param_groups:
-                group["lr"] *= self._factor
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what :meth:`load_state_dict` takes; the rate itself is the optimizer's."""
-        return {"last_epoch": self._epochs}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._epochs = state["last_epoch"]
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        spent, self._clock = now - self._clock, now
+        return spent

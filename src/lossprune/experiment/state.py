@@ -1,18 +1,17 @@
 """A run in memory: its network as it is now, how that is trained, and what is known of it."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch.optim import Optimizer
 
-from lossprune.experiment.growing import GrowingRecord, StepDecay
-from lossprune.experiment.network_file import network_bytes
-from lossprune.experiment.prepare import Setting, dataset_key
+from lossprune.experiment.checkpoint import Checkpoint
+from lossprune.experiment.prepare import PreparedRun, dataset_key
 from lossprune.experiment.progress import Progress
 from lossprune.experiment.ranks import Ranks
-from lossprune.experiment.record import EpochRecord, RunRecord, Scores
+from lossprune.experiment.record import RunRecord, Scores
+from lossprune.experiment.record_builder import RecordBuilder
 from lossprune.pruning import Mask
 from lossprune.pruning.prunable import prunable_weights
 from lossprune.training import (
@@ -38,20 +37,21 @@ class RunState:
         optimizer, schedule: of this network, begun anew when it is pruned.
     """
 
-    def __init__(self, setting: Setting, ranks: Ranks, progress: Progress) -> None:
-        self.config = setting.config
-        self.device = setting.device
-        self.dataset = setting.dataset
-        self.network = setting.network
+    def __init__(self, prepared: PreparedRun, ranks: Ranks, progress: Progress) -> None:
+        self.config = prepared.config
+        self.device = prepared.device
+        self.dataset = prepared.dataset
+        self.network = prepared.network
         self.ranks = ranks
         self.progress = progress
         self.mask: Mask | None = None
-        self._growing = GrowingRecord(
+        weights = prunable_weights(prepared.network).values()
+        self._builder = RecordBuilder(
             RunRecord(
-                config=setting.config.settings,
-                environment=setting.environment,
-                start=setting.start,
-                prunable=sum(it.numel() for it in prunable_weights(setting.network).values()),
+                config=prepared.config.settings,
+                environment=prepared.environment,
+                start=prepared.start,
+                prunable=sum(weight.numel() for weight in weights),
             )
         )
         self._forward = Forward(self.network, self.config.amp, compiled=self.config.compiled)
@@ -59,45 +59,27 @@ class RunState:
             self.network, self.dataset, "nothing is pruned", self._forward
         )
         self._mode: str | None = None  # that the record says of the next epoch, where it is known
-        self._clock = time.perf_counter()
         self.restart_optimizer()
 
     @property
     def record(self) -> RunRecord:
         """What is known of the run."""
-        return self._growing.whole
-
-    @property
-    def status(self) -> str:
-        """As in the record."""
-        return self._growing.status
+        return self._builder.record
 
     @property
     def epoch(self) -> int:
         """How many epochs are done."""
-        return self._growing.epoch
+        return self._builder.epoch
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epoch >= self.config.epochs
 
     @property
     def prunes_now(self) -> bool:
         """Whether the next step is to prune."""
-        return self.epoch == self.config.prune_epoch and not self._growing.is_pruned
-
-    @property
-    def is_pruning(self) -> bool:
-        """Whether the network is that which is being pruned."""
-        return self.record.before_pruning is not None and self.record.after_pruning is None
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether the network has just been pruned and not been trained since."""
-        pruned = self.record.after_pruning
-        return pruned is not None and pruned.epoch == self.epoch
-
-    @property
-    def is_best(self) -> bool:
-        """Whether the network is that of the best epoch so far."""
-        best, last = self.record.best, self.record.last
-        return best is not None and last is not None and best.epoch == last.epoch
+        return self.epoch == self.config.prune_epoch and not self._builder.is_pruned
 
     @property
     def generator(self) -> torch.Generator:
@@ -109,40 +91,71 @@ class RunState:
         threads = torch.get_num_threads()
         return *dataset_key(self.config), str(self.device), threads, self.ranks.world
 
+    def checkpoint(self) -> Checkpoint:
+        """Return what the run could go on from; its tensors are those of the run itself."""
+        record = self.record
+        return Checkpoint(
+            record,
+            self.network.state_dict(),
+            self.optimizer.state_dict(),
+            self.schedule.state_dict(),
+            self.mask if record.is_pruning or record.is_just_pruned else None,
+        )
+
+    def go_on_from(self, saved: Checkpoint) -> None:
+        """Be as the run was then; where it was pruned before, with the mask."""
+        self.take_record(saved.record)
+        self.network.load_state_dict(dict(saved.network))
+        if saved.mask is not None:
+            self.mask = saved.mask
+        if saved.record.after_pruning is not None:
+            self.restart_optimizer()
+            self._keep_training()
+        self.optimizer.load_state_dict(dict(saved.optimizer))
+        self.schedule.load_state_dict(dict(saved.schedule))
+
     def take_record(self, record: RunRecord) -> None:
         """Go on from this record."""
-        self._growing = GrowingRecord(record)
+        self._builder.go_on_from(record)
         self._mode = None
 
     def change(self, **changes: object) -> None:
         """Change fields of the record, and count the seconds since it last changed."""
-        seconds = self.record.seconds + self._lap()
-        record = replace(self.record, seconds=seconds, **changes)  # type: ignore[arg-type]
-        self._growing = GrowingRecord(record)
+        self._builder.change(**changes)
 
-    def add_epoch(self, scores: Scores, seconds: float, *, own: bool) -> bool:
+    def restart_clock(self) -> None:
+        """Count seconds from now on: others have computed meanwhile."""
+        self._builder.restart_clock()
+
+    def add_epoch(self, scores: Scores, seconds: float) -> bool:
         """Add an epoch of so many seconds; return whether it is the best so far.
-
-        ``own``: it was trained here alone, and what has gone by since the record last changed is
-        the run's; else the run has only taken these seconds.
 
         Raises:
             DivergedError: a loss is not finite; nothing is added.
         """
         check_finite(scores, f"after epoch {self.epoch + 1}")
         self.schedule.step()
-        spent = self._lap()
-        row = EpochRecord(self.epoch + 1, scores, seconds)
-        return self._growing.add(row, spent if own else seconds)
+        return self._builder.add_epoch(scores, seconds)
 
-    def restart_clock(self) -> None:
-        """Count seconds from now on: others have computed meanwhile."""
-        self._clock = time.perf_counter()
+    def train_epoch(self) -> tuple[Scores | DivergedError, float]:
+        """Train the next epoch, alone; return its scores, or how it diverged, and its seconds."""
+        began = time.perf_counter()
+        if self._builder.training or self.ranks.world > 1:
+            self.note_training(self.training.mode, self.training.reason)
+        try:
+            self.training.train_epoch(
+                self.optimizer, batch_size=self.config.batch_size, generator=self.generator
+            )
+        except DivergedError as error:
+            return error, time.perf_counter() - began
+        return self.evaluate(), time.perf_counter() - began
 
-    def _lap(self) -> float:
-        now = time.perf_counter()
-        spent, self._clock = now - self._clock, now
-        return spent
+    def evaluate(self) -> Scores:
+        """Return loss and error of the network on the three splits."""
+        train, valid, test = (
+            self.training.evaluate(split) for split in self.dataset.scored.values()
+        )
+        return Scores(train.loss, train.error, valid.loss, valid.error, test.loss, test.error)
 
     def restart_optimizer(self) -> None:
         """Begin anew with optimizer and schedule; what the mask removes stays removed."""
@@ -152,13 +165,6 @@ class RunState:
         if self.mask is not None:
             self.mask.enforce(self.network, self.optimizer)
 
-    def evaluate(self) -> Scores:
-        """Return loss and error of the network on the three splits."""
-        train, valid, test = (
-            self.training.evaluate(split) for split in self.dataset.scored.values()
-        )
-        return Scores(train.loss, train.error, valid.loss, valid.error, test.loss, test.error)
-
     def choose_training(self) -> None:
         """Choose how to fine-tune the pruned network, and record it."""
         assert self.mask is not None
@@ -167,9 +173,10 @@ class RunState:
         )
         self.note_training(self.training.mode, self.training.reason)
 
-    def keep_training(self) -> None:
+    def _keep_training(self) -> None:
         """Go on in the way that the run began; densely, where it was trained with others."""
-        now = self.record.training[-1] if self.record.training else None
+        noted = self._builder.training
+        now = noted[-1] if noted else None
         alone = self.ranks.world == 1
         if alone and now and now["mode"] in ("dense", "stacked") and self.config.train == "auto":
             self.training = dense_training(self.network, self.dataset, now["reason"], self._forward)
@@ -181,28 +188,43 @@ class RunState:
         if mode == self._mode and mode != "distributed":
             return
         epoch = self.epoch + 1
-        noted = tuple(it for it in self.record.training if it["from_epoch"] < epoch)
+        before = self._builder.training
+        noted = tuple(way for way in before if way["from_epoch"] < epoch)
         # Of several processes the reason names the number, which may change where a run goes on.
         same = "mode", *(["reason"] if mode == "distributed" else [])
         way = {"mode": mode, "reason": reason}
         if not noted or any(noted[-1][name] != way[name] for name in same):
             noted = (*noted, {"from_epoch": epoch, **way})
-        if noted != self.record.training:
+        if noted != before:
             self.change(training=noted)
             self.progress.note(f"training: {mode}, {reason}")
         self._mode = mode
 
-    def network_bytes(self, weights: Mapping[str, Tensor], at: EpochRecord | None) -> bytes:
-        """Return the file of a network of this run, with these weights, from this epoch."""
-        metadata = {
-            "architecture": self.config.arch,
-            "dataset": self.config.dataset_name,
-            "shape": list(self.dataset.shape),
-            "classes": list(self.dataset.classes),
-            "epoch": 0 if at is None else at.epoch,
-            "sparsity": self.record.sparsity,
-        }
-        return network_bytes(weights, metadata)
+
+class StepDecay:
+    """After every ``every`` epochs, η ← η · ``factor``.
+
+    The rates of ``torch.optim.lr_scheduler.StepLR``, to the bit, for less than a microsecond.
+    """
+
+    def __init__(self, optimizer: Optimizer, every: int, factor: float) -> None:
+        self._optimizer, self._every, self._factor = optimizer, every, factor
+        self._epochs = 0
+
+    def step(self) -> None:
+        """Take note of the end of an epoch."""
+        self._epochs += 1
+        if self._factor != 1 and self._epochs % self._every == 0:
+            for group in self._optimizer.param_groups:
+                group["lr"] *= self._factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what :meth:`load_state_dict` takes; the rate itself is the optimizer's."""
+        return {"last_epoch": self._epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._epochs = state["last_epoch"]
 
 
 def check_finite(scores: Scores, when: str) -> None:

@@ -2,18 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from lossprune.experiment.checkpoint import Checkpoint
-from lossprune.experiment.folder import BEST, CHECKPOINT, LAST, LOG, MASK, RECORD
+from lossprune.experiment.folder import BEST, CHECKPOINT, LAST, LOG, MASK, RECORD, RunFolder
 from lossprune.experiment.log import log_text
-from lossprune.experiment.network_file import network_in
-from lossprune.experiment.record import RunStatus
-from lossprune.experiment.shared_folder import SharedFolder
-from lossprune.experiment.state import RunState
+from lossprune.experiment.network_file import network_bytes, network_in
+from lossprune.experiment.record import EpochRecord, RunRecord, Start
 from lossprune.pruning import Mask
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ _DERIVING = 0.05  # of the time, at most, ...
 _CHEAP_SECONDS = 0.02  # ... unless it takes less than this
 
 
-class Keeping:
+class RunStore:
     """The files of one run.
 
     The checkpoint is what a run goes on from, and is written first.  Mask, best network, log and
@@ -30,24 +30,30 @@ class Keeping:
     often where epochs are short.
 
     Args:
-        state: the run.
-        folder: its folder, held by this process.
+        folder: of the run, held by this process.
+        about: the metadata of its networks that no epoch changes.
+        device: where what is read goes.
         seconds: that go by between two checkpoints, or more; 0: one after every stage and epoch.
+
+    Attributes:
+        saved_epoch: how many epochs the checkpoint is after, or None.
     """
 
-    def __init__(self, state: RunState, folder: SharedFolder, seconds: float) -> None:
+    def __init__(
+        self, folder: RunFolder, about: Mapping[str, Any], device: torch.device, seconds: float
+    ) -> None:
         self.seconds = seconds
-        self._state = state
+        self.saved_epoch: int | None = None
         self._folder = folder
-        self._saved_epoch: int | None = None
+        self._about = about
+        self._device = device
         self._best: Mapping[str, Tensor] | None = None  # where its file does not hold it yet
         self._saved = self._derived = time.perf_counter()
         self._deriving = 0.0  # seconds that writing what is derived took, the last time
 
-    @property
-    def is_saved(self) -> bool:
-        """Whether the checkpoint is of the last epoch."""
-        return self._saved_epoch == self._state.epoch
+    def settled(self) -> RunRecord | None:
+        """Return the record of the run where it has come to its end."""
+        return self._folder.settled()
 
     @property
     def due(self) -> bool:
@@ -60,130 +66,97 @@ class Keeping:
         since = time.perf_counter() - self._derived
         return self._deriving <= max(_CHEAP_SECONDS, _DERIVING * since)
 
-    def commit(self, **changes: object) -> None:
-        """Take a step as done, with these changes of the record, and save it."""
-        self._state.change(**changes)
-        self._saved_epoch = None
-        self.save()
-
-    def save(self, *, derived: bool = True) -> None:
-        """Write what is not yet saved: the checkpoint, then what can be made again from it."""
-        if self.is_saved:
-            return
-        state = self._state
-        network, best = state.network.state_dict(), self._best
-        if state.is_best and not state.is_pruning:
-            self._best, best = network, None
-        mask = state.mask if state.is_pruning or state.is_fresh else None
-        checkpoint = Checkpoint(
-            state.record,
-            network,
-            state.optimizer.state_dict(),
-            state.schedule.state_dict(),
-            dict(mask or {}),
-            best or {},
-        )
-        self._folder.write(CHECKPOINT, checkpoint.to_bytes())
-        self._saved_epoch = state.epoch
+    def save(self, now: Checkpoint, *, derived: bool = True) -> None:
+        """Write the checkpoint, then what can be made again from it; log and record are in that."""
+        best = self._best
+        if now.record.ends_best and not now.record.is_pruning:
+            self._best, best = now.network, None
+        self._folder.write(CHECKPOINT, replace(now, best=best or {}).to_bytes())
+        self.saved_epoch = len(now.record.epochs)
         self._saved = time.perf_counter()
         if derived:
-            self._write_derived()
-        elif self._best is network:
-            self.keep_best()  # before it is trained further
+            self.derive(now)
+        elif self._best is now.network:
+            self.keep_best(now.network)  # before it is trained further
 
-    def keep_best(self) -> None:
-        """Keep a copy of the network, which is the best so far, until it is saved."""
-        state = self._state
-        self._best = {name: it.clone() for name, it in state.network.state_dict().items()}
+    def keep_best(self, network: Mapping[str, Tensor]) -> None:
+        """Keep a copy of a network, which is the best so far, until it is saved."""
+        self._best = {name: tensor.clone() for name, tensor in network.items()}
 
-    def bring_best(self) -> None:
-        """Give the run the weights of its best epoch."""
-        state = self._state
-        if not state.is_best:
-            weights, _ = self._needed(BEST, network_in)
-            state.network.load_state_dict(weights)
+    def read_best(self) -> dict[str, Tensor]:
+        """Return the weights of the best network.
 
-    def restore(self) -> bool:
-        """Bring the run to where its checkpoint is; return whether there is one.
+        Raises:
+            ValueError: its file is missing or damaged.
+        """
+        weights, _ = self._needed(BEST, network_in)
+        return weights
+
+    def restore(self, start: Start) -> Checkpoint | None:
+        """Return what a run with this start network goes on from, where there is something.
 
         Raises:
             ValueError: it, or what it needs beside it, is damaged; or it was begun from another
                 start network.
         """
         if not self._folder.has(CHECKPOINT):
-            return False
-        state, saved = self._state, self._checkpoint()
-        if saved.record.start.weights_sha256 != state.record.start.weights_sha256:
+            return None
+        saved = self._checkpoint()
+        record = saved.record
+        if record.start.weights_sha256 != start.weights_sha256:
             raise ValueError(
                 f"{self._folder.path} was begun from another start network "
-                f"({saved.record.start.path}); give --path another folder"
+                f"({record.start.path}); give --path another folder"
             )
-        state.take_record(saved.record)
-        self._saved_epoch, self._best = state.epoch, None
-        state.network.load_state_dict(dict(saved.network))
-        criterion = state.config.criterion
-        if saved.record.after_pruning is not None:
-            if state.is_fresh:
-                state.mask = Mask(dict(saved.mask), criterion=criterion)
-            else:
-                state.mask = self._needed(MASK, Mask.from_bytes)
-            state.restart_optimizer()
-            state.keep_training()
-        elif saved.mask:
-            state.mask = Mask(dict(saved.mask), criterion=criterion)
-        state.optimizer.load_state_dict(dict(saved.optimizer))
-        state.schedule.load_state_dict(dict(saved.schedule))
+        self.saved_epoch, self._best = len(record.epochs), None
+        if record.after_pruning is not None and not record.is_just_pruned:
+            saved = replace(saved, mask=self._needed(MASK, Mask.from_bytes))
         if saved.best:
             self._best = saved.best
-        elif state.is_best and not state.is_pruning:
+        elif record.ends_best and not record.is_pruning:
             self._best = saved.network
-        elif not state.is_pruning:  # then the best will be one of those that are pruned
-            self._needed(BEST, network_in)
-        self._write_derived()
-        where = f"epoch {state.epoch}"
-        if state.is_pruning:
-            where = f"pruning stage {len(state.record.stages)}"
-        state.progress.note(f"going on after {where}")
-        return True
+        elif not record.is_pruning:  # then the best will be one of those that are pruned
+            self.read_best()
+        return saved
 
-    def settle(self, status: RunStatus, message: str | None = None) -> None:
-        """Write what a run leaves, the record last; what only an unfinished one needs goes.
-
-        The last network is that of the checkpoint: where it diverged, of the epoch before.
-        """
-        state = self._state
-        last = (
-            self._checkpoint().network
-            if status == RunStatus.DIVERGED
-            else state.network.state_dict()
-        )
-        self._folder.write(LAST, state.network_bytes(last, state.record.last))
-        state.change(status=status, message=message)
-        self._write_log_and_record()
-        self._folder.remove(CHECKPOINT)
-
-    def _write_derived(self) -> None:
+    def derive(self, now: Checkpoint) -> None:
         """Write the files that the checkpoint just written, or just read, determines."""
         began = time.perf_counter()
-        state = self._state
-        if state.is_fresh and state.mask is not None:
-            self._folder.save(MASK, state.mask.save)
+        if now.record.is_just_pruned and now.mask is not None:
+            self._folder.save(MASK, now.mask.save)
         if self._best is not None:
-            self._folder.write(BEST, state.network_bytes(self._best, state.record.best))
+            self._folder.write(BEST, self._network(self._best, now.record, now.record.best))
             self._best = None
-        self._write_log_and_record()
+        self._write_log_and_record(now.record)
         self._derived = time.perf_counter()
         self._deriving = self._derived - began
 
-    def _write_log_and_record(self) -> None:
-        record = self._state.record
+    def leave_last(self, record: RunRecord, network: Mapping[str, Tensor] | None) -> None:
+        """Write the last network: this one, or where a run diverged that of the checkpoint."""
+        last = self._checkpoint().network if network is None else network
+        self._folder.write(LAST, self._network(last, record, record.last))
+
+    def settle(self, record: RunRecord) -> None:
+        """Write log and record of a run at its end; what only an unfinished one needs goes."""
+        self._write_log_and_record(record)
+        self._folder.remove(CHECKPOINT)
+
+    def _write_log_and_record(self, record: RunRecord) -> None:
         self._folder.write(LOG, log_text(record).encode())
         self._folder.write(RECORD, record.to_json().encode())
+
+    def _network(
+        self, weights: Mapping[str, Tensor], record: RunRecord, at: EpochRecord | None
+    ) -> bytes:
+        """The file of a network of this run, with these weights, from this epoch."""
+        epoch = 0 if at is None else at.epoch
+        metadata = {**self._about, "epoch": epoch, "sparsity": record.sparsity}
+        return network_bytes(weights, metadata)
 
     def _checkpoint(self) -> Checkpoint:
         path = self._folder.path / CHECKPOINT
         try:
-            return Checkpoint.from_bytes(self._folder.read(CHECKPOINT), path, self._state.device)
+            return Checkpoint.from_bytes(self._folder.read(CHECKPOINT), path, self._device)
         except ValueError as error:
             left = self._best_left()
             raise ValueError(f"{error}; remove it to begin this run again{left}") from error

@@ -131,7 +131,7 @@ def progress(folder: Path) -> str:
         record = None
     if record is None:
         return "beginning"
-    if record.before_pruning is not None and record.after_pruning is None:
+    if record.is_pruning:
         return f"pruning stage {len(record.stages)} of {record.config['pi']}"
     return f"epoch {len(record.epochs)} of {record.config['nepochs']}"
 

@@ -16,11 +16,11 @@ import torch
 
 import lossprune.experiment.runner
 from lossprune.experiment import FolderBusyError, RunFolder, RunRecord
-from lossprune.experiment.cache import Cache
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.group import run_together, stackable
+from lossprune.experiment.prepare import Cache
 from lossprune.experiment.record import RunStatus
-from lossprune.experiment.runner import Run
+from lossprune.experiment.runner import OpenRun
 from lossprune.sweep.job import ERROR, Job, Outcome, RunPhase, note_failure
 from lossprune.training import NotStackableError
 
@@ -51,7 +51,7 @@ def _execute(job: Job, config: RunConfig) -> Outcome:
     deadline = time.monotonic() + job.patience
     gpus = 0
 
-    def leave(going: Run) -> bool:
+    def leave(going: OpenRun) -> bool:
         nonlocal gpus
         gpus = torch.cuda.device_count() if going.state.device.type == "cuda" else 0
         return job.leaves and stackable(going)
