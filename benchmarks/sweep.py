@@ -79,8 +79,7 @@ class Sampling:
         now = time.perf_counter()
         if not self.first_end:  # the baseline: from here on every worker has been started
             self.first_end = now
-        else:
-            self.busy += outcome.busy
+        self.busy += outcome.busy
         self.last_end = now
         self.rss.append(self.process.memory_info().rss)
 
@@ -99,7 +98,6 @@ def measure_overhead(folder: Path, runs: int) -> dict[str, Any]:
         engine.close()
     done = time.perf_counter()
     wall = done - warm
-    view.busy = sum(outcome.busy for outcome in board.outcomes.values())
     return {
         "runs": board.ended,
         "wall_s": wall,

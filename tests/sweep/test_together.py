@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from lossprune import Mask
-from lossprune.sweep.gathering import Gathering
+from lossprune.sweep.grouping import split_evenly
 from lossprune.sweep.plan_file import parse_plan
 
 PLAN = """
@@ -160,16 +160,10 @@ def test_groups_are_of_nearly_the_same_size_and_in_order():
         'arch = "MLP"\ndataset = "digits"\npe = -1\nseed = [1, 2, 3, 4, 5, 6, 7]\n', "p"
     )
     runs = plan.expand()
-    order = {run: place for place, run in enumerate(runs)}
 
     def sizes(most: int | None, places: int) -> list[int]:
-        gathering = Gathering(order, most)
-        for run in reversed(runs):
-            gathering.add(run)
-        (kind,) = gathering.kinds
-        groups = gathering.take(kind, places)
+        groups = split_evenly(runs, places, most)
         assert [run for group in groups for run in group] == list(runs)
-        assert not gathering
         return sorted(map(len, groups))
 
     assert sizes(None, 1) == [7]

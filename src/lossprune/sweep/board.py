@@ -27,7 +27,7 @@ def label_runs(runs: Sequence[PlannedRun]) -> dict[PlannedRun, str]:
 
 
 @dataclass(frozen=True)
-class Flying:
+class RunningJob:
     """A job under way: a run, or several together, and the folder of the first of them."""
 
     folder: Path
@@ -40,26 +40,25 @@ class Board:
     """Counts and a few numbers; what it holds does not grow with what the runs compute.
 
     Attributes:
-        total: runs of the plan.
-        found: of them, runs that had been done before.
+        phases: where each run of the plan stands, in its order.
+        found: runs that had been done before.
         capacity: jobs that can go at a time.
         running: jobs under way, by label.
-        outcomes: of every run that came to an end, by label.
         best: label and outcome of the pruned network of lowest validation error.
+        ended: runs that this command did.
     """
 
-    total: int
+    phases: dict[PlannedRun, RunPhase]
     found: int = 0
     capacity: int = 0
-    running: dict[str, Flying] = field(default_factory=dict)
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    running: dict[str, RunningJob] = field(default_factory=dict)
     best: tuple[str, Outcome] | None = None
     began: float = field(default_factory=time.monotonic)
     ended: int = 0
 
-    def settle(self, label: str, outcome: Outcome, *, found: bool = False) -> None:
+    def settle(self, run: PlannedRun, label: str, outcome: Outcome, *, found: bool = False) -> None:
         """Note the end of a run."""
-        self.outcomes[label] = outcome
+        self.phases[run] = outcome.status
         self.found += found
         self.ended += not found and outcome.status != RunPhase.BLOCKED
         if outcome.pruned_loss is None or outcome.valid_error is None:
@@ -67,14 +66,19 @@ class Board:
         if self.best is None or outcome.valid_error < (self.best[1].valid_error or 0.0):
             self.best = (label, outcome)
 
-    def count(self, status: RunPhase) -> int:
-        """Return how many runs ended so."""
-        return sum(outcome.status == status for outcome in self.outcomes.values())
+    def count(self, phase: RunPhase) -> int:
+        """Return how many runs stand there."""
+        return sum(each is phase for each in self.phases.values())
+
+    @property
+    def total(self) -> int:
+        """How many runs the plan has."""
+        return len(self.phases)
 
     @property
     def left(self) -> int:
         """How many runs have not come to an end."""
-        return self.total - len(self.outcomes)
+        return sum(not phase.is_end for phase in self.phases.values())
 
     @property
     def eta(self) -> float | None:

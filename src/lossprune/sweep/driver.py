@@ -1,17 +1,16 @@
 """Doing a plan's runs: baselines first, then what starts from them, whatever happens to some."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 from lossprune.experiment.folder import RunFolder
-from lossprune.sweep.board import Board, Flying, label_runs
+from lossprune.sweep.board import Board, RunningJob, label_runs
 from lossprune.sweep.engines import Engine, Outcomes
-from lossprune.sweep.gathering import Gathering, Kind, kind_of
+from lossprune.sweep.grouping import Kind, kind_of, split_evenly
 from lossprune.sweep.job import (
     Job,
     LostError,
@@ -27,6 +26,7 @@ _ATTEMPTS = 5  # of a run whose workers die: more often than chance, so the run 
 _POLL_SECONDS = 0.5
 _BUSY_SECONDS = 2.0
 _NAMED = 3  # runs of a group that a line names
+_MAY_BE_DUE = (RunPhase.WAITING, RunPhase.READY, RunPhase.RUNNING)
 
 
 class Driver:
@@ -37,6 +37,10 @@ class Driver:
 
     What is done stands in the runs' folders and nowhere else: a driver that begins looks there, so
     it does not matter how an earlier one ended, or whether another is at work.
+
+    Attributes:
+        board: where each run stands.
+        stopped: why no other job is begun, or None.
     """
 
     def __init__(
@@ -55,32 +59,35 @@ class Driver:
         self.retry = retry
         self.tensorboard = tensorboard
         self.labels = label_runs(runs)
-        self.board = Board(len(runs))
+        self.board = Board(dict.fromkeys(runs, RunPhase.WAITING))
         self.stopped: str | None = None
-        self._ready: deque[tuple[PlannedRun, ...]] = deque()
-        self._waiting: dict[Path, list[PlannedRun]] = {}
-        self._flying: dict[Future[Outcomes], tuple[PlannedRun, ...]] = {}
         self._stack = stack
-        self._gathering = Gathering({run: place for place, run in enumerate(runs)}, stack)
+        self._dependents: dict[Path, list[PlannedRun]] = {}  # by the folder of their baseline
+        for run in _longest_first(runs):
+            if run.baseline is not None:
+                self._dependents.setdefault(run.baseline.folder, []).append(run)
+        self._queue: deque[tuple[PlannedRun, ...]] = deque()  # jobs to begin, in order
+        self._jobs: dict[Future[Outcomes], tuple[PlannedRun, ...]] = {}  # under way
         self._alone: set[PlannedRun] = set()  # that no group takes
-        self._attempts: dict[PlannedRun, int] = {}
+        self._attempts: Counter[PlannedRun] = Counter()
         self._not_before: dict[PlannedRun, float] = {}
+        self._gpus: dict[Kind, int] = {}
 
     def finish(self) -> Board:
         """Do all that can be done, and return where it stands then."""
         self._look()
         self.view.begin(self.board)
-        while self._ready or self._flying or self._gathering:
+        while self._queue or self._jobs or self.board.count(RunPhase.DUE):
             self._gather()
             self._submit()
-            if not self._flying:
+            if not self._jobs:
                 if self.stopped:
                     break
                 # No node is there yet, or others hold all that is left.
                 time.sleep(_POLL_SECONDS / 5)
-            done, _ = wait(self._flying, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            done, _ = wait(self._jobs, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
-                self._collect(self._flying.pop(future), future)
+                self._collect(self._jobs.pop(future), future)
             self.view.tick(self.board)
         return self.board
 
@@ -89,14 +96,13 @@ class Driver:
         ended: dict[Path, Outcome] = {}
         for run in _longest_first(self.runs):
             outcome = self._found(run)
-            folder = run.config.folder
             if outcome is not None:
-                ended[folder] = outcome
+                ended[run.config.folder] = outcome
                 self._settle(run, outcome, found=True)
-            elif run.baseline is None or run.baseline.folder in ended:
-                self._begin_or_block(run, ended[run.baseline.folder] if run.baseline else None)
-            else:
-                self._waiting.setdefault(run.baseline.folder, []).append(run)
+            elif run.baseline is None:
+                self._enqueue(run)
+            elif run.baseline.folder in ended:
+                self._begin_or_block(run, ended[run.baseline.folder])
 
     def _found(self, run: PlannedRun) -> Outcome | None:
         folder = RunFolder(run.config.folder)
@@ -113,30 +119,43 @@ class Driver:
             )
         return None
 
-    def _begin_or_block(self, run: PlannedRun, baseline: Outcome | None) -> None:
-        if baseline is None or baseline.status == RunPhase.FINISHED:
-            self._ready.append((run,))
+    def _begin_or_block(self, run: PlannedRun, baseline: Outcome) -> None:
+        if baseline.status == RunPhase.FINISHED:
+            self._enqueue(run)
         else:
             self._settle(run, Outcome(RunPhase.BLOCKED, f"its baseline {baseline.status}"))
 
+    def _enqueue(
+        self, run: PlannedRun, phase: RunPhase = RunPhase.READY, *, first: bool = False
+    ) -> None:
+        """Let a run be a job of its own: the next one, or the last."""
+        self.board.phases[run] = phase
+        if first:
+            self._queue.appendleft((run,))
+        else:
+            self._queue.append((run,))
+
     def _gather(self) -> None:
         """Form groups of the runs that nobody else can join."""
-        for kind in self._gathering.kinds:
+        due: dict[Kind, list[PlannedRun]] = {}
+        for run, phase in self.board.phases.items():
+            if phase is RunPhase.DUE:
+                due.setdefault(kind_of(run.config), []).append(run)
+        for kind, runs in due.items():
             if self._comes(kind):
                 continue
-            places = self.engine.places(self._gathering.gpus.get(kind, 0))
-            for group in self._gathering.take(kind, places):
-                self._ready.appendleft(group)
+            places = self.engine.places(self._gpus.get(kind, 0))
+            for group in split_evenly(runs, places, self._stack):
+                self._queue.appendleft(group)
+                self.board.phases.update(dict.fromkeys(group, RunPhase.TOGETHER))
                 if len(group) == 1:
                     self._alone.update(group)
 
     def _comes(self, kind: Kind) -> bool:
         """Whether a run of this kind may soon be due; one that is held elsewhere may not."""
-        jobs = chain(self._ready, self._flying.values())
-        runs = chain((job[0] for job in jobs if len(job) == 1), *self._waiting.values())
         return any(
-            kind_of(run.config) == kind and run not in self._not_before and self._may_leave(run)
-            for run in runs
+            phase in _MAY_BE_DUE and kind_of(run.config) == kind and self._may_leave(run)
+            for run, phase in self.board.phases.items()
         )
 
     def _may_leave(self, run: PlannedRun) -> bool:
@@ -146,18 +165,21 @@ class Driver:
     def _submit(self) -> None:
         self.board.capacity = self.engine.capacity()
         for runs in self._startable():
-            if len(self._flying) >= self.board.capacity or self.stopped:
+            if len(self._jobs) >= self.board.capacity or self.stopped:
                 return
-            self._ready.remove(runs)
+            self._queue.remove(runs)
             configs = tuple(
                 replace(run.config, threads=run.config.threads or self.engine.threads)
                 for run in runs
             )
-            leaves = len(runs) == 1 and self._may_leave(runs[0])
+            alone = len(runs) == 1
+            leaves = alone and self._may_leave(runs[0])
             job = Job(configs, self.engine.patience, self.tensorboard, leaves)
-            self._flying[self.engine.submit(job)] = runs
-            self.board.running[self._label(runs)] = Flying(runs[0].config.folder, len(runs))
-            if len(runs) > 1:
+            self._jobs[self.engine.submit(job)] = runs
+            if self.board.phases[runs[0]] is RunPhase.READY:  # else it is seen as it was before
+                self.board.phases[runs[0]] = RunPhase.RUNNING
+            self.board.running[self._label(runs)] = RunningJob(runs[0].config.folder, len(runs))
+            if not alone:
                 self.view.note(f"training together: {self._label(runs)}")
 
     def _label(self, runs: Sequence[PlannedRun]) -> str:
@@ -170,7 +192,7 @@ class Driver:
     def _startable(self) -> Iterator[tuple[PlannedRun, ...]]:
         """Jobs whose time has come, in order; runs that are held elsewhere wait a while."""
         now = time.monotonic()
-        for runs in list(self._ready):
+        for runs in list(self._queue):
             if all(self._not_before.get(run, 0.0) <= now for run in runs):
                 yield runs
 
@@ -181,45 +203,44 @@ class Driver:
             outcomes = self.engine.collect(future)
         except LostError as error:
             outcomes = (Outcome(RunPhase.LOST, str(error), again=True),) * len(runs)
-            if any(self._attempts.get(run, 0) + 1 < _ATTEMPTS for run in runs):
+            if any(self._attempts[run] + 1 < _ATTEMPTS for run in runs):
                 it_goes = "they go" if len(runs) > 1 else "it goes"
                 self.view.note(f"{label}: {error}; {it_goes} on elsewhere")
         for run, outcome in zip(runs, outcomes, strict=True):
-            self._sort(run, outcome, grouped=len(runs) > 1)
+            self._take(run, outcome, grouped=len(runs) > 1)
 
-    def _sort(self, run: PlannedRun, outcome: Outcome, *, grouped: bool) -> None:
+    def _take(self, run: PlannedRun, outcome: Outcome, *, grouped: bool) -> None:
         """Settle a run, or say what is next for it."""
-        if outcome.status == RunPhase.BUSY:
-            self._not_before[run] = time.monotonic() + _BUSY_SECONDS
-            self._ready.append((run,))
-            return
-        self._not_before.pop(run, None)
-        if outcome.status == RunPhase.DUE:
-            self._gathering.add(run)
-            self._gathering.gpus[kind_of(run.config)] = outcome.gpus
-        elif outcome.status == RunPhase.LEFT:
-            self._ready.append((run,))
-        elif outcome.status == RunPhase.ALONE:
-            self._alone.add(run)
-            self._ready.append((run,))
-        elif outcome.status == RunPhase.LOST:
-            self._try_again(run, outcome, grouped=grouped)
-        else:
-            self._end(run, outcome)
+        match outcome.status:
+            case RunPhase.BUSY:
+                self._not_before[run] = time.monotonic() + _BUSY_SECONDS
+                self._enqueue(run, RunPhase.BUSY)
+            case RunPhase.DUE:
+                self.board.phases[run] = RunPhase.DUE
+                self._gpus[kind_of(run.config)] = outcome.gpus
+            case RunPhase.LEFT:
+                self._enqueue(run)
+            case RunPhase.ALONE:
+                self._alone.add(run)
+                self._enqueue(run)
+            case RunPhase.LOST:
+                self._try_again(run, outcome, grouped=grouped)
+            case _:
+                self._end(run, outcome)
 
     def _try_again(self, run: PlannedRun, outcome: Outcome, *, grouped: bool) -> None:
         """Go on with a run whose worker died, unless that comes again and again."""
-        attempts = self._attempts[run] = self._attempts.get(run, 0) + 1
-        if attempts < _ATTEMPTS and grouped:
-            self._gathering.add(run)
-        elif attempts < _ATTEMPTS:
-            self._ready.appendleft((run,))
+        self._attempts[run] += 1
+        if self._attempts[run] < _ATTEMPTS and grouped:
+            self.board.phases[run] = RunPhase.DUE
+        elif self._attempts[run] < _ATTEMPTS:
+            self._enqueue(run, first=True)
         elif grouped:  # one of them is the reason: alone, it will show which
             self._attempts[run] = 0
             self._alone.add(run)
-            self._ready.append((run,))
+            self._enqueue(run)
         else:
-            message = f"{outcome.message}, {attempts} times in a row"
+            message = f"{outcome.message}, {self._attempts[run]} times in a row"
             outcome = replace(outcome, status=RunPhase.FAILED, message=message)
             note_failure(RunFolder(run.config.folder), outcome)
             self._end(run, outcome)
@@ -228,12 +249,12 @@ class Driver:
         if outcome.full:
             self.stopped = outcome.message
         self._settle(run, outcome)
-        for dependent in self._waiting.pop(run.config.folder, []):
-            self._begin_or_block(dependent, outcome)
+        for dependent in self._dependents.get(run.config.folder, ()):
+            if self.board.phases[dependent] is RunPhase.WAITING:
+                self._begin_or_block(dependent, outcome)
 
     def _settle(self, run: PlannedRun, outcome: Outcome, *, found: bool = False) -> None:
-        self._not_before.pop(run, None)
-        self.board.settle(self.labels[run], outcome, found=found)
+        self.board.settle(run, self.labels[run], outcome, found=found)
         if not found or outcome.status != RunPhase.FINISHED:
             self.view.ended(self.labels[run], outcome, RunFolder(run.config.folder), self.board)
 

@@ -19,7 +19,9 @@ class RunPhase(StrEnum):
     """Where a run of a sweep stands."""
 
     WAITING = "waiting"  # for its baseline, or for others to train with
+    READY = "ready"  # to be done alone
     RUNNING = "running"
+    TOGETHER = "together"  # ready or running as one of a group
     DUE = "due"  # its next epoch is to be trained in a group
     LEFT = "left"  # its group, to be pruned
     ALONE = "alone"  # as no group can train it
@@ -30,6 +32,11 @@ class RunPhase(StrEnum):
     DIVERGED = "diverged"
     FAILED = "failed"
     BLOCKED = "blocked"  # its baseline has not finished
+
+    @property
+    def is_end(self) -> bool:
+        """Whether nothing comes after it."""
+        return self in (self.FINISHED, self.DIVERGED, self.FAILED, self.BLOCKED)
 
 
 class LostError(Exception):

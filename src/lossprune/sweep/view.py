@@ -54,7 +54,7 @@ class SweepLines:
 
     def ended(self, label: str, outcome: Outcome, folder: RunFolder, board: Board) -> None:
         """Print ``[3/415] pm=QM pi=14 …: how it went``, and of a failed one its last lines."""
-        place = f"[{len(board.outcomes)}/{board.total}]"
+        place = f"[{board.total - board.left}/{board.total}]"
         left = "" if board.eta is None else f" ({duration(board.eta)} left)"
         self.note(f"{place} {label}: {describe_outcome(outcome)}{left}")
         if outcome.status in (RunPhase.FAILED, RunPhase.DIVERGED):
