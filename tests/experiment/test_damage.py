@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.faults import Stopping, cases, count
 from lossprune import Mask
-from lossprune.experiment import RunConfig, RunRecord, run
+from lossprune.experiment import RunConfig, RunRecord, run, store
 from lossprune.experiment.folder import BEST, CHECKPOINT, LAST, LOG, MASK, RECORD
 from lossprune.experiment.group import run_together
 from lossprune.experiment.network_file import network_bytes, read_network
@@ -30,8 +30,10 @@ def test_changed_bytes_are_refused_or_without_effect(tmp_path):
 
 
 @pytest.fixture
-def interrupted(tmp_path) -> RunConfig:
+def interrupted(tmp_path, monkeypatch) -> RunConfig:
     """A run stopped while it is fine-tuned, its best network of an earlier epoch."""
+    # However slow the disk is, the best network is in its file after every epoch.
+    monkeypatch.setattr(store, "_CHEAP_SECONDS", 1e6)
     config = RunConfig(
         arch="MLP",
         dataset="digits",

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from lossprune.experiment.checkpoint import Checkpoint
 from lossprune.experiment.prepare import PreparedRun, dataset_key
 from lossprune.experiment.progress import Progress
 from lossprune.experiment.ranks import Ranks
 from lossprune.experiment.record import RunRecord, Scores
 from lossprune.experiment.record_builder import RecordBuilder
+from lossprune.experiment.store import Checkpoint
 from lossprune.pruning import Mask
 from lossprune.pruning.prunable import prunable_weights
 from lossprune.training import (
