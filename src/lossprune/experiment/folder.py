@@ -8,19 +8,38 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from lossprune.experiment.ranks import ALONE, Ranks
 from lossprune.experiment.record import RunRecord, RunStatus
 from lossprune.files import remove_unfinished, replacing, write_whole
 from lossprune.json_text import parse_json
 
+T = TypeVar("T")
+
 RECORD, LOG, MASK = "record.json", "log.txt", "mask.safetensors"
 BEST, LAST, CHECKPOINT = "best_model.pt", "last_model.pt", "checkpoint.pt"
+_BUSY_SECONDS = 0.5
 _LOCK, _HOLDER = ".lock", ".holder.json"
 
 
 class FolderBusyError(ValueError):
     """Another process works on the folder; the message says which."""
+
+
+def when_free(attempt: Callable[[], T], deadline: float) -> T:
+    """Return what ``attempt()`` does, tried again and again where another has the folder.
+
+    Raises:
+        FolderBusyError: it still has it at ``deadline``, by the monotonic clock.
+    """
+    while True:
+        try:
+            return attempt()
+        except FolderBusyError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_BUSY_SECONDS)
 
 
 class RunFolder:

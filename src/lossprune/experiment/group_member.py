@@ -1,20 +1,18 @@
 """One run of a group: whatever happens to it is its own affair."""
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from math import inf
 
 from lossprune.experiment.config import RunConfig
-from lossprune.experiment.folder import FolderBusyError, RunFolder
+from lossprune.experiment.folder import RunFolder, when_free
 from lossprune.experiment.prepare import Cache
 from lossprune.experiment.record import RunRecord
 from lossprune.experiment.runner import OpenRun, opened
 from lossprune.experiment.story import Request, Trained
 
 Result = RunRecord | Exception
-
-_BUSY_SECONDS = 0.5
 
 
 class GroupMember:
@@ -52,20 +50,12 @@ class GroupMember:
         with self._failing_alone():
             self.result = RunFolder(self.config.folder).settled()
             if self.result is None:
-                self._run = self._enter(cache, deadline)
+                run = partial(opened, self.config, cache=cache)
+                self._run = when_free(lambda: self._exits.enter_context(run()), deadline)
                 self._run.begin()
                 self._run.store.seconds = inf  # the group says when
                 self.result = None if self.going else self._run.record
         self.let_go()
-
-    def _enter(self, cache: Cache, deadline: float) -> OpenRun:
-        while True:
-            try:
-                return self._exits.enter_context(opened(self.config, cache=cache))
-            except FolderBusyError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(_BUSY_SECONDS)
 
     def take(self, trained: Trained, mode: str, reason: str) -> None:
         """Take an epoch that was trained in this way."""

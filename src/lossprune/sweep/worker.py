@@ -17,6 +17,7 @@ import torch
 import lossprune.experiment.runner
 from lossprune.experiment import FolderBusyError, RunFolder, RunRecord
 from lossprune.experiment.config import RunConfig
+from lossprune.experiment.folder import when_free
 from lossprune.experiment.group import run_together, stackable
 from lossprune.experiment.prepare import Cache
 from lossprune.experiment.record import RunStatus
@@ -48,7 +49,6 @@ def execute(job: Job) -> tuple[Outcome, ...]:
 
 
 def _execute(job: Job, config: RunConfig) -> Outcome:
-    deadline = time.monotonic() + job.patience
     gpus = 0
 
     def leave(going: OpenRun) -> bool:
@@ -56,28 +56,24 @@ def _execute(job: Job, config: RunConfig) -> Outcome:
         gpus = torch.cuda.device_count() if going.state.device.type == "cuda" else 0
         return job.leaves and stackable(going)
 
-    while True:
-        try:
-            record = lossprune.experiment.runner.run(
-                config,
-                cache=process_cache(),
-                checkpoint_seconds=_CHECKPOINT_SECONDS,
-                leave=leave,
-            )
-        except FolderBusyError as error:
-            if time.monotonic() >= deadline:
-                return _conclude(job, config, error)
-            time.sleep(0.5)
-        except Exception as error:
-            return _conclude(job, config, error)
-        else:
-            if record.status != RunStatus.RUNNING:
-                return _conclude(job, config, record)
-            with contextlib.suppress(OSError):
-                (config.folder / ERROR).unlink(missing_ok=True)
-            if gpus:  # the group may be trained by another process
-                torch.cuda.empty_cache()
-            return Outcome(RunPhase.DUE, gpus=gpus)
+    attempt = functools.partial(
+        lossprune.experiment.runner.run,
+        config,
+        cache=process_cache(),
+        checkpoint_seconds=_CHECKPOINT_SECONDS,
+        leave=leave,
+    )
+    try:
+        record = when_free(attempt, time.monotonic() + job.patience)
+    except Exception as error:
+        return _conclude(job, config, error)
+    if record.status != RunStatus.RUNNING:
+        return _conclude(job, config, record)
+    with contextlib.suppress(OSError):
+        (config.folder / ERROR).unlink(missing_ok=True)
+    if gpus:  # the group may be trained by another process
+        torch.cuda.empty_cache()
+    return Outcome(RunPhase.DUE, gpus=gpus)
 
 
 def _execute_together(job: Job) -> tuple[Outcome, ...]:
