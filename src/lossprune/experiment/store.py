@@ -185,15 +185,17 @@ class RunStore:
         began = time.perf_counter()
         if now.record.is_just_pruned and now.mask is not None:
             self._folder.save(MASK, now.mask.save)
-        if self._best is not None:
-            self._folder.write(BEST, self._network(self._best, now.record, now.record.best))
-            self._best = None
+        self._write_best(now.record)
         self._write_log_and_record(now.record)
         self._derived = time.perf_counter()
         self._deriving = self._derived - began
 
     def leave_last(self, record: RunRecord, network: Mapping[str, Tensor] | None) -> None:
-        """Write the last network: this one, or where a run diverged that of the checkpoint."""
+        """Write the last network: this one, or where a run diverged that of the checkpoint.
+
+        So is the best one, where it is in the checkpoint alone.
+        """
+        self._write_best(record)
         last = self._checkpoint().network if network is None else network
         self._folder.write(LAST, self._network(last, record, record.last))
 
@@ -201,6 +203,11 @@ class RunStore:
         """Write log and record of a run at its end; what only an unfinished one needs goes."""
         self._write_log_and_record(record)
         self._folder.remove(CHECKPOINT)
+
+    def _write_best(self, record: RunRecord) -> None:
+        if self._best is not None:
+            self._folder.write(BEST, self._network(self._best, record, record.best))
+            self._best = None
 
     def _write_log_and_record(self, record: RunRecord) -> None:
         self._folder.write(LOG, log_text(record).encode())
