@@ -61,14 +61,10 @@ def planned(
         step.target: _pointed(step, own.get(step.target), layout, unit) for step in layout.steps
     }
     made = [_operation(step, layout, chosen, pointed[step.target]) for step in layout.steps]
-    operations = [
-        *(_between(OperationKind.READ, layout, name, k) for k, name in enumerate(inputs)),
-        *made,
-        *(
-            _between(OperationKind.WRITE, layout, name, len(inputs) + k)
-            for k, name in enumerate(outputs)
-        ),
-    ]
+    tensors = enumerate(outputs, start=len(inputs))
+    reads = [_between(OperationKind.READ, layout, name, k) for k, name in enumerate(inputs)]
+    writes = [_between(OperationKind.WRITE, layout, name, k) for k, name in tensors]
+    operations = [*reads, *made, *writes]
     sums = [
         (operation, pointed[step.target]["value"].numel())
         for step, operation in zip(layout.steps, made, strict=True)

@@ -39,7 +39,8 @@ from lossprune.kernels.interface import Activation
 
 Lowered = tuple[SparseStep, Weights]
 
-_ACTIVATIONS = {"relu": Activation.RELU, "tanh": Activation.TANH}
+# The maximum of these is theirs of the maximum.
+_INCREASING = (Activation.IDENTITY, Activation.RELU, Activation.TANH)
 _FLATTENINGS = (nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape")
 
 
@@ -99,8 +100,8 @@ def _operation(
             if found := scale_and_shift(norm):
                 operation = ChannelScales(norm.num_features)
                 weights = Weights(scale=found[0].float(), shift=found[1].float())
-        case Pointwise(name="relu" | "tanh" as name), [_, _]:
-            operation = MapActivation(_ACTIVATIONS[name])
+        case Pointwise(name=name), [_, _] if name.upper() in Activation.__members__:
+            operation = MapActivation(Activation[name.upper()])
         case Sum(sign=1), [_, _, _] if shapes[0] == shapes[1]:
             operation = MapSum()
         case Pooling(kind="max", dimensions=2, arguments=given), [4, 4]:
@@ -169,8 +170,7 @@ def _join(first: Lowered, second: Lowered, through: str) -> Lowered | None:
         case (
             SparseConvolution(pool=1, stride=(_, 1 | 2)) as before,
             MapMaximum(size=(2, 2), stride=(2, 2)),
-        ) if len(reads) == 1:
-            # The maximum of activations is the activation of the maximum: both increase.
+        ) if len(reads) == 1 and before.activation in _INCREASING:
             operation = replace(before, pool=2)
         case _:
             return None
