@@ -30,19 +30,24 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 Layer = nn.Linear | Convolution | BatchNorm
 
-_POINTWISE_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
-    nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Softshrink, nn.Hardshrink,
-    nn.Tanhshrink, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Threshold,
-)  # fmt: skip
-_IDENTITIES = (
-    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)  # fmt: skip
 _FUNCTIONS = (
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
     "logsigmoid", "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink", "hardtanh",
     "hardswish", "hardsigmoid", "threshold", "clamp", "clip", "abs", "neg", "exp", "sqrt", "square",
+)  # fmt: skip
+_POINTWISE_MODULES = {
+    kind: name
+    for kind in (
+        nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+        nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Softshrink, nn.Hardshrink,
+        nn.Tanhshrink, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Threshold,
+    )
+    for name in _FUNCTIONS
+    if name.replace("_", "") == kind.__name__.lower()
+}  # fmt: skip
+_IDENTITIES = (
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
 )  # fmt: skip
 _POINTWISE = frozenset(name + ending for name in _FUNCTIONS for ending in ("", "_")) | {
     "contiguous",
@@ -90,7 +95,7 @@ def read_module(module: nn.Module) -> Operation | Layer | None:
     if kind in _IDENTITIES:
         return Pointwise("identity", _same)
     if kind in _POINTWISE_MODULES:
-        return Pointwise(kind.__name__.lower(), copy.deepcopy(module).eval())
+        return Pointwise(_POINTWISE_MODULES[kind], copy.deepcopy(module).eval())
     if kind in _POOL_MODULES:
         pooling, dimensions = _POOL_MODULES[kind]
         usual = _POOLINGS[pooling]
