@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lossprune.pruning.names import find_in
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -132,9 +134,4 @@ def find_criterion(criterion: str | Criterion) -> Criterion:
     """
     if isinstance(criterion, Criterion):
         return criterion
-    if criterion not in CRITERIA:
-        raise ValueError(
-            f"unknown criterion {criterion!r}; choose one of: {', '.join(CRITERIA)}, "
-            "or give a lossprune.Criterion"
-        )
-    return CRITERIA[criterion]
+    return find_in(CRITERIA, criterion, "criterion", ", or give a lossprune.Criterion")

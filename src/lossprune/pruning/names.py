@@ -1,7 +1,10 @@
-"""Names of parameters: what wrappers put before them, and which was probably meant."""
+"""Names: of parameters, what wrappers put before them and which was meant; of a table's entries."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Modules that hold another one put their attribute's name into every parameter's name: compiled
 # modules, sharded data parallel and activation checkpointing anywhere, ...
@@ -63,6 +66,20 @@ def did_you_mean(name: str, among: Iterable[str]) -> str:
     """
     close = get_close_matches(name, list(among), n=1, cutoff=0.75)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def find_in(table: Mapping[str, T], name: str, what: str, otherwise: str = "") -> T:
+    """Return the entry of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those there are, and says what else will do.
+
+    >>> find_in({"sgd": 1, "adam": 2}, "adam", "optimizer")
+    2
+    """
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; choose one of: {', '.join(table)}{otherwise}")
+    return table[name]
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:

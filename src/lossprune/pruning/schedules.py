@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from lossprune.pruning.names import find_in
+
 
 def _linear(sparsity: float, stages: int, start: float = 0.0) -> list[float]:
     """Every stage removes the same number of weights."""
@@ -58,13 +60,8 @@ def sparsities(
     if isinstance(stages, bool) or not isinstance(stages, int) or not 1 <= stages <= MOST_STAGES:
         raise ValueError(f"stages must be a whole number from 1 to {MOST_STAGES:,}, got {stages!r}")
     if isinstance(schedule, str):
-        if schedule not in SCHEDULES:
-            known = ", ".join(SCHEDULES)
-            raise ValueError(
-                f"unknown schedule {schedule!r}; choose one of: {known}, "
-                "or give a sequence of rising sparsities"
-            )
-        steps = SCHEDULES[schedule](sparsity, stages, start)
+        otherwise = ", or give a sequence of rising sparsities"
+        steps = find_in(SCHEDULES, schedule, "schedule", otherwise)(sparsity, stages, start)
         # The last stage is κ itself, not κ to rounding: the final count must be exact. Where κ is
         # near the spacing of numbers around 1, a stage before it may round to more, as to less than
         # the start.

@@ -21,6 +21,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from lossprune.pruning.names import find_in
+
 Shape = tuple[int, ...]
 
 
@@ -71,9 +73,7 @@ def find_scope(scope: str | Scope) -> Scope:
     """
     if isinstance(scope, Scope):
         return scope
-    if scope not in SCOPES:
-        raise ValueError(f"unknown scope {scope!r}; choose one of: {', '.join(SCOPES)}")
-    return SCOPES[scope]
+    return find_in(SCOPES, scope, "scope")
 
 
 def quotas(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lossprune.pruning.criteria import Criterion
-from lossprune.pruning.curvature.statistics import Statistics
+from lossprune.pruning.curvature.statistics import Statistics, check_entries
 from lossprune.pruning.errors import PruningError
 
 
@@ -33,11 +33,7 @@ def saliencies(
         saliency = criterion.saliency(theta, g, h)
         _check_shape(criterion, "saliency", saliency, name, theta)
         saliency = saliency + 0.5 * reg * theta**2
-        bad = saliency.numel() - int(saliency.isfinite().sum())
-        if bad:
-            raise PruningError(
-                f"the saliency of {name!r} is not finite in {bad} of {saliency.numel()} entries"
-            )
+        check_entries("saliency", name, saliency)
         scores[name] = saliency.masked_fill(theta == 0, -torch.inf)
     return scores
 

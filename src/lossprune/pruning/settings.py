@@ -17,12 +17,13 @@ from lossprune.pruning.curvature.examples import check_examples
 from lossprune.pruning.curvature.losses import Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import PrunableNetwork
 from lossprune.pruning.mask import Mask
+from lossprune.pruning.names import find_in
 from lossprune.pruning.patterns import Pattern, final_sparsity, find_pattern
 from lossprune.pruning.prunable import check_mask, input_dimensions, last_layer
 from lossprune.pruning.schedules import sparsities
 from lossprune.pruning.scopes import Scope, find_scope
 from lossprune.pruning.selection import Selection
-from lossprune.pruning.terms import find_term
+from lossprune.pruning.terms import TERMS
 
 _FEW_STAGES = 1000  # that any network may be pruned in, a toy with fewer weights as well
 
@@ -103,7 +104,11 @@ class Pruning:
             )
 
     def _check_data(self, criterion: Criterion) -> None:
-        term = None if criterion.statistic is None else find_term(criterion.statistic)
+        term = (
+            None
+            if criterion.statistic is None
+            else find_in(TERMS, criterion.statistic, "statistic")
+        )
         if self.data is None:
             if criterion.gradient or criterion.curvature or (term and term.needs_data):
                 raise ValueError(

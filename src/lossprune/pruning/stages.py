@@ -12,7 +12,7 @@ from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.estimators import find_estimator
 from lossprune.pruning.curvature.examples import take
 from lossprune.pruning.curvature.losses import find_loss
-from lossprune.pruning.curvature.objective import Objective
+from lossprune.pruning.curvature.measure import Objective
 from lossprune.pruning.curvature.plainly import outside_inference
 from lossprune.pruning.curvature.reach import together
 from lossprune.pruning.curvature.statistics import Statistics
@@ -22,7 +22,7 @@ from lossprune.pruning.names import listed
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.scoring import predicted_change, saliencies
 from lossprune.pruning.settings import Pruning
-from lossprune.pruning.terms import find_term
+from lossprune.pruning.terms import TERMS
 
 # Names that a warning gives in full.
 MOST_NAMED = 4
@@ -181,7 +181,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         """What the criterion ranks by instead of the curvature, if anything."""
         if self._criterion.statistic is None:
             return None
-        term = find_term(self._criterion.statistic)
+        term = TERMS[self._criterion.statistic]
         with distributed.together(objective.network.device):
             found = term.compute(objective, mask)
         found = {name: values.contiguous() for name, values in found.items()}

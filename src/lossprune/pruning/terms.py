@@ -17,8 +17,8 @@ from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.budget import Budget
 from lossprune.pruning.curvature.estimators import EmpiricalFisher
 from lossprune.pruning.curvature.examples import regroup
+from lossprune.pruning.curvature.measure import Objective
 from lossprune.pruning.curvature.network import MaskedNetwork
-from lossprune.pruning.curvature.objective import Objective
 from lossprune.pruning.curvature.plainly import evaluating
 from lossprune.pruning.curvature.probe import probe
 from lossprune.pruning.errors import PruningError
@@ -162,14 +162,3 @@ TERMS: dict[str, Term] = {
     "uniform": Term(uniform, needs_data=False),
 }
 STATISTICS = TERMS  # the name in the public API
-
-
-def find_term(name: str) -> Term:
-    """Return the term of that name.
-
-    Raises:
-        ValueError: a name that is not in :data:`TERMS`.
-    """
-    if name not in TERMS:
-        raise ValueError(f"unknown statistic {name!r}; choose one of: {', '.join(TERMS)}")
-    return TERMS[name]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from lossprune.pruning.curvature.any_function import AnyFunction
 from lossprune.pruning.curvature.cross_entropy import CrossEntropy
 from lossprune.pruning.curvature.elementwise import BinaryCrossEntropy, MeanSquaredError
+from lossprune.pruning.names import find_in
 
 
 class Loss(Protocol):
@@ -91,9 +92,7 @@ def find_loss(loss: "str | Loss | LossFunction") -> FullLoss:
     CrossEntropy(weight=None, label_smoothing=0.1, ignore_index=-100, class_dim=1, shift=0)
     """
     if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise ValueError(f"unknown loss {loss!r}; choose one of: {', '.join(LOSSES)}")
-        loss = LOSSES[loss]
+        loss = find_in(LOSSES, loss, "loss")
     elif (known := _known(loss)) is not None:
         loss = known
     if hasattr(loss, "hessian_factor"):

@@ -202,8 +202,13 @@ def check_finite(statistics: Statistics) -> None:
     measured = {"gradient": statistics.gradient, "curvature": statistics.ggn_diagonal}
     for what, tensors in measured.items():
         for name, tensor in tensors.items():
-            bad = tensor.numel() - int(tensor.isfinite().sum())
-            if bad:
-                raise PruningError(
-                    f"the {what} of {name!r} is not finite in {bad} of {tensor.numel()} entries"
-                )
+            check_entries(what, name, tensor)
+
+
+def check_entries(what: str, name: str, tensor: Tensor) -> None:
+    """Raise unless every entry of what was found of the parameter ``name`` is finite."""
+    bad = tensor.numel() - int(tensor.isfinite().sum())
+    if bad:
+        raise PruningError(
+            f"the {what} of {name!r} is not finite in {bad} of {tensor.numel()} entries"
+        )
