@@ -16,34 +16,20 @@ SOURCE = Path(__file__).with_name("sparse_training.c")
 
 class _KernelLayer(Structure):
     _fields_ = (
-        ("outputs", c_int32),
-        ("inputs", c_int32),
-        ("activation", c_int32),
-        ("unused", c_int32),
-        ("row_start", c_void_p),
-        ("column", c_void_p),
-        ("column_start", c_void_p),
-        ("row", c_void_p),
-        ("position", c_void_p),
-        ("weight", c_void_p),
-        ("weight_velocity", c_void_p),
-        ("bias", c_void_p),
-        ("bias_velocity", c_void_p),
+        *((name, c_int32) for name in ("outputs", "inputs", "activation", "unused")),
+        *((name, c_void_p) for name in ("row_start", "column", "column_start", "row", "position")),
+        *((name, c_void_p) for name in ("weight", "weight_velocity", "bias", "bias_velocity")),
     )
 
 
 class _KernelNetwork(Structure):
     _fields_ = (
-        ("layers", c_int32),
-        ("blocks", c_int32),
+        *((name, c_int32) for name in ("layers", "blocks")),
         ("pixels", c_int64),
         ("layer", POINTER(_KernelLayer)),
-        ("block", c_void_p),
-        ("factor", c_void_p),
-        ("offset", c_void_p),
+        *((name, c_void_p) for name in ("block", "factor", "offset")),
         ("idle_count", c_int64),
-        ("idle", c_void_p),
-        ("idle_velocity", c_void_p),
+        *((name, c_void_p) for name in ("idle", "idle_velocity")),
     )
 
 

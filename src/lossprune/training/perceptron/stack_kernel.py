@@ -87,12 +87,8 @@ class _StackPlace(Structure):
 
 class _StackData(Structure):
     _fields_ = (
-        ("images", c_void_p),
-        ("labels", c_void_p),
-        ("affine", c_void_p),
-        ("pixels", c_int),
-        ("words", c_int),
-        ("parts", c_int),
+        *((name, c_void_p) for name in ("images", "labels", "affine")),
+        *((name, c_int) for name in ("pixels", "words", "parts")),
     )
 
 
