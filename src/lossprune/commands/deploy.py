@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossprune.commands import EXIT_OK
-from lossprune.commands.output import (
-    NETWORK,
-    ONNX,
-    TABLE,
-    check_out,
-    json_bytes,
-    open_out,
-)
+from lossprune.commands.output import NETWORK, ONNX, TABLE, check_out, json_bytes, open_out
 from lossprune.experiment.folder import MASK, RECORD
 from lossprune.experiment.progress import shown_progress
 from lossprune.flags import check, check_one_of, check_positive, check_threads, flag

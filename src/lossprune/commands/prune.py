@@ -2,7 +2,6 @@
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
-import contextlib
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
@@ -10,13 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossprune.commands import EXIT_OK
-from lossprune.commands.output import (
-    NETWORK,
-    TABLE,
-    check_out,
-    json_bytes,
-    open_out,
-)
+from lossprune.commands.output import NETWORK, TABLE, check_out, json_bytes, open_out
 from lossprune.experiment.folder import MASK, RECORD
 from lossprune.experiment.log import describe_stage
 from lossprune.experiment.progress import Progress, shown_progress
@@ -28,7 +21,6 @@ from lossprune.flags import (
     check_seed,
     check_threads,
     check_whole,
-    declared_flags,
     flag,
 )
 from lossprune.pruning.criteria import CRITERIA
@@ -113,7 +105,7 @@ def do(config: PruneConfig, build: str | None = None) -> int:
     if build is None:
         raise ValueError("prune takes MODULE:BUILD, such as mine.networks:build")
     from lossprune.channels.compaction import count_live
-    from lossprune.commands.user_code import blaming_users_code
+    from lossprune.commands.user_code import blaming_users_code, build_network
     from lossprune.deployment.sparse_file import save_sparse
     from lossprune.torch_state import seeded, using_threads
 
@@ -121,7 +113,7 @@ def do(config: PruneConfig, build: str | None = None) -> int:
     out = config.out.absolute()  # the user's code may change the working folder
     began = time.perf_counter()
     with seeded(config.seed), using_threads(config.threads), blaming_users_code():
-        network = _build(build, config.weights)
+        network = build_network(build, config.weights)
         with shown_progress() as progress:
             mask, stages, pruning = _prune(network, config, progress)
         found = count_live(network, mask)
@@ -156,25 +148,6 @@ def _notes(found: "Connectivity", pruning: "Stages") -> Iterator[str]:
         yield f"note: {pruning.told_unused()}; --exclude {names} leaves them out"
     for name, reason in found.left_dense.items():
         yield f"note: units of {name} could not all be followed: {reason}"
-
-
-def _build(build: str, weights: Path | None) -> "nn.Module":
-    """Return the network that the user's function makes, with these weights."""
-    from lossprune.commands.user_code import build_network
-    from lossprune.deployment.sparse_file import is_sparse_file, load_sparse
-    from lossprune.experiment.network_file import load_weights_, read_network
-
-    here = Path.cwd()
-    network = build_network(build)
-    if weights is None:
-        return network
-    with contextlib.chdir(here):
-        if weights.is_file() and is_sparse_file(weights):
-            load_sparse(weights, network)
-        else:
-            given, _, _ = read_network(weights, "--weights: ")
-            load_weights_(network, type(network).__name__, weights, given, {}, "--weights: ")
-    return network
 
 
 def _prune(
@@ -259,11 +232,9 @@ def _rows(found: "Connectivity", unused: Collection[str]) -> list[list[str]]:
         ]
         for layer in found.layers
     ]
-    total, kept = (
-        sum(getattr(layer, name) for layer in found.layers) for name in ("total", "kept")
-    )
-    dead, units = (
-        sum(getattr(layer, name) for layer in found.layers) for name in ("dead_units", "units")
+    total, kept, dead, units = (
+        sum(getattr(layer, name) for layer in found.layers)
+        for name in ("total", "kept", "dead_units", "units")
     )
     last = ["all", "", f"{total:,}", f"{kept:,}", f"{total - kept:,}"]
     return [*rows, [*last, f"{found.nominal_sparsity:.5f}", f"{dead:,} of {units:,}"]]
@@ -295,9 +266,7 @@ def _outcome(network: "nn.Module", mask: "Mask", found: "Connectivity") -> dict[
 
 
 def _settings(config: PruneConfig, build: str) -> dict[str, Any]:
-    values = {
-        flag.name: getattr(config, flag.field) for flag in declared_flags(PruneConfig).values()
-    }
+    values = asdict(config)
     for name in ("out", "overwrite", "debug", "threads"):
         del values[name]
     paths = {name: values[name] and str(values[name]) for name in ("weights", "start")}
