@@ -7,7 +7,6 @@ call, in one layout; see ``sparse/sparse_network.c``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -163,7 +162,7 @@ def _on_gpu(candidates: Candidates, masked: nn.Module, seconds: float) -> Deploy
     candidates.add("semi-structured", network)
     if "semi-structured" not in candidates.networks:
         network, changed = masked, set()
-    layers = _choices(masked, candidates.call, dict.fromkeys(changed, "2:4"))
+    layers = _choices(masked, candidates.call, dict.fromkeys(changed, "2:4"), {}, {})
     note = f"{len(changed)} of {len(layers)} layers run as PyTorch's semi-structured products"
     return Deployed(network, layers, {}, [note, *candidates.notes])
 
@@ -256,10 +255,10 @@ def _choices(
     network: nn.Module,
     call: Call,
     kinds: Mapping[str, str],
-    sparse: Mapping[str, float] = MappingProxyType({}),
-    dense: Mapping[str, float] = MappingProxyType({}),
+    sparse: Mapping[str, float],
+    dense: Mapping[str, float],
 ) -> list[LayerChoice]:
-    """Return how each layer of ``network`` is computed, dense where not in ``kinds``, and times."""
+    """Return how each layer is computed, dense where not in ``kinds``, and its seconds."""
     layers = weighted_layers(network)
     numbers = count_outputs(network, layers, call)
     choices = []
