@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import lossprune
 from benchmarks.hardware import hardware, write_json
 from benchmarks.published import gradient_and_ggn_diagonal
-from lossprune.pruning.curvature.products import product
+from lossprune.pruning.curvature.squares import product
 
 EXAMPLES = {"MLP": 1000, "VGG11": 100, "PreActResNet18": 100}
 SHAPES = {"MLP": (1, 28, 28)}

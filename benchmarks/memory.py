@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import lossprune
 from benchmarks.curvature import PeakMemory, setting
 from benchmarks.hardware import hardware, write_json
-from lossprune.pruning.curvature.budget import MEMORY
+from lossprune.pruning.curvature.probe import MEMORY
 from lossprune.training import make_optimizer
 
 NETWORKS = ("MLP", "VGG11", "PreActResNet18")

@@ -25,8 +25,7 @@ from lossprune.channels.tracing import UntraceableError, apart, trace
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.matching import match
 from lossprune.pruning.names import listed
-from lossprune.pruning.wholeness import check_whole
-from lossprune.pruning.wrappers import unwrapped
+from lossprune.pruning.wholeness import check_whole, unwrapped
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from torch.utils._pytree import tree_leaves
 from lossprune.channels.calls import Call
 from lossprune.channels.tracing import apart
 from lossprune.pruning.prunable import LAYERS
-from lossprune.pruning.wholeness import check_whole
-from lossprune.pruning.wrappers import unwrapped
+from lossprune.pruning.wholeness import check_whole, unwrapped
 
 
 @torch.no_grad()

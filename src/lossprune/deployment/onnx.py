@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from lossprune.files import check_folder_of, replacing
 from lossprune.pruning.errors import PruningError
-from lossprune.pruning.wholeness import check_whole
-from lossprune.pruning.wrappers import unwrapped
+from lossprune.pruning.wholeness import check_whole, unwrapped
 from lossprune.torch_state import in_mode
 
 TOLERANCE = 1e-4

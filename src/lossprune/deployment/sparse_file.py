@@ -28,8 +28,7 @@ from lossprune.files import check_folder_of, write_whole
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import listed, look_up
-from lossprune.pruning.wholeness import check_whole
-from lossprune.pruning.wrappers import unwrapped
+from lossprune.pruning.wholeness import check_whole, unwrapped
 
 VALUES = ("exact", "float16")
 

@@ -13,8 +13,8 @@ from lossprune.pruning.curvature.estimators import find_estimator
 from lossprune.pruning.curvature.examples import take
 from lossprune.pruning.curvature.losses import find_loss
 from lossprune.pruning.curvature.measure import Objective
-from lossprune.pruning.curvature.plainly import outside_inference
 from lossprune.pruning.curvature.reach import together
+from lossprune.pruning.curvature.running import outside_inference
 from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask

@@ -14,13 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Batch
-from lossprune.pruning.curvature.budget import Budget
 from lossprune.pruning.curvature.estimators import EmpiricalFisher
 from lossprune.pruning.curvature.examples import regroup
 from lossprune.pruning.curvature.measure import Objective
 from lossprune.pruning.curvature.network import MaskedNetwork
-from lossprune.pruning.curvature.plainly import evaluating
-from lossprune.pruning.curvature.probe import probe
+from lossprune.pruning.curvature.probe import Budget, probe
+from lossprune.pruning.curvature.running import evaluating
 from lossprune.pruning.errors import PruningError
 
 # What a Hessian-vector product keeps, counted in graphs of a forward pass.

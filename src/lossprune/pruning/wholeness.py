@@ -1,8 +1,10 @@
-"""Whether a network's tensors are here: whole, and with values to read and write."""
+"""The network itself, out of its wrappers, and whether its tensors are here: whole, with values."""
 
+import copy
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from lossprune.pruning.errors import PruningError
@@ -72,3 +74,41 @@ def _state(tensor: Tensor, offloads: bool) -> str | None:
     if tensor.is_meta:
         return "offloaded" if offloads else "on the meta device, without values"
     return None
+
+
+_COMPILED = "_orig_mod"  # where torch.compile keeps the module that it compiles
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network itself; a copy that shares its tensors where parts of it are compiled.
+
+    Its parameters have the names that they have without wrappers.
+
+    >>> network = nn.Linear(3, 2)
+    >>> unwrapped(nn.DataParallel(network)) is network
+    True
+    """
+    while (inner := _inside(model)) is not None:
+        model = inner
+    if any(_compiled(module) for module in model.modules()):
+        tensors = (*model.parameters(), *model.buffers())
+        shared: dict[int, object] = {id(tensor): tensor for tensor in tensors}
+        for module in reversed(list(model.modules())):
+            inner = _inside(module)
+            if inner is not None:
+                shared[id(module)] = copy.deepcopy(inner, shared)
+        model = copy.deepcopy(model, shared)
+        for module in model.modules():
+            module._compiled_call_impl = None  # of a module that was compiled in place
+    return model
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """What a wrapper is around; None: it is none."""
+    if isinstance(module, DataParallel | DistributedDataParallel):
+        return module.module
+    return module._modules.get(_COMPILED)
+
+
+def _compiled(module: nn.Module) -> bool:
+    return _inside(module) is not None or module._compiled_call_impl is not None

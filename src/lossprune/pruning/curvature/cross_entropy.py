@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lossprune.pruning.curvature.targets import (
+from lossprune.pruning.curvature.forms import (
     check_class_shapes,
     check_classes,
     check_probabilities,

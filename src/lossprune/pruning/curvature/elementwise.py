@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lossprune.pruning.curvature.targets import check_shapes_alike
+from lossprune.pruning.curvature.forms import check_shapes_alike
 from lossprune.pruning.errors import PruningError
 
 

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from lossprune.pruning.choices import Choices
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Batch, Forward
-from lossprune.pruning.curvature.budget import Budget, checked_memory
 from lossprune.pruning.curvature.estimators import Estimator, find_estimator
 from lossprune.pruning.curvature.examples import peek, regroup, take
 from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import MaskedNetwork, PrunableNetwork
-from lossprune.pruning.curvature.plainly import evaluating, outside_inference
-from lossprune.pruning.curvature.probe import Costs, probe
+from lossprune.pruning.curvature.probe import Budget, Costs, checked_memory, probe
+from lossprune.pruning.curvature.running import evaluating, outside_inference
 from lossprune.pruning.curvature.statistics import OUTPUTS, Statistics, Sums, check_finite
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.randomness import PrivateRandomness

@@ -12,9 +12,8 @@ from lossprune.pruning.curvature.batch import Batch, Forward
 from lossprune.pruning.curvature.examples import device_of
 from lossprune.pruning.curvature.forms import default_forward
 from lossprune.pruning.curvature.layers import LayerCall
-from lossprune.pruning.curvature.plainly import Saving, ordinary
 from lossprune.pruning.curvature.reach import reached
-from lossprune.pruning.curvature.running import advice_on_inputs, described, run
+from lossprune.pruning.curvature.running import Saving, advice_on_inputs, described, ordinary, run
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import listed, look_up
 from lossprune.pruning.prunable import prunable_weights

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lossprune.pruning.curvature.budget import Budget
 from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.curvature.layers import LayerCall
+from lossprune.pruning.curvature.probe import Budget
 from lossprune.pruning.curvature.squares import add_factored_, add_squares_, prefers_direct
 
 # Output channels in a tile.  Fewer would leave out more, but make products too thin to be fast.

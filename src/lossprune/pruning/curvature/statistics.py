@@ -11,7 +11,6 @@ from torch import Tensor
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.any_function import AnyFunction
 from lossprune.pruning.curvature.batch import Batch
-from lossprune.pruning.curvature.budget import Budget
 from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.curvature.estimators import Estimator
 from lossprune.pruning.curvature.examples import NO_EXAMPLES
@@ -19,7 +18,7 @@ from lossprune.pruning.curvature.layers import LayerCalls
 from lossprune.pruning.curvature.losses import FullLoss
 from lossprune.pruning.curvature.network import MaskedNetwork
 from lossprune.pruning.curvature.passes import add_squared_gradients_
-from lossprune.pruning.curvature.probe import check_outputs
+from lossprune.pruning.curvature.probe import Budget, check_outputs
 from lossprune.pruning.curvature.reach import NOTHING
 from lossprune.pruning.errors import PruningError
 
