@@ -117,6 +117,7 @@ def prune(
         PruningError: no weight would be left; the data does not do (see :func:`measure`); a loss,
             gradient, curvature or saliency is not finite.  The stage is named.
 
+    >>> import torch
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
     >>> batches = [(torch.randn(32, 8), torch.arange(32) % 4)]
