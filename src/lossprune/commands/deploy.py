@@ -18,7 +18,7 @@ from lossprune.text_table import markdown_table, print_table
 if TYPE_CHECKING:
     from lossprune.commands.deployable import Deployable
     from lossprune.commands.forms import Form, MadeForms
-    from lossprune.deployment.timing import Timing
+    from lossprune.deployment.candidates import Timing
 
 FORMAT = "lossprune deployment 1"
 _MOST_SECONDS = 3600.0

@@ -14,10 +14,10 @@ from lossprune.channels.compaction import compact
 from lossprune.channels.costs import multiply_adds
 from lossprune.commands.deployable import Deployable
 from lossprune.commands.output import NETWORK, ONNX
+from lossprune.deployment.candidates import Timing, interleaved
 from lossprune.deployment.deployed import Deployed, deploy
 from lossprune.deployment.onnx import OnnxNetwork, export_onnx
 from lossprune.deployment.sparse_file import load_sparse, save_sparse
-from lossprune.deployment.timing import Timing, interleaved
 from lossprune.experiment.folder import RunFolder
 from lossprune.experiment.progress import Progress
 from lossprune.pruning import PruningError

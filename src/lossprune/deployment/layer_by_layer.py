@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossprune.deployment.candidates import interleaved
 from lossprune.deployment.sparse.parts import inputs_of
 from lossprune.deployment.sparse.tuning import Caller, weighted_layers
 from lossprune.deployment.sparse_layers import MakeLayer, semi_structured_layer
-from lossprune.deployment.timing import interleaved
 
 _TUNING = 0.1  # seconds at most for one layer
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lossprune.deployment.candidates import interleaved
 from lossprune.deployment.sparse.layout import value_shapes
 from lossprune.deployment.sparse.network import SparseNetwork, Tuning, aligned, image_shape
 from lossprune.deployment.sparse.parts import inputs_of, sparse_networks
 from lossprune.deployment.sparse.plan import OperationKind, SparsePlan, lanes
 from lossprune.deployment.sparse.steps import Pair, Shape, SparseConvolution, tiles
-from lossprune.deployment.timing import interleaved
 
 # Calls a network with what it is to be fast on.
 Caller = Callable[[nn.Module], object]
