@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from lossprune.deployment.sparse.plan import library
 from lossprune.kernels import compiler
 from lossprune.kernels.compiler import NoCompiler, compiler_available, load
 from lossprune.kernels.interface import Activation
@@ -42,6 +43,16 @@ def test_built_once_for_the_same_source_and_flags(cache, source):
     source.write_text(source.read_text().replace("a + b", "a - b"))
     assert load(source, flags=("-DEXTRA=0",)).sum(2, 3) == -1
     assert len(list(cache.iterdir())) == 3
+
+
+@needs_compiler
+def test_the_kernels_of_deployed_networks_build(cache):
+    """Where they did not, networks would be deployed densely, and only a note would say so."""
+    library.cache_clear()
+    try:
+        assert library().run
+    finally:
+        library.cache_clear()
 
 
 @needs_compiler
