@@ -18,7 +18,6 @@ True
 """
 
 from lossprune.training.choice import DenseTraining as DenseTraining
-from lossprune.training.choice import TogetherTraining as TogetherTraining
 from lossprune.training.choice import Training as Training
 from lossprune.training.choice import choose_stack as choose_stack
 from lossprune.training.choice import choose_training as choose_training
@@ -33,30 +32,8 @@ from lossprune.training.perceptron.stack import SparseStack as SparseStack
 from lossprune.training.perceptron.structure import NotSparseError as NotSparseError
 from lossprune.training.perceptron.training import SparseTraining as SparseTraining
 from lossprune.training.precision import Forward as Forward
+from lossprune.training.stacked.epoch import TogetherTraining as TogetherTraining
 from lossprune.training.stacked.stackable import NotStackableError as NotStackableError
 from lossprune.training.stacked.stackable import bytes_per_member as bytes_per_member
 from lossprune.training.stacked.stackable import worthwhile as worthwhile
 from lossprune.training.stacked.training import StackedTraining as StackedTraining
-
-__all__ = [
-    "CompactedTraining",
-    "DenseTraining",
-    "DivergedError",
-    "Evaluation",
-    "Forward",
-    "NotSparseError",
-    "NotStackableError",
-    "SparseStack",
-    "SparseTraining",
-    "StackedTraining",
-    "TogetherTraining",
-    "Training",
-    "bytes_per_member",
-    "choose_stack",
-    "choose_training",
-    "dense_training",
-    "evaluate",
-    "make_optimizer",
-    "train_epoch",
-    "worthwhile",
-]

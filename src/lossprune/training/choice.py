@@ -1,6 +1,6 @@
 """Which training a pruned network gets, or many together: dense, compacted or sparse, and why."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -14,11 +14,12 @@ from lossprune.kernels.cuda import NoCudaCompiler
 from lossprune.pruning.curvature.distributed import processes
 from lossprune.training.compacted import CompactedTraining
 from lossprune.training.evaluation import Evaluation, evaluate
-from lossprune.training.loop import Outcome, train_epoch
+from lossprune.training.loop import train_epoch
 from lossprune.training.perceptron.stack import SparseGpuTraining, SparseStack
 from lossprune.training.perceptron.structure import NotSparseError, read_layers
 from lossprune.training.perceptron.training import SparseTraining
 from lossprune.training.precision import Forward
+from lossprune.training.stacked.epoch import TogetherTraining
 from lossprune.training.stacked.stackable import NotStackableError
 from lossprune.training.stacked.training import StackedTraining
 
@@ -43,47 +44,23 @@ class Training(Protocol):
     def train_epoch(
         self, optimizer: Optimizer, *, batch_size: int = 100, generator: torch.Generator
     ) -> float:
-        """Visit every training example once and return the mean loss."""
+        """Do what :func:`lossprune.training.train_epoch` does, and return the mean loss.
+
+        Args:
+            optimizer: but for ``"dense"`` and ``"distributed"``, plain SGD: on all parameters of
+                the network, in one group, without Nesterov's momentum and dampening; its momentum
+                is read and written in torch's own format.
+            batch_size: examples a step; the last batch holds what is left.
+            generator: draws the order and the augmentation.
+
+        Raises:
+            DivergedError: the loss becomes infinite or NaN.
+            ValueError: another optimizer.
+        """
         ...
 
     def evaluate(self, split: Split) -> Evaluation:
         """Return loss and error rate on a split."""
-        ...
-
-
-class TogetherTraining(Protocol):
-    """A way to train and evaluate many networks, each on its own data set, by their position."""
-
-    @property
-    def mode(self) -> str:
-        """One word for the records, such as ``"stacked"``."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """What is trained together and how, in one line."""
-        ...
-
-    def train_epoch(
-        self,
-        optimizers: Sequence[Optimizer],
-        *,
-        batch_size: int = 100,
-        generators: Sequence[torch.Generator],
-        active: Sequence[bool] | None = None,
-    ) -> list[Outcome]:
-        """Train an epoch of the active members, and return each one's mean loss or its error."""
-        ...
-
-    def evaluate(self, which: str, active: Sequence[bool] | None = None) -> list[Evaluation]:
-        """Return loss and error rate of the active members on one of the three splits."""
-        ...
-
-    def store(self, members: Iterable[int]) -> None:
-        """Write what was trained to the networks and optimizers of these members.
-
-        Until then they may be older than what is trained, and nobody may change them.
-        """
         ...
 
 

@@ -79,18 +79,7 @@ class CompactedTraining:
     def train_epoch(
         self, optimizer: Optimizer, *, batch_size: int = 100, generator: torch.Generator
     ) -> float:
-        """Do what :func:`lossprune.training.train_epoch` does, and return the mean loss.
-
-        Args:
-            optimizer: SGD on all parameters of the network, in one group, without Nesterov's
-                momentum and dampening; its momentum is read and written in torch's own format.
-            batch_size: examples a step; the last batch holds what is left.
-            generator: draws the order and the augmentation, as the dense loop would.
-
-        Raises:
-            DivergedError: the loss becomes infinite or NaN.
-            ValueError: another optimizer.
-        """
+        """As :meth:`lossprune.training.Training.train_epoch`, for plain SGD."""
         parameters = self._parameters()
         inner = self._optimizer(optimizer, parameters)
         tensors = (*parameters, *self._buffers())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lossprune.data import Dataset, Split
-from lossprune.training.evaluation import NOT_EVALUATED, Evaluation
+from lossprune.training.evaluation import Evaluation
 from lossprune.training.loop import Outcome, mean_of, not_finite
 from lossprune.training.mirror import Mirror, read_, read_momentum_, write_, write_momentum_
 from lossprune.training.perceptron.stack_kernel import StackKernel, StackMachine, gpu
@@ -21,12 +20,12 @@ from lossprune.training.perceptron.stack_layout import (
     split_in_parts,
 )
 from lossprune.training.perceptron.structure import NotSparseError, check_fit, read_layers
-from lossprune.training.plain import check_batch_size, common_settings, step_without_gradients
-from lossprune.training.stacked.epoch import active_members, check_split, group_members
+from lossprune.training.plain import step_without_gradients
+from lossprune.training.stacked.epoch import Epoch, TogetherTraining
 from lossprune.training.stacked.stackable import read_members
 
 
-class SparseStack:
+class SparseStack(TogetherTraining):
     """Pruned perceptrons that train together on a GPU, each over its own surviving weights.
 
     What comes out is what :class:`lossprune.training.StackedTraining` gives, to rounding; the work
@@ -60,7 +59,7 @@ class SparseStack:
         machine: StackMachine | None = None,
     ) -> None:
         members = read_members(networks, masks, datasets)
-        self.networks, self.datasets = tuple(networks), tuple(datasets)
+        super().__init__(networks, datasets)
         device = next(networks[0].parameters()).device
         if machine is None:
             if device.type != "cuda":
@@ -95,59 +94,40 @@ class SparseStack:
         some = f"{min(counts):,}" + (f" to {max(counts):,}" if max(counts) > min(counts) else "")
         return f"{some} parameters with a path to an output"
 
-    def train_epoch(
-        self,
-        optimizers: Sequence[Optimizer],
-        *,
-        batch_size: int = 100,
-        generators: Sequence[torch.Generator],
-        active: Sequence[bool] | None = None,
-    ) -> list[Outcome]:
-        """Train an epoch; arguments, results and errors as those of ``StackedTraining``."""
-        check_batch_size(batch_size)
-        members = active_members(active, len(self.networks))
-        if not members:
-            return [math.nan] * len(self.networks)
-        settings, momentum = common_settings(self.networks, optimizers, members)
-        for member in members:
-            if self._optimizers.get(member) is not optimizers[member]:
-                self._optimizers[member] = optimizers[member]
-                read_momentum_(self._mirrors(member), optimizers[member])
-        groups = group_members(members, self.datasets, generators)
+    def _train(self, epoch: Epoch) -> dict[int, Outcome]:
+        for member, optimizer in epoch.optimizers.items():
+            if self._optimizers.get(member) is not optimizer:
+                self._optimizers[member] = optimizer
+                read_momentum_(self._mirrors(member), optimizer)
+        groups, settings = epoch.groups, epoch.settings
         ordered = [member for group in groups for member in group.members]
         parts = split_in_parts(
             [group.dataset for group in groups],
             lambda dataset: dataset.train,
-            min(batch_size, len(self.datasets[0].train)),
+            min(epoch.batch_size, len(self.datasets[0].train)),
             [group.draw_order() for group in groups],
         )
         totals, bad = self._kernel.epoch(
             ordered,
             [number for number, group in enumerate(groups) for _ in group.members],
             parts,
-            batch=min(batch_size, parts.examples),
+            batch=min(epoch.batch_size, parts.examples),
             rates=[float(settings[member]["lr"]) for member in ordered],
             decays=[float(settings[member]["weight_decay"]) for member in ordered],
-            momentum=momentum,
+            momentum=epoch.momentum,
         )
-        outcomes = {
+        return {
             member: not_finite(failed) if failed else total / parts.examples
             for member, total, failed in zip(ordered, totals.tolist(), bad.tolist(), strict=True)
         }
-        return [outcomes.get(member, math.nan) for member in range(len(self.networks))]
 
-    def evaluate(self, which: str, active: Sequence[bool] | None = None) -> list[Evaluation]:
-        """Evaluate; arguments and results as those of ``StackedTraining``."""
-        members = active_members(active, len(self.networks))
-        if not members:
-            return [NOT_EVALUATED] * len(self.networks)
+    def _evaluate(self, which: str, members: Sequence[int]) -> dict[int, Evaluation]:
         group_of, parts = self._split(which)
         sums = self._kernel.evaluate(members, [group_of[member] for member in members], parts)
-        found = {
+        return {
             member: Evaluation.mean(loss, wrong, parts.examples)
             for member, loss, wrong in zip(members, *(own.tolist() for own in sums), strict=True)
         }
-        return [found.get(member, NOT_EVALUATED) for member in range(len(self.networks))]
 
     def store(self, members: Iterable[int]) -> None:
         """Write parameters and momentum of these members to their networks and optimizers."""
@@ -175,7 +155,6 @@ class SparseStack:
 
     def _split(self, which: str) -> tuple[list[int], StackExamples]:
         """Return which group of examples is each member's, and a split's examples; made once."""
-        check_split(which, self.datasets[0])
         if which not in self._splits:
             different = list({id(dataset): dataset for dataset in self.datasets}.values())
             number = {id(dataset): group for group, dataset in enumerate(different)}
@@ -215,12 +194,7 @@ class SparseGpuTraining:
     def train_epoch(
         self, optimizer: Optimizer, *, batch_size: int = 100, generator: torch.Generator
     ) -> float:
-        """Do what :func:`lossprune.training.train_epoch` does, and return the mean loss.
-
-        Raises:
-            DivergedError: the loss becomes infinite or NaN.
-            ValueError: another optimizer than plain SGD on all parameters.
-        """
+        """As :meth:`lossprune.training.Training.train_epoch`, for plain SGD."""
         (outcome,) = self._stack.train_epoch(
             [optimizer], batch_size=batch_size, generators=[generator]
         )

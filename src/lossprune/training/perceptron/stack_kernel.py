@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from ctypes import Structure, c_float, c_int, c_longlong, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,21 +33,6 @@ _FLOATS = 4
 _NUMBERS = {"EACH": WORD, "PANEL": PANEL, "TOGETHER": TOGETHER}
 
 
-class KernelFile(Protocol):
-    """What :class:`lossprune.kernels.cuda.CudaFile` does."""
-
-    def launch(
-        self,
-        name: str,
-        grid: tuple[int, int],
-        threads: int,
-        shared_bytes: int,
-        arguments: Sequence[Any],
-    ) -> None:
-        """Put a kernel on the stream."""
-        ...
-
-
 @dataclass(frozen=True)
 class StackMachine:
     """Where the kernels run.
@@ -59,7 +44,7 @@ class StackMachine:
         threads: of a block, 128 to 1024.
     """
 
-    load: Callable[[Sequence[tuple[str, int]]], KernelFile]
+    load: Callable[[Sequence[tuple[str, int]]], cuda.CudaFile]
     shared_bytes: int
     blocks: int
     threads: int = 1024
@@ -69,7 +54,7 @@ def gpu(device: torch.device) -> StackMachine:
     """Return a GPU as a machine."""
     properties = torch.cuda.get_device_properties(device)
 
-    def load(defines: Sequence[tuple[str, int]]) -> KernelFile:
+    def load(defines: Sequence[tuple[str, int]]) -> cuda.CudaFile:
         with torch.cuda.device(device):
             return cuda.load(SOURCE, defines=defines)
 
@@ -227,7 +212,7 @@ class StackKernel:
             file = self._load(in_shared=inside)
             file.launch(name, grid, self._machine.threads, shared, arguments)
 
-    def _load(self, *, in_shared: bool) -> KernelFile:
+    def _load(self, *, in_shared: bool) -> cuda.CudaFile:
         constants = {**self._constants, "IN_SHARED": int(in_shared)}
         return self._machine.load(tuple(macros(constants, _STRUCTURES).items()))
 

@@ -87,18 +87,7 @@ class SparseTraining:
     def train_epoch(
         self, optimizer: Optimizer, *, batch_size: int = 100, generator: torch.Generator
     ) -> float:
-        """Do what :func:`lossprune.training.train_epoch` does, and return the mean loss.
-
-        Args:
-            optimizer: SGD on all parameters of the network, in one group, without Nesterov's
-                momentum and dampening; its momentum is read and written in torch's own format.
-            batch_size: examples a step; the last batch holds what is left.
-            generator: draws the order, as the dense loop would.
-
-        Raises:
-            DivergedError: the loss becomes infinite or NaN.
-            ValueError: another optimizer.
-        """
+        """As :meth:`lossprune.training.Training.train_epoch`, for plain SGD."""
         group = plain_settings(self.network, optimizer)
         check_batch_size(batch_size)
         self.network.train()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lossprune.data import Dataset
-from lossprune.training.evaluation import Evaluation
+from lossprune.training.evaluation import NOT_EVALUATED, Evaluation
+from lossprune.training.loop import Outcome
+from lossprune.training.plain import check_batch_size, common_settings
 from lossprune.training.stacked.state import Stack
 
 Batch = tuple[Tensor, Tensor]
@@ -93,17 +97,112 @@ class Epoch:
     batch_size: int
 
 
-def active_members(active: Sequence[bool] | None, count: int) -> list[int]:
-    """Return the positions of those that are active; None: of all."""
-    if active is None:
-        return list(range(count))
-    return [member for member, own in enumerate(active) if own]
+class TogetherTraining(ABC):
+    """A way to train and evaluate many networks, each on its own data set, by their position.
 
+    Attributes:
+        mode: one word for the records, such as ``"stacked"``.
+    """
 
-def check_split(which: str, dataset: Dataset) -> None:
-    """Raise ValueError unless ``which`` names a split."""
-    if which not in dataset.splits:
-        raise ValueError(f"which must be train, valid or test, got {which!r}")
+    mode: str
+
+    def __init__(self, networks: Sequence[nn.Module], datasets: Sequence[Dataset]) -> None:
+        self.networks, self.datasets = tuple(networks), tuple(datasets)
+
+    @property
+    @abstractmethod
+    def reason(self) -> str:
+        """What is trained together and how, in one line."""
+
+    def train_epoch(
+        self,
+        optimizers: Sequence[Optimizer],
+        *,
+        batch_size: int = 100,
+        generators: Sequence[torch.Generator],
+        active: Sequence[bool] | None = None,
+    ) -> list[Outcome]:
+        """Do for each member what :func:`lossprune.training.train_epoch` does.
+
+        Weights and momentum are those of each network and optimizer.  What comes of them is there
+        after :meth:`store`; between epochs they may stay in the stack's own memory.
+
+        Args:
+            optimizers: for each member, SGD on all its parameters, as :func:`make_optimizer` makes
+                it; the momentum is the same for all.
+            batch_size: examples a step; the last batch holds what is left.
+            generators: for each member one of its own, which draws order and augmentation.
+            active: False for members that are left as they are; None: all are trained.
+
+        Returns:
+            For each member its mean loss on the way.  Where that is infinite or NaN, the error that
+            the dense loop raises; such a network is then of no use, and no other one is harmed.
+            NaN for those that are not active.
+
+        Raises:
+            ValueError: another optimizer, momenta that differ, a batch size below 1, or a count
+                that is not the networks'.
+        """
+        self._check_counts(optimizers=optimizers, generators=generators)
+        members = self._active(active)
+        if not members:
+            return [math.nan] * len(self.networks)
+        check_batch_size(batch_size)
+        settings, momentum = common_settings(self.networks, optimizers, members)
+        epoch = Epoch(
+            groups=group_members(members, self.datasets, generators),
+            optimizers={member: optimizers[member] for member in members},
+            settings=settings,
+            momentum=momentum,
+            batch_size=batch_size,
+        )
+        found = self._train(epoch)
+        return [found.get(member, math.nan) for member in range(len(self.networks))]
+
+    def evaluate(self, which: str, active: Sequence[bool] | None = None) -> list[Evaluation]:
+        """Return what :func:`lossprune.training.evaluate` does for each member, to rounding.
+
+        Args:
+            which: ``"train"``, ``"valid"`` or ``"test"``; of each member's own data set, those
+                examples that are scored.
+            active: False for members that are left out, with NaN; None: all are evaluated.
+        """
+        if which not in self.datasets[0].splits:
+            raise ValueError(f"which must be train, valid or test, got {which!r}")
+        members = self._active(active)
+        found = self._evaluate(which, members) if members else {}
+        return [found.get(member, NOT_EVALUATED) for member in range(len(self.networks))]
+
+    @abstractmethod
+    def store(self, members: Iterable[int]) -> None:
+        """Write what was trained to the networks and optimizers of ``members``, by position.
+
+        Momentum is in torch's own format: the networks can go on alone.  Until then they may be
+        older than what is trained; one that is changed without this loses what it was trained
+        since.
+        """
+
+    @abstractmethod
+    def _train(self, epoch: Epoch) -> dict[int, Outcome]:
+        """Train an epoch, and return what came of each of its members."""
+
+    @abstractmethod
+    def _evaluate(self, which: str, members: Sequence[int]) -> dict[int, Evaluation]:
+        """Evaluate these members on one split."""
+
+    def _active(self, active: Sequence[bool] | None) -> list[int]:
+        if active is None:
+            return list(range(len(self.networks)))
+        self._check_counts(active=active)
+        return [member for member, own in enumerate(active) if own]
+
+    def _check_counts(self, **given: Sequence[Any]) -> None:
+        for name, values in given.items():
+            if len(values) != len(self.networks):
+                raise ValueError(
+                    f"{name} must be one for each of the {len(self.networks)} networks, "
+                    f"got {len(values)}"
+                )
 
 
 class Spread:

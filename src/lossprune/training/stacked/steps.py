@@ -5,7 +5,6 @@ have a first axis of 1, which is expanded, not copied.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,23 +16,6 @@ from lossprune.pruning.substitution import call_with
 from lossprune.torch_state import in_mode
 from lossprune.training.perceptron.structure import PerceptronLayer
 from lossprune.training.stacked.state import Stack
-
-
-class Steps(Protocol):
-    """How a stack of one kind of networks computes."""
-
-    @property
-    def what(self) -> str:
-        """What is computed at once, in one clause."""
-        ...
-
-    def logits(self, stack: Stack, inputs: Tensor) -> Tensor:
-        """Map inputs (1 or m, n, …) to logits (m, n, c), in evaluation mode."""
-        ...
-
-    def step(self, stack: Stack, inputs: Tensor, labels: Tensor, momentum: float) -> None:
-        """Take a step of SGD on the mean cross-entropy, and add the losses to the totals."""
-        ...
 
 
 class PerceptronSteps:
@@ -182,3 +164,6 @@ class AnySteps:
         self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor
     ) -> Tensor:
         return call_with({**parameters, **buffers}, self.network, inputs)
+
+
+Steps = PerceptronSteps | AnySteps
