@@ -16,8 +16,33 @@ from lossprune.pruning.curvature.forms import check_shapes_alike
 from lossprune.pruning.errors import PruningError
 
 
+class _Elementwise:
+    """A loss whose Hessian in the outputs is diagonal."""
+
+    def hessian_factor(self, outputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def positions(self, outputs: Tensor) -> tuple[int, ...]:
+        """Return the dimensions of the outputs that are positions: all but the examples'."""
+        return tuple(range(1, outputs.ndim))
+
+    def rank(self, outputs: Tensor, targets: Tensor) -> int:
+        """Return D."""
+        return _size(outputs)
+
+    def draw(
+        self, outputs: Tensor, targets: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
+        """Return the factor with random signs: (n, count, *outputs)."""
+        vector = self.hessian_factor(outputs, targets)[0]
+        shape = (len(vector), count, *vector.shape[1:])
+        # Drawn on the CPU, so that every device gets the same signs.
+        signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+        return vector[:, None] * signs.to(vector)
+
+
 @dataclass(frozen=True)
-class MeanSquaredError:
+class MeanSquaredError(_Elementwise):
     """Squared error: ℓ(z, t) = 1/D Σ_d (z_d − t_d)².
 
     L is what ``torch.nn.functional.mse_loss`` gives with ``reduction="mean"``: the mean over all
@@ -36,14 +61,6 @@ class MeanSquaredError:
         """Return ℓ of each example: (n,)."""
         return _rows(outputs - targets).square().mean(1)
 
-    def positions(self, outputs: Tensor) -> tuple[int, ...]:
-        """Return the dimensions of the outputs that are positions: all but the examples'."""
-        return tuple(range(1, outputs.ndim))
-
-    def rank(self, outputs: Tensor, targets: Tensor) -> int:
-        """Return D."""
-        return _size(outputs)
-
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ∂ℓ/∂z: like the outputs."""
         return 2 / _size(outputs) * (outputs - targets)
@@ -52,15 +69,9 @@ class MeanSquaredError:
         """Return √(2/D) for every output: (1, *outputs)."""
         return torch.full_like(outputs, (2 / _size(outputs)) ** 0.5)[None]
 
-    def draw(
-        self, outputs: Tensor, targets: Tensor, count: int, generator: torch.Generator
-    ) -> Tensor:
-        """Return the factor with random signs: (n, count, *outputs)."""
-        return _signed(self.hessian_factor(outputs), count, generator)
-
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy:
+class BinaryCrossEntropy(_Elementwise):
     """Binary cross-entropy with logits: ℓ(z, t) = −1/D Σ_d w_d (a_d t_d log σ_d + (1 − t_d) log(1 − σ_d)).
 
     σ = 1 / (1 + e^(−z)), targets t in [0, 1].  L is what
@@ -126,14 +137,6 @@ class BinaryCrossEntropy:
         )
         return _rows(values).mean(1)
 
-    def positions(self, outputs: Tensor) -> tuple[int, ...]:
-        """Return the dimensions of the outputs that are positions: all but the examples'."""
-        return tuple(range(1, outputs.ndim))
-
-    def rank(self, outputs: Tensor, targets: Tensor) -> int:
-        """Return D."""
-        return _size(outputs)
-
     def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ∂ℓ/∂z: like the outputs."""
         targets = targets.to(outputs.dtype)
@@ -144,12 +147,6 @@ class BinaryCrossEntropy:
         """Return √(w/D b σ (1 − σ)) of every output: (1, *outputs)."""
         slope = 1.0 if targets is None else self._slope(outputs, targets.to(outputs.dtype))
         return self._weighted(slope * outputs.sigmoid() * (-outputs).sigmoid()).sqrt()[None]
-
-    def draw(
-        self, outputs: Tensor, targets: Tensor, count: int, generator: torch.Generator
-    ) -> Tensor:
-        """Return the factor with random signs: (n, count, *outputs)."""
-        return _signed(self.hessian_factor(outputs, targets), count, generator)
 
     def _slope(self, outputs: Tensor, targets: Tensor) -> Tensor:
         positive = self._given("pos_weight", outputs)
@@ -174,12 +171,3 @@ def _size(outputs: Tensor) -> int:
 
 def _rows(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1)
-
-
-def _signed(factor: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draws of mean 0 and covariance S² from a diagonal factor S, (1, n, *outputs)."""
-    vector = factor[0]
-    shape = (len(vector), count, *vector.shape[1:])
-    # Drawn on the CPU, so that every device gets the same signs.
-    signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
-    return vector[:, None] * signs.to(vector)

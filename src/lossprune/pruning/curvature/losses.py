@@ -9,15 +9,17 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
-from lossprune.pruning.curvature.any_function import AnyFunction
 from lossprune.pruning.curvature.cross_entropy import CrossEntropy
 from lossprune.pruning.curvature.elementwise import BinaryCrossEntropy, MeanSquaredError
+from lossprune.pruning.curvature.running import described, run
+from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import find_in
 
 
@@ -45,26 +47,149 @@ class Loss(Protocol):
 
 
 class FullLoss(Loss, Protocol):
-    """What measuring uses; :func:`find_loss` adds what a :class:`Loss` lacks."""
+    """What measuring uses: a :class:`Loss`, and more that can be made from it as here."""
 
     def amount(self, outputs: Tensor, targets: Any) -> Tensor:
         """Return how much each example counts in the mean: (n,)."""
-        ...
+        return torch.ones(len(outputs), dtype=torch.float64, device=outputs.device)
 
     def positions(self, outputs: Tensor) -> tuple[int, ...]:
         """Return the dimensions of the outputs between whose indices ∂²ℓ/∂z² has no entries.
 
         There each vector of the factor holds one column for every index (see ``columns.py``).
         """
-        ...
+        return ()
 
     def rank(self, outputs: Tensor, targets: Any) -> int:
         """Return how many columns the factor has, of the example with most: all positions' ones."""
-        ...
+        places = (outputs.shape[dimension] for dimension in self.positions(outputs))
+        return len(self.hessian_factor(outputs, targets)) * math.prod(places)
 
     def draw(self, outputs: Tensor, targets: Any, count: int, generator: torch.Generator) -> Tensor:
-        """Return vectors drawn with mean 0 and covariance ∂²ℓ/∂z²: (n, count, *outputs)."""
-        ...
+        """Return vectors drawn with mean 0 and covariance ∂²ℓ/∂z²: (n, count, *outputs).
+
+        They are sums of the factor's columns with random signs.
+        """
+        factor = self.hessian_factor(outputs, targets)
+        shape = (len(outputs), count, len(factor))
+        signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+        return torch.einsum("knd,nmk->nmd", factor.flatten(2), signs.to(factor)).view(
+            len(outputs), count, *outputs.shape[1:]
+        )
+
+
+_MADE = ("amount", "positions", "rank", "draw")  # by FullLoss, where a loss has none of its own
+
+
+@dataclass(frozen=True)
+class _Complete(FullLoss):
+    """A loss with what it lacks; what it has of this is its own."""
+
+    loss: Loss
+
+    def __post_init__(self) -> None:
+        own = {name: getattr(self.loss, name) for name in _MADE if hasattr(self.loss, name)}
+        vars(self).update(own)
+
+    def check(self, outputs: Tensor, targets: Any) -> None:
+        self.loss.check(outputs, targets)
+
+    def value(self, outputs: Tensor, targets: Any) -> Tensor:
+        return self.loss.value(outputs, targets)
+
+    def gradient(self, outputs: Tensor, targets: Any) -> Tensor:
+        return self.loss.gradient(outputs, targets)
+
+    def hessian_factor(self, outputs: Tensor, targets: Any) -> Tensor:
+        factor: Callable[..., Tensor] = self.loss.hessian_factor
+        if len(inspect.signature(factor).parameters) == 1:
+            return factor(outputs)
+        return factor(outputs, targets)
+
+
+@dataclass(frozen=True)
+class AnyFunction(FullLoss):
+    """Any differentiable function of (outputs, targets), whose derivatives autograd gives.
+
+    A function that returns one number per example gives ℓ of each.  One that returns a single
+    number is called on one example at a time, so that L is the mean over examples of what it
+    returns, however they come in batches.
+
+    Its Hessian in the outputs is not known, so of the curvature only the empirical Fisher is to be
+    had.
+
+    Attributes:
+        function: ``function(outputs, targets)``.
+        known: names of the losses whose Hessian is known, for the error.
+        instead: which of them is the same, for the error, if any is.
+    """
+
+    function: Callable[[Tensor, Any], Tensor]
+    known: tuple[str, ...] = ()
+    instead: str = ""
+
+    def check(self, outputs: Tensor, targets: Any) -> None:
+        """Do nothing: what does not fit, the function itself will say."""
+
+    def value(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Return ℓ of each example: (n,)."""
+        return self._values(outputs, targets)
+
+    def gradient(self, outputs: Tensor, targets: Any) -> Tensor:
+        """Return ∂ℓ/∂z: like the outputs."""
+        with torch.enable_grad():
+            outputs = outputs.detach().requires_grad_()
+            total = self._values(outputs, targets).sum()
+            if not total.requires_grad:
+                raise PruningError(f"the loss {self.name} does not depend on the outputs")
+            (gradient,) = torch.autograd.grad(total, outputs)
+        return gradient
+
+    def hessian_factor(self, outputs: Tensor, targets: Any = None) -> NoReturn:
+        """Raise, naming the losses that have one."""
+        raise PruningError(
+            f"the loss {self.name} is a plain function, whose Hessian in the outputs is not known: "
+            + (self.instead or f"give one of {', '.join(self.known)} or a lossprune.pruning.Loss")
+            + "; or give estimator='empirical-fisher', or a criterion that needs only the gradient"
+        )
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def _values(self, outputs: Tensor, targets: Any) -> Tensor:
+        values = self._call(outputs, targets)
+        if values.shape == outputs.shape[:1]:
+            return values
+        if values.numel() != 1:
+            raise PruningError(
+                f"the loss {self.name} must return one number per example, ({len(outputs)},), or "
+                f"a single one, got shape {tuple(values.shape)}"
+            )
+        if len(outputs) == 1:
+            return values.reshape(1)
+        return torch.stack(
+            [
+                self._call(
+                    outputs[n : n + 1],
+                    tree_map_only(Tensor, lambda tensor, n=n: tensor[n : n + 1], targets),
+                ).reshape(())
+                for n in range(len(outputs))
+            ]
+        )
+
+    def _call(self, outputs: Tensor, targets: Any) -> Tensor:
+        values = run(
+            f"the loss {self.name} could not be computed of {described((outputs, targets))}",
+            lambda: self.function(outputs, targets),
+            lambda text: "loss=lambda outputs, targets: ... can fit one to the other",
+        )
+        if not isinstance(values, Tensor):
+            raise PruningError(
+                f"the loss {self.name} must return a tensor, got {type(values).__name__}"
+            )
+        return values
 
 
 LOSSES: dict[str, Loss] = {
@@ -96,13 +221,14 @@ def find_loss(loss: "str | Loss | LossFunction") -> FullLoss:
     elif (known := _known(loss)) is not None:
         loss = known
     if hasattr(loss, "hessian_factor"):
-        return _Complete(cast(Loss, loss)) if _lacks(loss) else cast(FullLoss, loss)
+        full = all(hasattr(loss, name) for name in _MADE)
+        return cast(FullLoss, loss) if full else _Complete(cast(Loss, loss))
     if not callable(loss):
         raise ValueError(
             f"loss must be one of {', '.join(LOSSES)}, a lossprune.pruning.Loss or a function of "
             f"(outputs, targets), got {loss!r}"
         )
-    return cast(FullLoss, AnyFunction(loss, tuple(LOSSES), _same_on_logits(loss)))
+    return AnyFunction(loss, tuple(LOSSES), _same_on_logits(loss))
 
 
 def _known(loss: Any) -> Loss | None:
@@ -137,56 +263,3 @@ def _same_on_logits(loss: Any) -> str:
     if loss is F.binary_cross_entropy or type(loss) is nn.BCELoss:
         return "on the network without its last sigmoid loss='bce_with_logits' is the same"
     return ""
-
-
-def _lacks(loss: Any) -> bool:
-    return not all(hasattr(loss, method) for method in ("amount", "positions", "rank", "draw"))
-
-
-@dataclass(frozen=True)
-class _Complete:
-    """A loss of the four methods that :class:`Loss` names, with the others made from them."""
-
-    loss: Loss
-
-    def check(self, outputs: Tensor, targets: Any) -> None:
-        self.loss.check(outputs, targets)
-
-    def value(self, outputs: Tensor, targets: Any) -> Tensor:
-        return self.loss.value(outputs, targets)
-
-    def gradient(self, outputs: Tensor, targets: Any) -> Tensor:
-        return self.loss.gradient(outputs, targets)
-
-    def hessian_factor(self, outputs: Tensor, targets: Any) -> Tensor:
-        factor: Callable[..., Tensor] = self.loss.hessian_factor
-        if len(inspect.signature(factor).parameters) == 1:
-            return factor(outputs)
-        return factor(outputs, targets)
-
-    def amount(self, outputs: Tensor, targets: Any) -> Tensor:
-        if hasattr(self.loss, "amount"):
-            return cast(FullLoss, self.loss).amount(outputs, targets)
-        return torch.ones(len(outputs), dtype=torch.float64, device=outputs.device)
-
-    def positions(self, outputs: Tensor) -> tuple[int, ...]:
-        if hasattr(self.loss, "positions"):
-            return cast(FullLoss, self.loss).positions(outputs)
-        return ()
-
-    def rank(self, outputs: Tensor, targets: Any) -> int:
-        if hasattr(self.loss, "rank"):
-            return cast(FullLoss, self.loss).rank(outputs, targets)
-        places = (outputs.shape[dimension] for dimension in self.positions(outputs))
-        return len(self.hessian_factor(outputs, targets)) * math.prod(places)
-
-    def draw(self, outputs: Tensor, targets: Any, count: int, generator: torch.Generator) -> Tensor:
-        """Sums of the factor's columns with random signs, unless the loss draws its own."""
-        if hasattr(self.loss, "draw"):
-            return cast(FullLoss, self.loss).draw(outputs, targets, count, generator)
-        factor = self.hessian_factor(outputs, targets)
-        shape = (len(outputs), count, len(factor))
-        signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
-        return torch.einsum("knd,nmk->nmd", factor.flatten(2), signs.to(factor)).view(
-            len(outputs), count, *outputs.shape[1:]
-        )

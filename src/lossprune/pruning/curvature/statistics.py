@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from lossprune.pruning.curvature import distributed
-from lossprune.pruning.curvature.any_function import AnyFunction
 from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.curvature.estimators import Estimator
 from lossprune.pruning.curvature.examples import NO_EXAMPLES
 from lossprune.pruning.curvature.layers import LayerCalls
-from lossprune.pruning.curvature.losses import FullLoss
+from lossprune.pruning.curvature.losses import AnyFunction, FullLoss
 from lossprune.pruning.curvature.network import MaskedNetwork
 from lossprune.pruning.curvature.passes import add_squared_gradients_
 from lossprune.pruning.curvature.probe import Budget, check_outputs
