@@ -12,7 +12,7 @@ from lossprune.pruning.choices import Choices
 from lossprune.pruning.enforcement import Enforcement
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask_file import mask_bytes, read_mask
-from lossprune.pruning.matching import match, mismatches
+from lossprune.pruning.matching import compared, match
 from lossprune.pruning.prunable import prunable_weights
 
 
@@ -196,7 +196,7 @@ class Mask(Mapping[str, Tensor]):
         >>> Mask({"fc1.weight": torch.ones(2, 2).bool()}).mismatches(nn.Linear(2, 2))
         ("it names 'fc1.weight', which Linear lacks (did you mean 'weight'?)",)
         """
-        return mismatches(self, model)
+        return tuple(compared(self, model)[1])
 
     def _removed_of(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a parameter and where it is removed, on the parameter's device."""

@@ -22,15 +22,10 @@ def match(kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, str]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = {name for name in look_up(kept, parameters).values() if name is not None}
     check_whole(model, {name: tensor for name, tensor in parameters.items() if name in found})
-    names, faults = _compared(kept, model)
+    names, faults = compared(kept, model)
     if faults:
         raise PruningError(f"the mask does not fit {type(model).__name__}: {'; '.join(faults)}")
     return names
-
-
-def mismatches(kept: Mapping[str, Tensor], model: nn.Module) -> tuple[str, ...]:
-    """Return every way in which the mask does not fit ``model``, one clause each."""
-    return tuple(_compared(kept, model)[1])
 
 
 def made_of(name: str) -> tuple[str, str]:
@@ -43,7 +38,8 @@ def made_of(name: str) -> tuple[str, str]:
     return f"{path}{dot}{own}_orig", f"{path}{dot}parametrizations.{own}.original"
 
 
-def _compared(kept: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, str], list[str]]:
+def compared(kept: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, str], list[str]]:
+    """Return names as :func:`match` does where the mask fits, and a clause for each misfit."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names, faults = {}, []
     for name, found in look_up(kept, parameters).items():

@@ -1,6 +1,6 @@
 """Names: of parameters, what wrappers put before them and which was meant; of a table's entries."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -91,3 +91,20 @@ def listed(names: Iterable[str], most: int = 10) -> str:
     names = list(names)
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def together(some: Sequence[str], every: Iterable[str]) -> tuple[str, ...]:
+    """Return the outermost modules of which every name is among some, and the names left over.
+
+    >>> together(["ema.a.weight", "ema.b.weight"], ["a.weight", "ema.a.weight", "ema.b.weight"])
+    ('ema',)
+    """
+    gone = set(some)
+    others = [name for name in every if name not in gone]
+    found: dict[str, None] = {}
+    for name in some:
+        parts = name.split(".")
+        heads = [".".join(parts[:count]) for count in range(1, len(parts))]
+        alone = [h for h in heads if not any(other.startswith(f"{h}.") for other in others)]
+        found[alone[0] if alone else name] = None
+    return tuple(found)

@@ -1,7 +1,6 @@
 """From statistics to saliencies, and to the change of the loss that a criterion predicts."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +28,7 @@ def saliencies(
     """
     scores = {}
     for name, weight in weights.items():
-        theta, g, h = _terms(name, weight, statistics, other)
-        saliency = criterion.saliency(theta, g, h)
-        _check_shape(criterion, "saliency", saliency, name, theta)
+        theta, saliency = _evaluated(criterion, "saliency", name, weight, statistics, other)
         saliency = saliency + 0.5 * reg * theta**2
         check_entries("saliency", name, saliency)
         scores[name] = saliency.masked_fill(theta == 0, -torch.inf)
@@ -56,30 +53,33 @@ def predicted_change(
         return None
     total = 0.0
     for name, weight in weights.items():
-        theta, g, h = _terms(name, weight, statistics, other)
-        change = criterion.change(theta, g, h)
-        _check_shape(criterion, "change", change, name, theta)
+        _, change = _evaluated(criterion, "change", name, weight, statistics, other)
         total += float(change[marked[name]].sum(dtype=torch.float64))
     return total
 
 
-def _terms(
-    name: str, weight: Tensor, statistics: Statistics | None, other: Mapping[str, Tensor] | None
-) -> tuple[Any, Any, Any]:
-    """θ, g and h of one parameter, |θ| if it is complex; None for what was not measured."""
+def _evaluated(
+    criterion: Criterion,
+    what: str,
+    name: str,
+    weight: Tensor,
+    statistics: Statistics | None,
+    other: Mapping[str, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """θ of one parameter, |θ| if it is complex, and a formula of it; None for what is unknown."""
     theta = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     theta = theta.abs() if theta.is_complex() else theta
     g = None if statistics is None else statistics.gradient.get(name)
     if other is not None:
-        return theta, g, other[name]
-    return theta, g, None if statistics is None else statistics.ggn_diagonal.get(name)
-
-
-def _check_shape(criterion: Criterion, what: str, got: Any, name: str, theta: Tensor) -> None:
-    """Broadcasting would hide what a criterion of one's own gets wrong."""
+        h = other[name]
+    else:
+        h = None if statistics is None else statistics.ggn_diagonal.get(name)
+    got = getattr(criterion, what)(theta, g, h)
+    # Broadcasting would hide what a criterion of one's own gets wrong.
     if not isinstance(got, Tensor) or got.shape != theta.shape:
         shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         raise PruningError(
             f"the {what} of criterion {criterion.name!r} must have the shape of {name!r}, "
             f"{tuple(theta.shape)}, got {shape}"
         )
+    return theta, got

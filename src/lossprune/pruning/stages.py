@@ -13,12 +13,12 @@ from lossprune.pruning.curvature.estimators import find_estimator
 from lossprune.pruning.curvature.examples import take
 from lossprune.pruning.curvature.losses import find_loss
 from lossprune.pruning.curvature.measure import Objective
-from lossprune.pruning.curvature.reach import together
+from lossprune.pruning.curvature.probe import checked_memory
 from lossprune.pruning.curvature.running import outside_inference
 from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
-from lossprune.pruning.names import listed
+from lossprune.pruning.names import listed, together
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.scoring import predicted_change, saliencies
 from lossprune.pruning.settings import Pruning
@@ -162,7 +162,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             pruning.network,
             batches,
             find_loss(pruning.loss),
-            memory=pruning.memory,
+            memory=checked_memory(pruning.memory, pruning.network.device),
             generator=lambda: _generator(pruning.seed, stage),
             sharded=pruning.sharded,
         )

@@ -154,10 +154,6 @@ class CrossEntropy:
         targets = self._aligned(targets)
         index = self._index(targets)[..., None]
         scale = self._scale(outputs, targets)
-        if scale is None and not self.label_smoothing:
-            return gradient.scatter_add_(
-                -1, index, torch.full_like(gradient[..., :1], -1.0)
-            ).movedim(-1, self.class_dim)
         counted = (targets != self.ignore_index)[..., None].to(gradient.dtype)
         weights = self._weights(outputs)
         if weights is None:

@@ -90,12 +90,20 @@ def sum_over_processes_(tensors: Iterable[Tensor]) -> None:
         dist.broadcast(tensor, src=0)
 
 
-def raise_together(error: PruningError | None, device: torch.device) -> None:
-    """Raise on every process if any has an error, so that none waits for one that stopped."""
+@contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """Do something that can go wrong on one process, and raise on all if it does on any.
+
+    So none waits for one that stopped.
+    """
     if processes() == 1:
-        if error is not None:
-            raise error
+        yield
         return
+    error = None
+    try:
+        yield
+    except PruningError as raised:
+        error = raised
     failed = torch.tensor([float(error is not None)], device=device)
     dist.all_reduce(failed)
     if not failed.item():
@@ -106,17 +114,6 @@ def raise_together(error: PruningError | None, device: torch.device) -> None:
         raise error
     first = next(text for text in texts if text is not None)
     raise PruningError(f"another process of the group could not measure its examples: {first}")
-
-
-@contextmanager
-def together(device: torch.device) -> Iterator[None]:
-    """Do something that can go wrong on one process, and raise on all if it does on any."""
-    error = None
-    try:
-        yield
-    except PruningError as raised:
-        error = raised
-    raise_together(error, device)
 
 
 def own_generator(shared: torch.Generator) -> torch.Generator:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -99,11 +99,12 @@ def measure(
     (8, torch.Size([3, 4]))
     """
     check_whole(model)
+    network = PrunableNetwork(model, forward, parameters, exclude)
     objective = Objective(
-        PrunableNetwork(model, forward, parameters, exclude),
+        network,
         take(batches, examples, forward, sharded=sharded),
         find_loss(loss),
-        memory=memory,
+        memory=checked_memory(memory, network.device),
         generator=lambda: generator or torch.default_generator,
         sharded=sharded,
     )
@@ -113,6 +114,7 @@ def measure(
     return objective.measure(mask, gradient=gradient, estimator=found)
 
 
+@dataclass(eq=False)
 class Objective:
     """m ↦ L(θ ⊙ m): the mean loss of a network over examples, for as long as θ stays as it is.
 
@@ -129,24 +131,16 @@ class Objective:
         sharded: whether the batches are this process's share of the data of several.
     """
 
-    def __init__(
-        self,
-        network: PrunableNetwork,
-        batches: Iterable[Batch],
-        loss: FullLoss,
-        *,
-        memory: int | None = None,
-        generator: Callable[[], torch.Generator] = lambda: torch.default_generator,
-        sharded: bool = False,
-    ) -> None:
-        self.network = network
-        self.batches = batches
-        self.loss = loss
-        self.memory = checked_memory(memory, network.device)
-        self.generator = generator
-        self.sharded = sharded
-        self._costs: Costs | None = None
-        self._known: tuple[Mapping[str, Tensor] | None, Statistics] | None = None
+    network: PrunableNetwork
+    batches: Iterable[Batch]
+    loss: FullLoss
+    _: KW_ONLY
+    memory: int
+    generator: Callable[[], torch.Generator]
+    sharded: bool
+
+    _costs: Costs | None = field(default=None, init=False)
+    _known: tuple[Mapping[str, Tensor] | None, Statistics] | None = field(default=None, init=False)
 
     def measure(
         self,

@@ -6,19 +6,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from lossprune.pruning.choices import Choices
 from lossprune.pruning.curvature.batch import Batch, Forward
 from lossprune.pruning.curvature.examples import device_of
 from lossprune.pruning.curvature.forms import default_forward
 from lossprune.pruning.curvature.layers import LayerCall
-from lossprune.pruning.curvature.reach import reached
 from lossprune.pruning.curvature.running import Saving, advice_on_inputs, described, ordinary, run
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import listed, look_up
 from lossprune.pruning.prunable import prunable_weights
 from lossprune.pruning.substitution import call_with
 from lossprune.pruning.wholeness import check_whole
+
+# What is raised where a gradient or curvature is asked for.
+NOTHING = "the outputs do not depend on any prunable weight, so they say nothing of any"
 
 
 class _ForwardCall(nn.Module):
@@ -165,9 +168,23 @@ class MaskedNetwork:
         }
 
     def note_reached(self, outputs: Tensor, calls: Iterable[LayerCall] = ()) -> None:
-        """Take the weights that these outputs depend on from those that none has depended on."""
-        if self.unreached:
-            self.unreached -= reached(outputs, self.weights, calls)
+        """Take the weights that these outputs depend on from those that none has depended on.
+
+        That is seen in the graph, by the weights or by recorded calls: a layer behind a ReLU that
+        is shut, or one whose gradient is zero, is depended on.
+        """
+        leaves = {id(weight): name for name, weight in self.weights.items()}
+        layers = {call.output.node: call.name for call in calls}
+        seen: set[Node] = set()
+        waiting = [outputs.grad_fn] if self.unreached else []
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = id(getattr(node, "variable", None))  # of a node that ends at a tensor
+            self.unreached -= {layers.get(node), leaves.get(leaf)}
+            waiting += [following for following, _ in node.next_functions]
 
 
 def _checked_result(result: Any) -> tuple[Tensor, Any]:

@@ -150,13 +150,13 @@ def _add_weight_(total: Tensor, uses: Sequence[_WeightUse], kept: Tensor | None)
     examples = uses[0].gradients.shape[0]
     geometry = uses[0].call.geometry
     total = geometry.grouped(total)
-    shape = (total.shape[0], total.shape[1], total.shape[2])
-    first = gradients(slice(0, 1))
     tiles = None
     if kept is not None and not kept.any():
         return
+    first = gradients(slice(0, 1))
     # Only the direct way, a product for every example, costs so much that leaving out pays.
-    if kept is not None and shape[0] == 1 and prefers_direct(shape, first.shape[1], first.shape[4]):
+    direct = prefers_direct(total.shape, first.shape[1], first.shape[4])
+    if kept is not None and len(total) == 1 and direct:
         tiles = _tiled(geometry.grouped(kept)[0])
     if tiles is None:
         add_squares_(total, patches, gradients, examples)

@@ -13,8 +13,7 @@ from torch.utils._pytree import tree_leaves
 from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.layers import LayerCall, LayerCalls
 from lossprune.pruning.curvature.losses import FullLoss
-from lossprune.pruning.curvature.network import MaskedNetwork
-from lossprune.pruning.curvature.reach import NOTHING
+from lossprune.pruning.curvature.network import NOTHING, MaskedNetwork
 from lossprune.pruning.errors import PruningError
 
 _FEW = 4  # examples that a probe looks at

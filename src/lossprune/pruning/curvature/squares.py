@@ -18,7 +18,7 @@ docs/curvature.md has their costs and measurements.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -45,12 +45,11 @@ def add_squares_(total: Tensor, patches: Block, gradients: Block, examples: int)
     """
     first = gradients(slice(0, 1))
     columns, positions = first.shape[1], first.shape[4]
-    shape = (total.shape[0], total.shape[1], total.shape[2])
     if positions == 1:
         everything = slice(0, examples)
         squares = gradients(everything).square().sum(1)[..., 0]
         add_factored_(total, patches(everything)[..., 0], squares)
-    elif not prefers_direct(shape, columns, positions):
+    elif not prefers_direct(total.shape, columns, positions):
         _add_pairs_(total, patches, gradients, examples, positions)
     elif has_fast_product(first) and total.shape[0] == 1:
         _add_direct_(total, patches, gradients, examples)
@@ -58,24 +57,16 @@ def add_squares_(total: Tensor, patches: Block, gradients: Block, examples: int)
         _add_batched_(total, patches, gradients, examples, columns)
 
 
-def prefers_direct(shape: tuple[int, int, int], columns: int, positions: int) -> bool:
-    """Whether a weight of shape (g, o, i) is cheaper done directly than by pairs of positions."""
-    return positions > 1 and _direct_cost(shape, columns, positions) <= _pairs_cost(
-        shape, columns, positions
-    )
+def prefers_direct(shape: Sequence[int], columns: int, positions: int) -> bool:
+    """Whether a weight of shape (g, o, i) is cheaper done directly than by pairs of positions.
 
-
-def _direct_cost(shape: tuple[int, int, int], columns: int, positions: int) -> int:
-    """Multiply-adds, and passes in their worth, for one example done directly."""
-    return columns * math.prod(shape) * (positions + _PASS)
-
-
-def _pairs_cost(shape: tuple[int, int, int], columns: int, positions: int) -> int:
-    """The same for one example done by pairs of positions."""
+    Counted for one example: multiply-adds, and passes in their worth.
+    """
     groups, outputs, inputs = shape
+    direct = columns * math.prod(shape) * (positions + _PASS)
     pairs = positions * (positions + 1) // 2
     forming = groups * (outputs * (columns * positions**2 + _PASS * pairs) + _PASS * inputs * pairs)
-    return math.prod(shape) * pairs + forming
+    return positions > 1 and direct <= math.prod(shape) * pairs + forming
 
 
 def _blocks(examples: int, elements: int, most: int) -> Iterator[slice]:

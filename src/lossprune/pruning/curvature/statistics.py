@@ -15,10 +15,9 @@ from lossprune.pruning.curvature.estimators import Estimator
 from lossprune.pruning.curvature.examples import NO_EXAMPLES
 from lossprune.pruning.curvature.layers import LayerCalls
 from lossprune.pruning.curvature.losses import AnyFunction, FullLoss
-from lossprune.pruning.curvature.network import MaskedNetwork
+from lossprune.pruning.curvature.network import NOTHING, MaskedNetwork
 from lossprune.pruning.curvature.passes import add_squared_gradients_
 from lossprune.pruning.curvature.probe import Budget, check_outputs
-from lossprune.pruning.curvature.reach import NOTHING
 from lossprune.pruning.errors import PruningError
 
 # Elements of outputs, and of what is computed from them in double precision, at a time.
