@@ -6,27 +6,17 @@ Everything goes to standard error: standard output stays free for results.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 
-class Progress(Protocol):
-    """What a run tells as it goes."""
+class Silent:
+    """What a run tells as it goes; this one says nothing."""
 
     def note(self, text: str) -> None:
         """Say one thing."""
 
     def advance(self, what: str, done: int, total: int, text: str) -> None:
         """Say that ``done`` of ``total`` are done, such as epochs, and how the last one went."""
-
-
-class Silent:
-    """Says nothing."""
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
-
-    def advance(self, what: str, done: int, total: int, text: str) -> None:
-        """Say nothing."""
 
 
 class ProgressLines:
@@ -57,6 +47,9 @@ class Bars:
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(what, total=total, text="")
         self._bars.update(self._tasks[what], completed=done, text=text)
+
+
+Progress = Silent | ProgressLines | Bars
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """What grows with every epoch of a run, at a cost that does not."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from lossprune.experiment.record import EpochRecord, RunRecord, Scores
 
@@ -20,25 +18,14 @@ class RecordBuilder:
 
     def __init__(self, record: RunRecord) -> None:
         self._clock = time.perf_counter()
-        self.go_on_from(record)
+        self._take(record)
 
-    def go_on_from(self, record: RunRecord) -> None:
-        """Take another record in the place of this one."""
+    def _take(self, record: RunRecord) -> None:
         self._record = record
         self._rows: list[EpochRecord] = []
         self._seconds = 0.0
         self.epoch = len(record.epochs)
         self.best = record.best
-
-    @property
-    def training(self) -> tuple[Mapping[str, Any], ...]:
-        """As in the record."""
-        return self._record.training
-
-    @property
-    def is_pruned(self) -> bool:
-        """Whether the network has been pruned."""
-        return self._record.after_pruning is not None
 
     @property
     def record(self) -> RunRecord:
@@ -57,7 +44,7 @@ class RecordBuilder:
     def change(self, **changes: object) -> None:
         """Change fields of the record, and count the seconds since it last changed."""
         seconds = self.record.seconds + self._lap()
-        self.go_on_from(replace(self.record, seconds=seconds, **changes))  # type: ignore[arg-type]
+        self._take(replace(self.record, seconds=seconds, **changes))  # type: ignore[arg-type]
 
     def add_epoch(self, scores: Scores, seconds: float) -> bool:
         """Add an epoch that took so many seconds; return whether it is the best so far.

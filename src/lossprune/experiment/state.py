@@ -24,7 +24,7 @@ from lossprune.training import (
 )
 
 
-class RunState:
+class RunState(RecordBuilder):
     """Network, mask, optimizer and record of a run between two steps of it.
 
     Attributes:
@@ -46,7 +46,7 @@ class RunState:
         self.progress = progress
         self.mask: Mask | None = None
         weights = prunable_weights(prepared.network).values()
-        self._builder = RecordBuilder(
+        super().__init__(
             RunRecord(
                 config=prepared.config.settings,
                 environment=prepared.environment,
@@ -62,16 +62,6 @@ class RunState:
         self.restart_optimizer()
 
     @property
-    def record(self) -> RunRecord:
-        """What is known of the run."""
-        return self._builder.record
-
-    @property
-    def epoch(self) -> int:
-        """How many epochs are done."""
-        return self._builder.epoch
-
-    @property
     def is_trained(self) -> bool:
         """Whether all epochs are done."""
         return self.epoch >= self.config.epochs
@@ -79,7 +69,7 @@ class RunState:
     @property
     def prunes_now(self) -> bool:
         """Whether the next step is to prune."""
-        return self.epoch == self.config.prune_epoch and not self._builder.is_pruned
+        return self.epoch == self.config.prune_epoch and self._record.after_pruning is None
 
     @property
     def generator(self) -> torch.Generator:
@@ -116,16 +106,8 @@ class RunState:
 
     def take_record(self, record: RunRecord) -> None:
         """Go on from this record."""
-        self._builder.go_on_from(record)
+        self._take(record)
         self._mode = None
-
-    def change(self, **changes: object) -> None:
-        """Change fields of the record, and count the seconds since it last changed."""
-        self._builder.change(**changes)
-
-    def restart_clock(self) -> None:
-        """Count seconds from now on: others have computed meanwhile."""
-        self._builder.restart_clock()
 
     def add_epoch(self, scores: Scores, seconds: float) -> bool:
         """Add an epoch of so many seconds; return whether it is the best so far.
@@ -135,12 +117,12 @@ class RunState:
         """
         check_finite(scores, f"after epoch {self.epoch + 1}")
         self.schedule.step()
-        return self._builder.add_epoch(scores, seconds)
+        return super().add_epoch(scores, seconds)
 
     def train_epoch(self) -> tuple[Scores | DivergedError, float]:
         """Train the next epoch, alone; return its scores, or how it diverged, and its seconds."""
         began = time.perf_counter()
-        if self._builder.training or self.ranks.world > 1:
+        if self._record.training or self.ranks.world > 1:
             self.note_training(self.training.mode, self.training.reason)
         try:
             self.training.train_epoch(
@@ -175,7 +157,7 @@ class RunState:
 
     def _keep_training(self) -> None:
         """Go on in the way that the run began; densely, where it was trained with others."""
-        noted = self._builder.training
+        noted = self._record.training
         now = noted[-1] if noted else None
         alone = self.ranks.world == 1
         if alone and now and now["mode"] in ("dense", "stacked") and self.config.train == "auto":
@@ -188,7 +170,7 @@ class RunState:
         if mode == self._mode and mode != "distributed":
             return
         epoch = self.epoch + 1
-        before = self._builder.training
+        before = self._record.training
         noted = tuple(way for way in before if way["from_epoch"] < epoch)
         # Of several processes the reason names the number, which may change where a run goes on.
         same = "mode", *(["reason"] if mode == "distributed" else [])

@@ -18,6 +18,7 @@ from lossprune.sweep.job import (
     RunPhase,
     note_failure,
     noted_failure,
+    settled_outcome,
 )
 from lossprune.sweep.plan import PlannedRun
 from lossprune.sweep.view import View
@@ -106,12 +107,8 @@ class Driver:
 
     def _found(self, run: PlannedRun) -> Outcome | None:
         folder = RunFolder(run.config.folder)
-        try:
-            record = folder.settled()
-            if record is not None:
-                return Outcome.of(record)
-        except ValueError as error:  # its record is damaged, which is no other run's affair
-            return Outcome(RunPhase.FAILED, str(error))
+        if (settled := settled_outcome(folder)) is not None:
+            return settled
         failure = noted_failure(folder)
         if failure is not None and not failure.again and not self.retry:
             return replace(

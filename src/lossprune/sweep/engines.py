@@ -1,4 +1,9 @@
-"""Where runs are done.  Scheduling is ``concurrent.futures``' on one machine, and Ray's on many."""
+"""Where runs are done.  Scheduling is ``concurrent.futures``' on one machine, and Ray's on many.
+
+Either engine takes a job only while fewer than ``capacity()`` run.  Its ``places`` are how many
+groups train side by side where a worker sees so many GPUs.  ``collect`` raises ``LostError`` where
+a job was lost with its worker.  ``close`` ends at once what still runs: it can go on later.
+"""
 
 import contextlib
 import logging
@@ -12,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 from lossprune.sweep.job import Job, LostError, Outcome
 from lossprune.torch_state import usable_cores
@@ -21,37 +26,6 @@ _STARTS = 3
 
 Outcomes = tuple[Outcome, ...]
 """Of each run of a job."""
-
-
-class Engine(Protocol):
-    """Does jobs somewhere else."""
-
-    threads: int | None
-    patience: float
-
-    def capacity(self) -> int:
-        """Return how many jobs run at a time, as of now."""
-        ...
-
-    def places(self, gpus: int) -> int:
-        """Return how many groups train side by side where a worker sees so many GPUs."""
-        ...
-
-    def submit(self, job: Job) -> "Future[Outcomes]":
-        """Begin a job; only while fewer than ``capacity()`` run."""
-        ...
-
-    def collect(self, future: "Future[Outcomes]") -> Outcomes:
-        """Return what came of a job whose future is done.
-
-        Raises:
-            LostError: it was lost with its worker.
-        """
-        ...
-
-    def close(self) -> None:
-        """End all jobs that still run, at once: whatever they are doing, they can go on later."""
-        ...
 
 
 def split_cores(workers: int) -> list[list[int]]:
@@ -84,7 +58,7 @@ class LocalEngine:
             # torch imports its compiler, for two seconds, with the first optimizer.
             self._context.set_forkserver_preload(["lossprune.sweep.worker", "torch._dynamo"])
         self._cores = split_cores(workers)
-        self.threads: int | None = len(self._cores[0]) or max(1, (os.cpu_count() or 1) // workers)
+        self.threads = len(self._cores[0]) or max(1, (os.cpu_count() or 1) // workers)
         self._leashes: list[Connection | None] = [None] * workers
         self._pools = [self._pool(slot) for slot in range(workers)]
         self._slots: dict[Future[Outcomes], int] = {}
@@ -181,7 +155,7 @@ class RayEngine:
             raise ValueError(f"--ray {address}: there is no cluster to join: {said}") from None
         self._ray, self._lost = ray, RayError
         self._share = {"CPU": cpus, "GPU": gpus}
-        self.threads: int | None = max(1, int(cpus))
+        self.threads = max(1, int(cpus))
         self._task = ray.remote(
             num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
         )(_execute)
@@ -216,6 +190,9 @@ class RayEngine:
     def close(self) -> None:
         """Leave the cluster, which ends the tasks that it still does for us."""
         self._ray.shutdown()
+
+
+Engine = LocalEngine | RayEngine
 
 
 def _check_reachable(address: str) -> None:

@@ -99,6 +99,15 @@ class Outcome:
         )
 
 
+def settled_outcome(folder: RunFolder) -> Outcome | None:
+    """Return what came of a run that is at its end, or None; a damaged record is a failure."""
+    try:
+        record = folder.settled()
+        return None if record is None else Outcome.of(record)
+    except ValueError as error:  # which is no other run's affair
+        return Outcome(RunPhase.FAILED, str(error))
+
+
 def note_failure(folder: RunFolder, outcome: Outcome, details: str = "") -> None:
     """Leave word of a failure in the run's folder; where that cannot be written, none is left."""
     said = {**asdict(outcome), "details": details, "when": time.strftime("%Y-%m-%d %H:%M:%S %z")}

@@ -14,7 +14,7 @@ from lossprune.experiment.log import legible
 from lossprune.files import write_whole
 from lossprune.json_text import parse_digested, parse_json, with_digest
 from lossprune.sweep.board import describe_outcome
-from lossprune.sweep.job import ERROR, Outcome, RunPhase, last_lines, noted_failure
+from lossprune.sweep.job import ERROR, Outcome, RunPhase, last_lines, noted_failure, settled_outcome
 from lossprune.sweep.view import progress
 
 SWEEPS = ".sweeps"
@@ -60,19 +60,13 @@ def read_status(path: Path) -> dict[str, Outcome]:
 
 def _status_of(folder: Path, swept: bool) -> Outcome:
     run = RunFolder(folder)
-    try:
-        record = run.settled()
-        if record is not None:
-            return Outcome.of(record)
-    except ValueError as error:
-        return Outcome(RunPhase.FAILED, str(error))
+    if (settled := settled_outcome(run)) is not None:
+        return settled
     if _alive(folder):
         return Outcome(RunPhase.RUNNING)
-    failure = noted_failure(run)
-    if failure is not None:
-        return failure
     # A sweep comes back to what it left, as to a pruned run that waits for others to train with.
-    return Outcome(RunPhase.WAITING if swept else RunPhase.INTERRUPTED)
+    left = Outcome(RunPhase.WAITING if swept else RunPhase.INTERRUPTED)
+    return noted_failure(run) or left
 
 
 def _alive(folder: Path) -> bool:

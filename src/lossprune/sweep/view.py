@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lossprune.experiment.folder import RunFolder
 from lossprune.sweep.board import Board, describe_outcome, duration
@@ -20,22 +20,6 @@ _STYLES = {
     RunPhase.DIVERGED: "yellow",
     RunPhase.BLOCKED: "yellow",
 }
-
-
-class View(Protocol):
-    """What a sweep tells as it goes."""
-
-    def begin(self, board: Board) -> None:
-        """Say where it stands before anything is done."""
-
-    def tick(self, board: Board) -> None:
-        """Be called about twice a second, or more often."""
-
-    def note(self, text: str) -> None:
-        """Say one thing."""
-
-    def ended(self, label: str, outcome: Outcome, folder: RunFolder, board: Board) -> None:
-        """Say how a run ended."""
 
 
 class SweepLines:
@@ -112,6 +96,9 @@ class SweepTable:
         if board.best is not None:
             lines.append(Text(f"best so far: {board.best[0]}: {describe_outcome(board.best[1])}"))
         self._live.update(Group(*lines), refresh=True)
+
+
+View = SweepLines | SweepTable
 
 
 def _cells(outcome: Outcome) -> list[str]:
