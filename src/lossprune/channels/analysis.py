@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 
 from lossprune.channels.calls import Fixed
 from lossprune.channels.interpretation import interpret, size_query
-from lossprune.channels.layers import Connected, Depthwise
-from lossprune.channels.operations import Operation, UnknownEffectError
+from lossprune.channels.layers import Connected, Depthwise, WeightedOperation
+from lossprune.channels.operations import Operation, UnknownEffectError, only
 from lossprune.channels.tracing import Trace, overwritten, trace, untouchable
 from lossprune.channels.values import ChannelGroups, Channels, Unknown, Value
 
@@ -53,23 +53,25 @@ class Analysis:
         """Return what is known of the inputs of ``node``, in order."""
         return [self.values[source] for source in sources(node)]
 
-    def layers(self) -> dict[str, tuple[fx.Node, Connected | Depthwise]]:
+    def channels(self, node: fx.Node) -> Channels:
+        """Return what is known of the output of a node whose operation is known."""
+        return only([self.values[node]])
+
+    def layers(self) -> dict[str, tuple[fx.Node, WeightedOperation]]:
         """Return the linear and convolution layers whose channels are known, by module name."""
         return {
             operation.name: (node, operation)
             for node, operation in self.operations.items()
-            if isinstance(operation, Connected | Depthwise)
+            if isinstance(operation, WeightedOperation)
         }
 
-    def on_path(self, node: fx.Node, operation: Connected | Depthwise) -> Tensor:
+    def on_path(self, node: fx.Node, operation: WeightedOperation) -> Tensor:
         """Return which weights of a layer are on a path from input to output, (o, i, t) bool."""
         useful = self.useful[node][:, None, None]
         if isinstance(operation, Connected):
             live = operation.entering(self.inputs(node)).live[:, None]
         else:
-            (value,) = self.inputs(node)
-            assert isinstance(value, Channels)
-            live = value.live[:, None, None]
+            live = only(self.inputs(node)).live[:, None, None]
         return operation.kept & live & useful
 
 

@@ -44,9 +44,7 @@ def size_query(node: fx.Node) -> bool:
     """Whether ``node`` asks a tensor for the size of its first dimension alone, or leads to it."""
     if _first_size(node):
         return True
-    shape = node.op == "call_method" and node.target == "size" and len(node.args) == 1
-    shape = shape or (node.target is getattr and node.args[1:2] == ("shape",))
-    return shape and not node.kwargs and all(map(_first_size, node.users))
+    return _is_shape(node) and not node.kwargs and all(map(_first_size, node.users))
 
 
 def _first_size(node: fx.Node) -> bool:

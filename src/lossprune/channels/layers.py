@@ -11,24 +11,24 @@ d = t · dilation from the first never reaches outside, whatever the size of the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lossprune.channels.nodes import BatchNorm, Convolution, paddings, scale_and_shift
-from lossprune.channels.operations import UnknownEffectError, only
+from lossprune.channels.operations import Operation, UnknownEffectError, only
 from lossprune.channels.values import ChannelGroups, Channels, Unknown, Value
 
 
 @dataclass(frozen=True)
-class Connected:
-    """A linear layer or a convolution of all input channels with all outputs.
+class WeightedOperation(Operation):
+    """A linear layer or a convolution.
 
     Attributes:
         name: of the module.
-        weight: (o, i, t) float, 0 where removed.
+        weight: (o, i, t) float, 0 where removed; i = 1 in a :class:`Depthwise` one.
         kept: (o, i, t) bool.
         bias: (o,) float64; zeros where the layer has none.
         border: (t,) bool, the taps that reach into zero padding at some positions.
@@ -42,6 +42,10 @@ class Connected:
     border: Tensor
     axis: int
 
+
+class Connected(WeightedOperation):
+    """A layer of all input channels with all outputs."""
+
     def entering(self, inputs: Sequence[Value]) -> Channels:
         """Return what is known of the input's channels; all are live where nothing is."""
         (value,) = inputs
@@ -50,10 +54,7 @@ class Connected:
             ones = torch.ones(count, dtype=torch.bool)
             none = torch.full((count,), math.nan, dtype=torch.float64)
             return Channels(torch.full((count,), -1), ones, none, self.axis)
-        channels = value.unfolded(count)
-        if channels is None or channels.axis != self.axis:
-            raise UnknownEffectError("a layer over another dimension than the channels before it")
-        return channels
+        return _unfolded(value, count, {self.axis}, "a layer")
 
     def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         entering = self.entering(inputs)
@@ -86,21 +87,11 @@ class Connected:
         return torch.einsum("oit,i->o", weight, entering.constant[chosen])
 
 
-@dataclass(frozen=True)
-class Depthwise:
-    """A convolution of each channel by itself; fields as in :class:`Connected`, (c, 1, t)."""
-
-    name: str
-    weight: Tensor
-    kept: Tensor
-    bias: Tensor
-    border: Tensor
-    axis: int
+class Depthwise(WeightedOperation):
+    """A convolution of each channel by itself."""
 
     def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
-        channels = only(inputs).unfolded(len(self.bias))
-        if channels is None or channels.axis != self.axis:
-            raise UnknownEffectError("a layer over another dimension than the channels before it")
+        channels = _unfolded(only(inputs), len(self.bias), {self.axis}, "a layer")
         connected = self.kept.any(2)[:, 0]
         sums = self.weight.double().sum(2)[:, 0]
         bordered = (self.kept & self.border).any(2)[:, 0] & constants(channels)
@@ -113,7 +104,7 @@ class Depthwise:
 
 
 @dataclass(frozen=True)
-class Normalised:
+class Normalised(Operation):
     """Batch norm by running statistics: c ↦ scale · c + shift, channel by channel."""
 
     name: str
@@ -122,16 +113,20 @@ class Normalised:
     axis: frozenset[int]
 
     def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
-        channels = only(inputs).unfolded(len(self.scale))
-        if channels is None or channels.axis not in self.axis:
-            raise UnknownEffectError(
-                "a batch norm over another dimension than the channels before it"
-            )
+        channels = _unfolded(only(inputs), len(self.scale), self.axis, "a batch norm")
         return channels.mapped(channels.constant * self.scale + self.shift)
 
     def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
         channels = only(inputs)
         return [channels.folded(useful) if channels.flattened else useful]
+
+
+def _unfolded(value: Channels, features: int, axes: Collection[int], reader: str) -> Channels:
+    """Return the channels as ``reader`` reads them, along one of these dimensions."""
+    channels = value.unfolded(features)
+    if channels is None or channels.axis not in axes:
+        raise UnknownEffectError(f"{reader} over another dimension than the channels before it")
+    return channels
 
 
 def constants(channels: Channels) -> Tensor:
@@ -141,7 +136,7 @@ def constants(channels: Channels) -> Tensor:
 
 def layer_operation(
     name: str, layer: nn.Linear | Convolution, kept: Tensor
-) -> Connected | Depthwise | None:
+) -> WeightedOperation | None:
     """Return the operation of ``layer``, whose weights are zero where not ``kept``.
 
     None: it is a grouped convolution, which is neither of the two.

@@ -8,7 +8,7 @@ Linear and convolution layers are in ``layers.py``.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,16 +20,19 @@ class UnknownEffectError(Exception):
     """An operation's effect on channels is not known; the message says of what."""
 
 
-class Operation(Protocol):
+class Operation:
     """One operation of the graph."""
 
     def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         """Return what is known of the output; raises :class:`UnknownEffectError`."""
-        ...
+        raise NotImplementedError
 
     def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
-        """Return which channels of each input the ``useful`` ones of the output depend on."""
-        ...
+        """Return which channels of each input the ``useful`` ones of the output depend on.
+
+        Those at the same places, unless an operation says otherwise.
+        """
+        return [useful] * len(inputs)
 
 
 def only(inputs: Sequence[Value]) -> Channels:
@@ -40,7 +43,7 @@ def only(inputs: Sequence[Value]) -> Channels:
 
 
 @dataclass(frozen=True)
-class Pointwise:
+class Pointwise(Operation):
     """A function of each number by itself, or one that leaves constants as they are.
 
     Attributes:
@@ -55,12 +58,9 @@ class Pointwise:
         channels = only(inputs)
         return channels.mapped(self.function(channels.constant.clone()))
 
-    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
-        return [useful]
-
 
 @dataclass(frozen=True)
-class Pooling:
+class Pooling(Operation):
     """A mean or maximum over windows of the last ``dimensions`` dimensions.
 
     Attributes:
@@ -92,12 +92,9 @@ class Pooling:
         constant = channels.constant  # only 0 stays the same everywhere
         return replace(channels, constant=constant.masked_fill(constant != 0, math.nan))
 
-    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
-        return [useful]
-
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Operation):
     """A mean over these dimensions, which are those of the positions."""
 
     dimensions: frozenset[int]
@@ -111,12 +108,9 @@ class Mean:
             raise UnknownEffectError("a mean over other dimensions than all positions")
         return channels if self.keep else replace(channels, axis=-1)
 
-    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
-        return [useful]
-
 
 @dataclass(frozen=True)
-class Flatten:
+class Flatten(Operation):
     """All dimensions but the first made one."""
 
     def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
@@ -125,12 +119,9 @@ class Flatten:
             return channels
         return replace(channels, axis=-1, flattened="fast" if channels.axis == -1 else "slow")
 
-    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
-        return [useful]
-
 
 @dataclass(frozen=True)
-class Sum:
+class Sum(Operation):
     """a + b, or a − b with ``sign`` −1."""
 
     sign: int = 1
@@ -139,12 +130,9 @@ class Sum:
         a, b = _aligned(inputs, groups)
         return replace(a, live=a.live | b.live, constant=a.constant + self.sign * b.constant)
 
-    def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
-        return [useful, useful]
-
 
 @dataclass(frozen=True)
-class Product:
+class Product(Operation):
     """a · b, number by number."""
 
     def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
@@ -154,15 +142,13 @@ class Product:
         return replace(a, live=(a.live | b.live) & ~zero, constant=constant)
 
     def backward(self, useful: Tensor, inputs: Sequence[Value]) -> list[Tensor]:
-        a, b = inputs
-        assert isinstance(a, Channels)
-        assert isinstance(b, Channels)
+        a, b = (only([value]) for value in inputs)
         read = useful & (a.constant != 0) & (b.constant != 0)
         return [read, read]
 
 
 @dataclass(frozen=True)
-class Concatenation:
+class Concatenation(Operation):
     """Tensors side by side along ``dimension``, which is that of their channels."""
 
     dimension: int

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from lossprune.channels.analysis import Analysis
-from lossprune.channels.layers import Connected, Depthwise, Normalised, constants
+from lossprune.channels.layers import Connected, Normalised, WeightedOperation, constants
 from lossprune.channels.nodes import BatchNorm
-from lossprune.channels.values import Channels, Unknown
+from lossprune.channels.values import Channels
 
 # A carrier below this part of the largest constant that it stands for would magnify its rounding.
 _SMALLEST_CARRIER = 0.1
@@ -33,7 +33,7 @@ class LayerSlice:
     """
 
     node: fx.Node
-    operation: Connected | Depthwise | Normalised
+    operation: WeightedOperation | Normalised
     rows: Tensor
     columns: Tensor | None
 
@@ -43,31 +43,16 @@ class LayerSlice:
         return bool(self.rows.all()) and (self.columns is None or bool(self.columns.all()))
 
 
-@dataclass(frozen=True)
-class SlicedWeight:
-    """A layer's new weight (o, i, t), where it may differ from 0, and its new bias (o,)."""
-
-    weight: Tensor
-    kept: Tensor
-    bias: Tensor
-
-
 def layer_slices(analysis: Analysis) -> Iterator[LayerSlice]:
     """Return what stays of every known layer."""
     kept = _KeptChannels(analysis)
     for node, operation in analysis.operations.items():
-        value = analysis.values[node]
-        if not isinstance(operation, Connected | Depthwise | Normalised):
-            continue
-        if not isinstance(value, Channels):
+        if not isinstance(operation, WeightedOperation | Normalised):
             continue
         columns = None
         if isinstance(operation, Connected):
-            inputs = analysis.inputs(node)
-            columns = torch.ones(operation.weight.shape[1], dtype=torch.bool)
-            if not isinstance(inputs[0], Unknown):
-                columns = kept.of(operation.entering(inputs))
-        yield LayerSlice(node, operation, kept.of(value), columns)
+            columns = kept.of(operation.entering(analysis.inputs(node)))
+        yield LayerSlice(node, operation, kept.of(analysis.channels(node)), columns)
 
 
 class _KeptChannels:
@@ -80,16 +65,20 @@ class _KeptChannels:
             value = analysis.values[node]
             if isinstance(value, Channels):
                 self._keep_(value.groups)
-        connected = [(n, o, e) for n, o, e in _connected_layers(analysis) if (e.groups >= 0).all()]
+        connected = [
+            (node, operation, entering)
+            for node, operation in analysis.operations.items()
+            if isinstance(operation, Connected)
+            and (entering := operation.entering(analysis.inputs(node))).groups.ge(0).all()
+        ]
         for node, operation, entering in connected:
             read = operation.reads(analysis.useful[node]) & entering.constant.isnan()
             self._keep_(entering.groups[read])
         for node, operation in analysis.operations.items():
-            value = analysis.values[node]
-            if isinstance(operation, Connected | Depthwise | Normalised):
-                assert isinstance(value, Channels)
-                if not self.of(value).any():  # a layer without any channel cannot be had
-                    self._keep_(value.groups[:1])
+            if isinstance(operation, WeightedOperation | Normalised):
+                channels = analysis.channels(node)
+                if not self.of(channels).any():  # a layer without any channel cannot be had
+                    self._keep_(channels.groups[:1])
         for node, operation, entering in connected:
             bordering = operation.edges(entering)[analysis.useful[node]].any(2).any(0)
             if bordering.any() and _carrier(entering, self.of(entering), bordering) is None:
@@ -97,8 +86,8 @@ class _KeptChannels:
                 self._keep_(entering.groups[largest : largest + 1])
 
     def of(self, channels: Channels) -> Tensor:
-        """Return which of these channels are kept, bool (channels,)."""
-        return self._kept[self._group[channels.groups]]
+        """Return which of these channels are kept, bool (channels,): all that are in no group."""
+        return self._kept[self._group[channels.groups]] | (channels.groups < 0)
 
     def _keep_(self, groups: Tensor) -> None:
         self._kept[self._group[groups]] = True
@@ -113,45 +102,40 @@ def _carrier(entering: Channels, kept: Tensor, bordering: Tensor) -> int | None:
     return int(size.argmax()) if size.max() >= _SMALLEST_CARRIER * largest else None
 
 
-def _connected_layers(analysis: Analysis) -> Iterator[tuple[fx.Node, Connected, Channels]]:
-    for node, operation in analysis.operations.items():
-        if isinstance(operation, Connected):
-            yield node, operation, operation.entering(analysis.inputs(node))
-
-
 def slice_(model: nn.Module, analysis: Analysis) -> dict[str, Tensor]:
     """Slice every known layer of ``model``; return what is kept of their weights, by name."""
     masks = {}
     for part in layer_slices(analysis):
-        node, operation, rows = part.node, part.operation, part.rows
+        operation, rows = part.operation, part.rows
         layer = model.get_submodule(operation.name)
         if isinstance(operation, Normalised):
             assert isinstance(layer, BatchNorm)
             slice_norm_(layer, rows)
             continue
-        value, useful = analysis.values[node], analysis.useful[node]
-        assert isinstance(value, Channels)
+        constant = analysis.channels(part.node).constant
+        # The other rows hold a constant, or serve nothing.
+        working = analysis.useful[part.node] & constant.isnan()
+        columns = slice(None) if part.columns is None else part.columns
         if isinstance(operation, Connected):
             assert part.columns is not None
-            entering = operation.entering(analysis.inputs(node))
-            sliced = _connected(operation, entering, value, useful, rows, part.columns)
+            entering = operation.entering(analysis.inputs(part.node))
+            weight, kept = _connected(operation, entering, working, part.columns)
+            bias = operation.bias + operation.folded(entering)
         else:
-            sliced = _depthwise(operation, value, useful, rows)
-        replace_(layer, sliced.weight, sliced.bias)
-        weight = layer.get_parameter("weight")
-        masks[f"{operation.name}.weight"] = sliced.kept.reshape(weight.shape)
+            kept = operation.kept & working[:, None, None]
+            weight, bias = torch.where(kept, operation.weight, 0), operation.bias
+        bias = torch.where(working, bias, constant)
+        bias = torch.where(bias.isnan(), 0.0, bias)
+        replace_(layer, weight[rows][:, columns], bias[rows])
+        shape = layer.get_parameter("weight").shape
+        masks[f"{operation.name}.weight"] = kept[rows][:, columns].reshape(shape)
     return masks
 
 
 def _connected(
-    layer: Connected,
-    entering: Channels,
-    value: Channels,
-    useful: Tensor,
-    rows: Tensor,
-    columns: Tensor,
-) -> SlicedWeight:
-    working = useful & value.constant.isnan()  # the other rows hold a constant, or serve nothing
+    layer: Connected, entering: Channels, working: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the weights (o, i, t) of the ``working`` rows, and where they may differ from 0."""
     kept = layer.kept & working[:, None, None] & entering.constant.isnan()[:, None]
     weight = torch.where(kept, layer.weight, 0)
     edges = layer.edges(entering) & working[:, None, None]
@@ -163,17 +147,7 @@ def _connected(
         through = torch.where(edges, layer.weight, 0)[:, bordering].double()
         weight[:, place] = torch.einsum("oit,i->ot", through, ratio).to(weight.dtype)
         kept[:, place] = edges.any(1)
-    bias = torch.where(working, layer.bias + layer.folded(entering), value.constant)
-    bias = torch.where(bias.isnan(), 0.0, bias)
-    return SlicedWeight(weight[rows][:, columns], kept[rows][:, columns], bias[rows])
-
-
-def _depthwise(layer: Depthwise, value: Channels, useful: Tensor, rows: Tensor) -> SlicedWeight:
-    working = useful & value.constant.isnan()
-    kept = layer.kept & working[:, None, None]
-    bias = torch.where(working, layer.bias, value.constant)
-    bias = torch.where(bias.isnan(), 0.0, bias)
-    return SlicedWeight(torch.where(kept, layer.weight, 0)[rows], kept[rows], bias[rows])
+    return weight, kept
 
 
 @torch.no_grad()

@@ -118,14 +118,14 @@ def _equal(one: Any, other: Any) -> bool:
     )
 
 
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    tensors = (*module._parameters.values(), *module._buffers.values())
+    return [tensor for tensor in tensors if tensor is not None]
+
+
 def untouchable(model: nn.Module, graph: fx.Graph) -> dict[str, str]:
     """Return why a module that the graph calls must keep its size, by the module's name."""
-    owners = Counter(
-        id(tensor)
-        for _, module in model.named_modules()
-        for tensor in (*module._parameters.values(), *module._buffers.values())
-        if tensor is not None
-    )
+    owners = Counter(id(tensor) for module in model.modules() for tensor in _own_tensors(module))
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     called = [model.get_submodule(name) for name in calls]
     inside = {id(part) for module in called for part in module.modules() if part is not module}
@@ -133,11 +133,7 @@ def untouchable(model: nn.Module, graph: fx.Graph) -> dict[str, str]:
     reasons = {}
     for name, count in calls.items():
         module = model.get_submodule(name)
-        tensors = [
-            tensor
-            for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None
-        ]
+        tensors = _own_tensors(module)
         if not tensors:
             continue
         if count > 1:
