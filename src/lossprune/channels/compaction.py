@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossprune.channels.agreement import same_outputs
 from lossprune.channels.analysis import Analysis, analyse
 from lossprune.channels.calls import (
     Call,
     TooManyCallsError,
     differing,
     possible_fixed,
+    same_outputs,
     usual_fixed,
 )
 from lossprune.channels.connectivity import Connectivity, LayerConnectivity, connectivity_of
@@ -165,11 +165,11 @@ def _doubt(
 def _equal(one: nn.Module, other: nn.Module) -> bool:
     """Whether two networks of the same code have the same numbers."""
     tensors, others = (
-        [*network.named_parameters(), *network.named_buffers()] for network in (one, other)
+        {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        for network in (one, other)
     )
-    return len(tensors) == len(others) and all(
-        mine[0] == its[0] and torch.equal(mine[1], its[1])
-        for mine, its in zip(tensors, others, strict=True)
+    return tensors.keys() == others.keys() and all(
+        torch.equal(tensor, others[name]) for name, tensor in tensors.items()
     )
 
 

@@ -1,10 +1,11 @@
-"""What running a network costs."""
+"""Which layers run in a network, on what, and what that costs."""
 
-import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,11 @@ from lossprune.channels.calls import Call
 from lossprune.channels.tracing import apart
 from lossprune.pruning.prunable import LAYERS
 from lossprune.pruning.wholeness import check_whole, unwrapped
+
+M = TypeVar("M", bound=nn.Module)
+
+# Calls a network with what is of interest.
+Caller = Callable[[nn.Module], object]
 
 
 @torch.no_grad()
@@ -40,7 +46,7 @@ def multiply_adds(model: nn.Module, example: Any) -> int:
 
 
 def count_outputs(
-    network: nn.Module, layers: Mapping[str, nn.Module], call: Callable[[nn.Module], object]
+    network: nn.Module, layers: Mapping[str, nn.Module], call: Caller
 ) -> Counter[str]:
     """Count the numbers that each of ``layers`` gives where ``call`` calls ``network``, by name."""
     outputs: Counter[str] = Counter()
@@ -48,13 +54,32 @@ def count_outputs(
     def count(name: str, _: nn.Module, __: object, output: Tensor) -> None:
         outputs[name] += output.numel()
 
-    hooks = [
-        layer.register_forward_hook(functools.partial(count, name))
-        for name, layer in layers.items()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(partial(count, name)))
         call(network)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return outputs
+
+
+@torch.no_grad()
+def inputs_of(network: nn.Module, call: Caller, modules: Sequence[M]) -> dict[M, Call]:
+    """Return how each of ``modules`` is called first where ``call`` calls ``network``."""
+    seen: dict[M, Call] = {}
+
+    def note(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.setdefault(module, Call(args, named))
+
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(note, with_kwargs=True))
+        call(network)
+    return seen
+
+
+def weighted_layers(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Return the linear layers and two-dimensional convolutions of a network, by name."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d))
+    }

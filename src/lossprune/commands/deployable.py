@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lossprune.channels.calls import Call
+from lossprune.channels.costs import inputs_of
 from lossprune.commands.output import NETWORK, format_of
 from lossprune.commands.prune import FORMAT as PRUNED
 from lossprune.commands.user_code import Batches, build_network, find_function
-from lossprune.deployment.sparse.parts import inputs_of
 from lossprune.deployment.sparse_file import load_sparse
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.environment import environment_of

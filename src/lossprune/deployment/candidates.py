@@ -7,12 +7,13 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
 
-from lossprune.channels.agreement import same_outputs
-from lossprune.channels.calls import Call
+from lossprune.channels.calls import Call, same_outputs
+from lossprune.channels.costs import Caller, inputs_of, weighted_layers
 from lossprune.pruning.errors import PruningError
 
 T = TypeVar("T")
@@ -60,10 +61,7 @@ class Candidates:
     def seconds(self, seconds: float) -> dict[str, float]:
         """Return the shortest time of each on the example; ``seconds`` may be spent on each."""
         call = self.call.copied()
-        calls: list[Callable[[], object]] = [
-            (lambda network=network: network(*call.inputs, **call.named))
-            for network in self.networks.values()
-        ]
+        calls = [partial(network, *call.inputs, **call.named) for network in self.networks.values()]
         timings = interleaved(calls, seconds=seconds * len(calls))
         return {name: timing.best for name, timing in zip(self.networks, timings, strict=True)}
 
@@ -153,3 +151,12 @@ def interleaved(
             call()
             times.append(time.perf_counter() - start)
     return [Timing.of(times) for times in taken]
+
+
+def dense_seconds(network: nn.Module, call: Caller, seconds: float) -> dict[str, float]:
+    """Return the shortest time of each of torch's linear layers and convolutions, by name."""
+    names = {layer: name for name, layer in weighted_layers(network).items()}
+    seen = inputs_of(network, call, list(names))
+    calls = [partial(layer, *own.inputs, **own.named) for layer, own in seen.items()]
+    timings = interleaved(calls, seconds=seconds, least=5) if calls else []
+    return {names[layer]: timing.best for layer, timing in zip(seen, timings, strict=True)}

@@ -15,9 +15,9 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from lossprune.channels.calls import Call
 from lossprune.channels.compaction import compact, masked_copy
-from lossprune.channels.costs import count_outputs
+from lossprune.channels.costs import count_outputs, weighted_layers
 from lossprune.channels.tracing import UntraceableError
-from lossprune.deployment.candidates import Candidates
+from lossprune.deployment.candidates import Candidates, dense_seconds
 from lossprune.deployment.layer_by_layer import (
     layer_by_layer,
     replaced_layers,
@@ -25,13 +25,8 @@ from lossprune.deployment.layer_by_layer import (
 )
 from lossprune.deployment.sparse.network import check_conversion
 from lossprune.deployment.sparse.parts import in_parts, sparse_networks
-from lossprune.deployment.sparse.tuning import (
-    dense_seconds,
-    sparse_seconds,
-    tune_,
-    weighted_layers,
-)
-from lossprune.deployment.sparse_layers import MakeLayer, csr_layer, sparse_layer
+from lossprune.deployment.sparse.tuning import sparse_seconds, tune_
+from lossprune.deployment.sparse_layers import csr_layer, sparse_layer
 from lossprune.deployment.traced import TracedNetwork, traced
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning.mask import Mask
@@ -169,19 +164,14 @@ def _on_gpu(candidates: Candidates, masked: nn.Module, seconds: float) -> Deploy
 
 def _add_sparse(candidates: Candidates, small: nn.Module, seconds: float) -> None:
     """Add ``small`` with sparse layers: from its graph, or where that does not do one by one."""
+    name, make = "layer by layer", sparse_layer
     if not compiler_available():
         candidates.notes.append(
             "no C compiler, so torch's CSR products are all there is for sparse layers"
         )
-        _add_layer_by_layer(candidates, "CSR", small, csr_layer, seconds)
-    elif not _add_from_graph(candidates, small, seconds):
-        _add_layer_by_layer(candidates, "layer by layer", small, sparse_layer, seconds)
-
-
-def _add_layer_by_layer(
-    candidates: Candidates, name: str, small: nn.Module, make: MakeLayer, seconds: float
-) -> None:
-    """Add ``small`` with layers replaced one by one, if any is."""
+        name, make = "CSR", csr_layer
+    elif _add_from_graph(candidates, small, seconds):
+        return
     made = candidates.attempt(name, lambda: layer_by_layer(small, candidates.call, seconds, make))
     if made is not None:
         candidates.add(name, made)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossprune.channels.costs import Caller, inputs_of, weighted_layers
 from lossprune.deployment.candidates import interleaved
-from lossprune.deployment.sparse.parts import inputs_of
-from lossprune.deployment.sparse.tuning import Caller, weighted_layers
 from lossprune.deployment.sparse_layers import MakeLayer, semi_structured_layer
 
 _TUNING = 0.1  # seconds at most for one layer
@@ -110,10 +109,9 @@ def _faster(
     network: nn.Module, call: Caller, seconds: float, make: MakeLayer
 ) -> dict[nn.Module, tuple[nn.Module, tuple[Tensor, ...]]]:
     """Return, for each layer that has a faster sparse one, that one and the layer's inputs."""
-    layers = weighted_layers(network)
-    names = {layer: name for name, layer in layers.items()}
+    names: dict[nn.Module, str] = {layer: name for name, layer in weighted_layers(network).items()}
     faster = {}
-    for layer, seen in inputs_of(network, call, list(layers.values())).items():
+    for layer, seen in inputs_of(network, call, list(names)).items():
         args = (*seen.inputs, *seen.named.values())
         sparse = make(names[layer], layer, args, min(seconds, _TUNING))
         if sparse is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lossprune.channels.calls import Fixed, fixed_by, usual_fixed
+from lossprune.channels.calls import fixed_by, usual_fixed
 from lossprune.channels.tracing import Trace, UntraceableError, trace
 from lossprune.pruning.errors import PruningError
 
@@ -72,17 +72,13 @@ def traced(model: nn.Module, example: Any) -> tuple[Trace, GraphInputs]:
         UntraceableError: there is no such graph.
     """
     try:
-        found, fixed = _traced(model, usual_fixed(model, example))
+        found = trace(model, fixed := usual_fixed(model, example))
     except UntraceableError:
-        found, fixed = _traced(model, fixed_by(example, model))
+        found = trace(model, fixed := fixed_by(example, model))
     order = [str(node.target) for node in found.graph.nodes if node.op == "placeholder"]
     if any(name.startswith("*") for name in order):
         raise UntraceableError("the network takes any number of arguments")
     return found, GraphInputs(model, order, fixed)
-
-
-def _traced(model: nn.Module, fixed: Fixed) -> tuple[Trace, Fixed]:
-    return trace(model, fixed), fixed
 
 
 def _same(one: Any, other: Any) -> bool:

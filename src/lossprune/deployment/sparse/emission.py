@@ -73,7 +73,6 @@ def planned(
     lines = [(one.height - 1) * one.source.row + one.width + 32 * lanes() for one, _ in sums]
     return SparsePlan(
         operations=(OperationStruct * len(operations))(*operations),
-        names=(*inputs, *(step.name for step in layout.steps), *outputs),
         outputs=tuple(layout.shapes[name] for name in outputs),
         blocked=blocked,
         room=layout.room,

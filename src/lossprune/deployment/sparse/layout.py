@@ -99,7 +99,11 @@ def laid_out(
     """
     steps = list(steps) if blocked else with_splits(steps)
     shapes = value_shapes(steps, inputs)
-    taps = kept_taps(steps, weights, shapes, blocked)
+    taps = {
+        step.target: _taps(step, step.operation, weights[step.target], shapes, blocked)
+        for step in steps
+        if isinstance(step.operation, SparseConvolution)
+    }
     halos = halo_widths(steps, taps, shapes)
     maps = {
         name: unplaced_map(shape, halos.get(name, 0), 1 if blocked else lanes)
@@ -146,20 +150,6 @@ def value_shapes(steps: Sequence[SparseStep], inputs: Mapping[str, Shape]) -> di
     for step in steps:
         shapes[step.target] = output_shape(step, shapes)
     return shapes
-
-
-def kept_taps(
-    steps: Sequence[SparseStep],
-    weights: Mapping[str, Weights],
-    shapes: Mapping[str, Shape],
-    blocked: bool,
-) -> dict[str, Taps]:
-    """Return what the weights of every convolution read, by its target."""
-    return {
-        step.target: _taps(step, step.operation, weights[step.target], shapes, blocked)
-        for step in steps
-        if isinstance(step.operation, SparseConvolution)
-    }
 
 
 def _taps(
@@ -244,12 +234,9 @@ def placed(
         if start is None:
             start, end = end, end + size
         found[step.target] = maps[step.target]._replace(offset=start)
-        gaps = _merged([*gaps, *(_gap(found[name]) for name in used if last[name] == k)])
+        freed = [found[name] for name in used if last[name] == k]
+        gaps = _merged([*gaps, *((place.offset, place.size) for place in freed)])
     return found, end
-
-
-def _gap(freed: FeatureMap) -> _Gap:
-    return freed.offset, freed.size
 
 
 def _fitted(gaps: list[_Gap], size: int) -> tuple[int | None, list[_Gap]]:

@@ -97,8 +97,7 @@ class SparseNetwork(nn.Module):
             _check(tensor)
         inputs = aligned(inputs)
         images = inputs[0].shape[0]
-        shapes = tuple([image_shape(tensor) for tensor in inputs])
-        plan = self.plan(images >= self.tuning.few, shapes)
+        plan = self.plan(inputs)
         outputs = [
             torch.empty(
                 (images, c * h * w) if flat else (images, c, h, w)
@@ -109,8 +108,10 @@ class SparseNetwork(nn.Module):
             plan.run(inputs, outputs, self.tuning.shared)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def plan(self, blocked: bool, shapes: tuple[Shape, ...]) -> SparsePlan:
-        """Return the steps laid out for inputs of these shapes; made once."""
+    def plan(self, inputs: Sequence[Tensor]) -> SparsePlan:
+        """Return the steps laid out for so many inputs of these shapes; made once."""
+        blocked = inputs[0].shape[0] >= self.tuning.few
+        shapes = tuple([image_shape(tensor) for tensor in inputs])
         key = (blocked, shapes)
         buffers = tuple(self._buffers.values())
         if not all(map(operator.is_, buffers, self._laid_out)):

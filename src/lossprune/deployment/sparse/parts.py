@@ -5,10 +5,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from lossprune.channels.calls import Call
 from lossprune.channels.nodes import in_place
 from lossprune.deployment.sparse.lowering import Lowered, joined, lowered, with_scales
 from lossprune.deployment.sparse.network import SparseNetwork, image_shape
@@ -221,22 +219,3 @@ def _sparse(run: _Run, steps: _Steps) -> SparseNetwork:
 def sparse_networks(network: nn.Module) -> list[SparseNetwork]:
     """Return the sparse parts of a network."""
     return [module for module in network.modules() if isinstance(module, SparseNetwork)]
-
-
-@torch.no_grad()
-def inputs_of(
-    network: nn.Module, call: Callable[[nn.Module], object], modules: Sequence[nn.Module]
-) -> dict[nn.Module, Call]:
-    """Return how each of ``modules`` is called first where ``call`` calls ``network``."""
-    seen: dict[nn.Module, Call] = {}
-
-    def note(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen.setdefault(module, Call(args, named))
-
-    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
-    try:
-        call(network)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen

@@ -101,7 +101,6 @@ class SparsePlan:
 
     Attributes:
         operations: first those that read an input each, last those that write an output each.
-        names: of the inputs, steps and outputs.
         outputs: their shapes.
         blocked: whether an element is a block of images, or else one number.
         room: numbers in a thread's workspace for the maps.
@@ -112,7 +111,6 @@ class SparsePlan:
     """
 
     operations: ctypes.Array[OperationStruct]
-    names: tuple[str, ...]
     outputs: tuple[Shape, ...]
     blocked: bool
     room: int
