@@ -119,6 +119,7 @@ class Mask(Mapping[str, Tensor]):
             criterion=self.criterion,
         )
 
+    @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
         """Set the removed weights of ``model`` to exactly 0, in place, and return ``model``.
 
@@ -126,7 +127,8 @@ class Mask(Mapping[str, Tensor]):
             PruningError: the mask names parameters that the model lacks or has in other shapes; all
                 are listed.
         """
-        _zero_(self._removed_of(model))
+        for parameter, where in self._removed_of(model):
+            parameter.masked_fill_(where, 0.0)  # not a product: 0 · NaN is NaN
         return model
 
     def enforce(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Enforcement:
@@ -205,9 +207,3 @@ class Mask(Mapping[str, Tensor]):
             (parameters[found], ~self._kept[name].to(parameters[found].device))
             for name, found in match(self, model).items()
         ]
-
-
-@torch.no_grad()
-def _zero_(removed: list[tuple[Tensor, Tensor]]) -> None:
-    for parameter, where in removed:
-        parameter.masked_fill_(where, 0.0)  # not a product: 0 · NaN is NaN

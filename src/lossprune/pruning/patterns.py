@@ -59,7 +59,8 @@ class Pattern:
         scores = self._grouped(saliency, inputs).masked_fill(~groups, torch.inf)
         rank = scores.argsort(dim=-1, stable=True).argsort(dim=-1)
         free = groups.sum(-1, keepdim=True) - self.keep
-        return self._ungrouped(groups & (rank < free), kept.shape, inputs)
+        marked = (groups & (rank < free)).flatten(-2).movedim(-1, inputs)
+        return marked.reshape(kept.shape).contiguous()
 
     def fewest(self, kept: Tensor, inputs: int) -> int:
         """Return how many weights are kept in the group that keeps fewest."""
@@ -67,9 +68,6 @@ class Pattern:
 
     def _grouped(self, tensor: Tensor, inputs: int) -> Tensor:
         return tensor.movedim(inputs, -1).unflatten(-1, (-1, self.of))
-
-    def _ungrouped(self, groups: Tensor, shape: tuple[int, ...], inputs: int) -> Tensor:
-        return groups.flatten(-2).movedim(-1, inputs).reshape(shape).contiguous()
 
 
 def find_pattern(pattern: str | None) -> Pattern | None:

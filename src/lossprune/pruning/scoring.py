@@ -1,6 +1,7 @@
 """From statistics to saliencies, and to the change of the loss that a criterion predicts."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,76 +11,68 @@ from lossprune.pruning.curvature.statistics import Statistics, check_entries
 from lossprune.pruning.errors import PruningError
 
 
-def saliencies(
-    criterion: Criterion,
-    weights: Mapping[str, Tensor],
-    statistics: Statistics | None,
-    reg: float,
-    other: Mapping[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """Return the criterion's saliency + ½ λ θ² of every weight, by parameter name.
+@dataclass(frozen=True)
+class Scoring:
+    """A criterion's formulas of a stage's weights.
 
-    That of a weight which is exactly 0 is −∞, whatever the criterion: it has nothing to lose.
-
-    ``other`` is what the criterion takes in the place of the curvature, if anything.
-
-    Raises:
-        PruningError: a saliency is not finite, or not of its parameter's shape (named).
+    Attributes:
+        statistics: None where nothing was measured.
+        other: what the criterion takes in the place of the curvature, if anything.
     """
-    scores = {}
-    for name, weight in weights.items():
-        theta, saliency = _evaluated(criterion, "saliency", name, weight, statistics, other)
-        saliency = saliency + 0.5 * reg * theta**2
-        check_entries("saliency", name, saliency)
-        scores[name] = saliency.masked_fill(theta == 0, -torch.inf)
-    return scores
 
+    criterion: Criterion
+    weights: Mapping[str, Tensor]
+    statistics: Statistics | None
+    other: Mapping[str, Tensor] | None
 
-def predicted_change(
-    criterion: Criterion,
-    weights: Mapping[str, Tensor],
-    statistics: Statistics | None,
-    marked: Mapping[str, Tensor],
-    other: Mapping[str, Tensor] | None = None,
-) -> float | None:
-    """Return the ΔL that the criterion's model predicts for removing the marked weights.
+    def saliencies(self, reg: float) -> dict[str, Tensor]:
+        """Return the criterion's saliency + ½ λ θ² of every weight, by parameter name.
 
-    The penalty is not in it.  None where the criterion does not model the loss.
+        That of a weight which is exactly 0 is −∞, whatever the criterion: it has nothing to lose.
 
-    Raises:
-        PruningError: the change is not of its parameter's shape (named).
-    """
-    if criterion.change is None:
-        return None
-    total = 0.0
-    for name, weight in weights.items():
-        _, change = _evaluated(criterion, "change", name, weight, statistics, other)
-        total += float(change[marked[name]].sum(dtype=torch.float64))
-    return total
+        Raises:
+            PruningError: a saliency is not finite, or not of its parameter's shape (named).
+        """
+        scores = {}
+        for name in self.weights:
+            theta, saliency = self._evaluated("saliency", name)
+            saliency = saliency + 0.5 * reg * theta**2
+            check_entries("saliency", name, saliency)
+            scores[name] = saliency.masked_fill(theta == 0, -torch.inf)
+        return scores
 
+    def predicted_change(self, marked: Mapping[str, Tensor]) -> float | None:
+        """Return the ΔL that the criterion's model predicts for removing the marked weights.
 
-def _evaluated(
-    criterion: Criterion,
-    what: str,
-    name: str,
-    weight: Tensor,
-    statistics: Statistics | None,
-    other: Mapping[str, Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    """θ of one parameter, |θ| if it is complex, and a formula of it; None for what is unknown."""
-    theta = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    theta = theta.abs() if theta.is_complex() else theta
-    g = None if statistics is None else statistics.gradient.get(name)
-    if other is not None:
-        h = other[name]
-    else:
-        h = None if statistics is None else statistics.ggn_diagonal.get(name)
-    got = getattr(criterion, what)(theta, g, h)
-    # Broadcasting would hide what a criterion of one's own gets wrong.
-    if not isinstance(got, Tensor) or got.shape != theta.shape:
-        shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-        raise PruningError(
-            f"the {what} of criterion {criterion.name!r} must have the shape of {name!r}, "
-            f"{tuple(theta.shape)}, got {shape}"
-        )
-    return theta, got
+        The penalty is not in it.  None where the criterion does not model the loss.
+
+        Raises:
+            PruningError: the change is not of its parameter's shape (named).
+        """
+        if self.criterion.change is None:
+            return None
+        total = 0.0
+        for name in self.weights:
+            _, change = self._evaluated("change", name)
+            total += float(change[marked[name]].sum(dtype=torch.float64))
+        return total
+
+    def _evaluated(self, what: str, name: str) -> tuple[Tensor, Tensor]:
+        """θ of one parameter (|θ| if complex), and a formula of it; None for what is unknown."""
+        weight, statistics = self.weights[name], self.statistics
+        theta = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        theta = theta.abs() if theta.is_complex() else theta
+        g = None if statistics is None else statistics.gradient.get(name)
+        if self.other is not None:
+            h = self.other[name]
+        else:
+            h = None if statistics is None else statistics.ggn_diagonal.get(name)
+        got = getattr(self.criterion, what)(theta, g, h)
+        # Broadcasting would hide what a criterion of one's own gets wrong.
+        if not isinstance(got, Tensor) or got.shape != theta.shape:
+            shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+            raise PruningError(
+                f"the {what} of criterion {self.criterion.name!r} must have the shape of {name!r}, "
+                f"{tuple(theta.shape)}, got {shape}"
+            )
+        return theta, got

@@ -7,7 +7,7 @@ float64).  Each pass is linear in N, takes one layer at a time in chunks, never 
 and counts integers, so the answer is the same on every device.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -185,46 +185,38 @@ def _find_threshold(
     saliencies: Mapping[str, Tensor], kept: Mapping[str, Tensor], count: int, dtype: torch.dtype
 ) -> tuple[int, int]:
     """Return the key of the ``count``-th smallest, and how many of that very key to take."""
-    bits = _INTEGER[dtype][1]
-    prefix, rank = 0, count
-    for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        leading = shift == bits - _DIGIT_BITS
-        candidates = _candidates(saliencies, kept, dtype, None if leading else prefix, shift)
-        # The leading digit carries the sign; the others are plain bits.
-        histogram = _histogram(_digit(keys, shift, signed=leading) for keys in candidates)
-        below = histogram.cumsum(0)
+    prefix, rank = None, count
+    for shift in range(_INTEGER[dtype][1] - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        below = _histogram(saliencies, kept, dtype, prefix, shift).cumsum(0)
         digit = int(torch.searchsorted(below, rank))
         rank -= int(below[digit - 1]) if digit > 0 else 0
-        prefix = digit - _DIGITS // 2 if leading else (prefix << _DIGIT_BITS) | digit
+        prefix = digit - _DIGITS // 2 if prefix is None else (prefix << _DIGIT_BITS) | digit
+    assert prefix is not None
     return prefix, rank
 
 
-def _candidates(
+def _histogram(
     saliencies: Mapping[str, Tensor],
     kept: Mapping[str, Tensor],
     dtype: torch.dtype,
     prefix: int | None,
     shift: int,
-) -> Iterator[Tensor]:
-    """Keys of kept weights whose digits before this one are ``prefix``, a chunk at a time."""
+) -> Tensor:
+    """Count the digits at ``shift`` of kept weights whose digits before it are ``prefix``.
+
+    None: there are none before it.  This leading digit has the sign, the others are plain bits.
+    """
+    total = torch.zeros(_DIGITS, dtype=torch.int64)
     for name, saliency in saliencies.items():
         flat, alive = saliency.reshape(-1), kept[name].reshape(-1)
         for start in range(0, flat.numel(), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             keys = _ordered_integers(flat[chunk][alive[chunk]], dtype)
-            if prefix is not None:
+            if prefix is None:
+                digits = (keys >> shift) + _DIGITS // 2
+            else:
                 keys = keys[(keys >> (shift + _DIGIT_BITS)) == prefix]
-            yield keys
-
-
-def _digit(keys: Tensor, shift: int, *, signed: bool) -> Tensor:
-    digit = keys >> shift
-    return digit + _DIGITS // 2 if signed else digit & (_DIGITS - 1)
-
-
-def _histogram(digits: Iterable[Tensor]) -> Tensor:
-    total = torch.zeros(_DIGITS, dtype=torch.int64)
-    for chunk in digits:
-        if chunk.numel():
-            total += torch.bincount(chunk, minlength=_DIGITS).cpu()
+                digits = (keys >> shift) & (_DIGITS - 1)
+            if digits.numel():
+                total += torch.bincount(digits, minlength=_DIGITS).cpu()
     return total

@@ -20,7 +20,7 @@ from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import listed, together
 from lossprune.pruning.randomness import PrivateRandomness
-from lossprune.pruning.scoring import predicted_change, saliencies
+from lossprune.pruning.scoring import Scoring
 from lossprune.pruning.settings import Pruning
 from lossprune.pruning.terms import TERMS
 
@@ -197,14 +197,11 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         term: Mapping[str, Tensor] | None,
     ) -> tuple[Mapping[str, Tensor], float | None]:
         """The weights that go next, and the change of the loss that is predicted for it."""
-        pruning, criterion = self._pruning, self._criterion
-        weights = pruning.network.weights
-        marked = pruning.selection.mark(
-            saliencies(criterion, weights, statistics, pruning.reg, term),
-            mask,
-            pruning.selection.count(sparsity) - mask.removed,
-        )
-        return marked, predicted_change(criterion, weights, statistics, marked, term)
+        pruning = self._pruning
+        scoring = Scoring(self._criterion, pruning.network.weights, statistics, term)
+        count = pruning.selection.count(sparsity) - mask.removed
+        marked = pruning.selection.mark(scoring.saliencies(pruning.reg), mask, count)
+        return marked, scoring.predicted_change(marked)
 
 
 def _generator(seed: int | None, stage: int) -> torch.Generator:

@@ -49,7 +49,7 @@ def hessian_gradient(objective: Objective, mask: Mapping[str, Tensor]) -> Mappin
     """Return H g, with the Hessian H of L and its gradient g in the weights that are left."""
     gradient = objective.measure(mask, gradient=True).gradient
     direction = {name: g * mask[name] for name, g in gradient.items()}
-    network = objective.network.at(mask)
+    network = MaskedNetwork(objective.network, mask)
     batches = [batch.to(network.device) for batch in objective.batches]
     if distributed.processes() > 1 and not objective.sharded:
         batches = list(distributed.share(batches))
@@ -125,7 +125,7 @@ def synaptic_flow(objective: Objective, mask: Mapping[str, Tensor]) -> Mapping[s
                 f"synaptic flow is one of real numbers, but {name!r} is complex, of "
                 f"{tensor.dtype}: take another criterion"
             )
-    network = objective.network.at(mask)
+    network = MaskedNetwork(objective.network, mask)
     first = next(iter(objective.batches), None)
     if first is None:
         raise PruningError("the share of a process has no example, and its shape is needed")

@@ -1,7 +1,8 @@
 """The network itself, out of its wrappers, and whether its tensors are here: whole, with values."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import chain
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -45,24 +46,19 @@ def check_whole(
     Traceback (most recent call last):
     lossprune.pruning.errors.PruningError: Linear has 'weight', 'bias' on the meta device, ...
     """
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    offloads = any(hasattr(module, "_hf_hook") for module in modules)
+    if isinstance(model, nn.Module):
+        owner = type(model).__name__
+        everything = chain(model.named_parameters(), model.named_buffers())
+        offloads = any(hasattr(module, "_hf_hook") for module in model.modules())
+    else:
+        owner, everything, offloads = "the state dict", model.items(), False
     found: dict[str, list[str]] = {}
-    for name, tensor in _tensors(model) if tensors is None else tensors.items():
+    for name, tensor in everything if tensors is None else tensors.items():
         state = _state(tensor, offloads)
         if state is not None and not (offloaded and state == "offloaded"):
             found.setdefault(state, []).append(name)
     for state, names in found.items():
-        owner = type(model).__name__ if isinstance(model, nn.Module) else "the state dict"
         raise PruningError(f"{owner} has {listed(map(repr, names), 3)} {state}: {_ADVICE[state]}")
-
-
-def _tensors(model: nn.Module | Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(model, Mapping):
-        yield from model.items()
-    else:
-        yield from model.named_parameters()
-        yield from model.named_buffers()
 
 
 def _state(tensor: Tensor, offloads: bool) -> str | None:
@@ -90,10 +86,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """
     while (inner := _inside(model)) is not None:
         model = inner
-    if any(_compiled(module) for module in model.modules()):
+    modules = list(model.modules())
+    if any(_inside(m) is not None or m._compiled_call_impl is not None for m in modules):
         tensors = (*model.parameters(), *model.buffers())
         shared: dict[int, object] = {id(tensor): tensor for tensor in tensors}
-        for module in reversed(list(model.modules())):
+        for module in reversed(modules):
             inner = _inside(module)
             if inner is not None:
                 shared[id(module)] = copy.deepcopy(inner, shared)
@@ -108,7 +105,3 @@ def _inside(module: nn.Module) -> nn.Module | None:
     if isinstance(module, DataParallel | DistributedDataParallel):
         return module.module
     return module._modules.get(_COMPILED)
-
-
-def _compiled(module: nn.Module) -> bool:
-    return _inside(module) is not None or module._compiled_call_impl is not None

@@ -157,7 +157,7 @@ class Objective:
         alone = not gradient and estimator is None
         if alone and self._known is not None and self._known[0] is mask:
             return self._known[1]
-        network = self.network.at(mask)
+        network = MaskedNetwork(self.network, mask)
         if not alone:
             _check_real(network.weights)
         # Processes that measure together draw together: their loaders shuffle alike.

@@ -70,22 +70,7 @@ class PrunableNetwork:
         Raises:
             PruningError: the module no longer has one of them.
         """
-        return self._chosen(dict(self.model.named_parameters()))
-
-    def at(self, mask: Mapping[str, Tensor] | None) -> "MaskedNetwork":
-        """Return the network at θ ⊙ m, of θ and buffers as they are now.
-
-        Raises:
-            PruningError: the mask does not fit, or a tensor is not whole.
-        """
         parameters = dict(self.model.named_parameters())
-        buffers = dict(self.model.named_buffers())
-        check_whole(self.model, parameters | buffers)
-        if mask is not None and not mask.keys() <= parameters.keys():
-            mask = _as_named_in(self.model, mask)
-        return MaskedNetwork(self, self._chosen(parameters), parameters, buffers, mask)
-
-    def _chosen(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         gone = [repr(name) for name in self.names if name not in parameters]
         if gone:
             raise PruningError(
@@ -98,25 +83,28 @@ class PrunableNetwork:
 class MaskedNetwork:
     """The function batch → (outputs, targets) of a module whose removed weights are 0.
 
+    It is at θ ⊙ m, of θ and buffers as they are now.
+
     Attributes:
         own: θ by parameter name: the module's own.
         kept: m by name, of other parameters too if it names them; None where all is kept.
         weights: θ ⊙ m by parameter name: leaves of a graph, apart from the module's own.
         constants: all else that the module has, by name.
         unreached: names of the weights that no outputs have depended on so far.
+
+    Raises:
+        PruningError: the mask does not fit, or a tensor is not whole.
     """
 
-    def __init__(
-        self,
-        prunable: PrunableNetwork,
-        own: Mapping[str, Tensor],
-        parameters: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        mask: Mapping[str, Tensor] | None,
-    ) -> None:
+    def __init__(self, prunable: PrunableNetwork, mask: Mapping[str, Tensor] | None) -> None:
+        model = prunable.model
+        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        check_whole(model, parameters | buffers)
+        if mask is not None and not mask.keys() <= parameters.keys():
+            mask = _as_named_in(model, mask)
         self.prunable = prunable
         self.device = prunable.device
-        self.own = own
+        self.own = own = prunable.weights
         # What is no weight is a constant; buffers are copies, in case the network writes them.
         values = {name: ordinary(parameter.detach()) for name, parameter in parameters.items()}
         values |= {name: buffer.clone() for name, buffer in buffers.items()}
