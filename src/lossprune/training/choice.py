@@ -143,53 +143,40 @@ def choose_training(
         raise ValueError(f"train must be one of {', '.join(TRAININGS)}, got {train!r}")
     if train == "dense":
         return dense_training(network, dataset, "asked for", forward)
-    if forward is not None and not forward.plain:
-        if train == "sparse":
-            raise ValueError("train sparse cannot be done with amp or compile")
-        return _compacted_or_dense(network, mask, dataset, "amp or compile is asked for", forward)
+    plain = forward is None or forward.plain
+    if train == "sparse" and not plain:
+        raise ValueError("train sparse cannot be done with amp or compile")
     try:
-        if train == "auto" and (left := _left(network, mask)) > FASTER_BELOW:
+        if not plain:
+            reason = "amp or compile is asked for"
+        elif train == "auto" and (left := _left(network, mask)) > FASTER_BELOW:
             reason = f"{left:.0%} of the weights are left, more than {FASTER_BELOW:.0%}"
-            return _compacted_or_dense(network, mask, dataset, reason, forward)
-        return sparse_training(network, mask, dataset)
+        else:
+            on_gpu = next(network.parameters()).device.type == "cuda"
+            return (SparseGpuTraining if on_gpu else SparseTraining)(network, mask, dataset)
     except (NotSparseError, NotStackableError, NoCompiler, NoCudaCompiler) as error:
         if train == "sparse":
             raise ValueError(f"train sparse cannot be done: {error}") from None
         if isinstance(error, NoCompiler | NoCudaCompiler):
             # Sparse training would gain more than compaction: let the reason be read.
             return dense_training(network, dataset, str(error), forward)
-        return _compacted_or_dense(network, mask, dataset, str(error), forward)
+        reason = str(error)
+    compacted = _compacted(network, mask, dataset, forward)
+    return compacted or dense_training(network, dataset, reason, forward)
 
 
-def _compacted_or_dense(
-    network: nn.Module,
-    mask: Mapping[str, Tensor],
-    dataset: Dataset,
-    reason: str,
-    forward: Forward | None,
-) -> Training:
-    """The compacted training where it pays, else the dense one, for this reason."""
-    if processes() == 1:
-        try:
-            compacted = CompactedTraining(network, mask, dataset, forward)
-        except NotNarrowableError:
-            return dense_training(network, dataset, reason, forward)
-        before, after = compacted.multiply_adds
-        if after <= PAYS_BELOW * before:
-            return compacted
-    return dense_training(network, dataset, reason, forward)
-
-
-def sparse_training(network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset) -> Training:
-    """Return the training over the surviving weights, where the network is.
-
-    Raises:
-        NotSparseError, NotStackableError: it cannot be done, and why.
-        NoCompiler, NoCudaCompiler: its kernels cannot be compiled.
-    """
-    if next(network.parameters()).device.type == "cuda":
-        return SparseGpuTraining(network, mask, dataset)
-    return SparseTraining(network, mask, dataset)
+def _compacted(
+    network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset, forward: Forward | None
+) -> CompactedTraining | None:
+    """The training without channels that lead to no output, where it can be done and pays."""
+    if processes() > 1:
+        return None
+    try:
+        compacted = CompactedTraining(network, mask, dataset, forward)
+    except NotNarrowableError:
+        return None
+    before, after = compacted.multiply_adds
+    return compacted if after <= PAYS_BELOW * before else None
 
 
 def _left(network: nn.Module, mask: Mapping[str, Tensor]) -> float:

@@ -13,7 +13,7 @@ from lossprune.data import Dataset, Split
 from lossprune.pruning.curvature.distributed import sum_over_processes_
 from lossprune.training.batch_norm import share_batch_norm_
 from lossprune.training.evaluation import Evaluation, count_losses
-from lossprune.training.loop import CHECK_EVERY, Losses
+from lossprune.training.loop import CHECK_EVERY, Losses, training_batches
 
 
 class DistributedTraining:
@@ -58,18 +58,9 @@ class DistributedTraining:
             DivergedError: on every process, within the same steps.
         """
         self.network.train()
-        train = self.dataset.train
-        examples, (_, world) = len(train), self._share
-        order = torch.randperm(examples, generator=generator)
-        batches = self.dataset.batches(
-            train,
-            batch_size,
-            order=order,
-            generator=generator,
-            augment=self.dataset.augmented,
-            share=self._share,
-        )
-        total = torch.zeros(1, dtype=torch.float64, device=train.labels.device)
+        examples, (_, world) = len(self.dataset.train), self._share
+        batches = training_batches(self.dataset, batch_size, generator, self._share)
+        total = torch.zeros(1, dtype=torch.float64, device=self.dataset.train.labels.device)
         losses = Losses()
         step = 0
         for step, (inputs, labels) in enumerate(batches, start=1):

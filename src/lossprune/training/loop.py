@@ -1,6 +1,6 @@
 """One epoch of stochastic gradient descent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,17 @@ def make_optimizer(network: nn.Module, *, lr: float, l2: float, momentum: float 
     """Return SGD with momentum and weight decay on every parameter, all updated in one call."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return SGD(parameters, lr=lr, momentum=momentum, weight_decay=l2, fused=True)
+
+
+def training_batches(
+    dataset: Dataset, size: int, generator: torch.Generator, share: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw order and augmentation of an epoch, at once, and return its batches."""
+    train = dataset.train
+    order = torch.randperm(len(train), generator=generator)
+    return dataset.batches(
+        train, size, order=order, generator=generator, augment=dataset.augmented, share=share
+    )
 
 
 def train_epoch(
@@ -56,10 +67,7 @@ def train_epoch(
     network.train()
     forward = forward or network
     examples = len(dataset.train)
-    order = torch.randperm(examples, generator=generator)
-    batches = dataset.batches(
-        dataset.train, batch_size, order=order, generator=generator, augment=dataset.augmented
-    )
+    batches = training_batches(dataset, batch_size, generator)
     total = torch.zeros(1, device=dataset.train.labels.device)
     losses = Losses()
     step = 0

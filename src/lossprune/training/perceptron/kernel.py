@@ -1,14 +1,17 @@
 """The compiled side of sparse training: C structures over tensors, and the calls."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lossprune.data import Split
 from lossprune.kernels.compiler import load
+from lossprune.training.loop import CHECK_EVERY
 from lossprune.training.perceptron.structure import GROUP, Survivors, by_input
 
 SOURCE = Path(__file__).with_name("sparse_training.c")
@@ -38,11 +41,18 @@ class _KernelDescent(Structure):
 
 
 _STRUCTURES = {"layer": _KernelLayer, "network": _KernelNetwork, "descent": _KernelDescent}
-Copies = tuple[Tensor, Tensor]  # some parameters, and their velocities: float32
+Pair = tuple[Tensor, Tensor]  # float32, such as some parameters and their velocities
 
 
 class SparseKernel:
     """The C functions on one network; its parameters are copied in and out by the caller.
+
+    Args:
+        survivors: of each layer.
+        blocks: the first pixels of the blocks that are read.
+        idle: how many parameters only decay.
+        normalisation: factor and offset, float32, a value a pixel: an input is
+            pixel · factor − offset.
 
     Attributes:
         weights, biases: of each layer.
@@ -52,7 +62,9 @@ class SparseKernel:
         NoCompiler: there is no C compiler here.
     """
 
-    def __init__(self, survivors: Sequence[Survivors], blocks: Tensor, idle: int) -> None:
+    def __init__(
+        self, survivors: Sequence[Survivors], blocks: Tensor, idle: int, normalisation: Pair
+    ) -> None:
         library = load(SOURCE, flags=("-lm",), constants={"GROUP": GROUP}, structures=_STRUCTURES)
         self._epoch = library.lossprune_sparse_epoch
         self._evaluate = library.lossprune_sparse_evaluate
@@ -72,42 +84,27 @@ class SparseKernel:
             pixels=survivors[0].layer.linear.in_features,
             layer=layers,
             block=self._integers(blocks),
+            factor=self._kept(normalisation[0]),
+            offset=self._kept(normalisation[1]),
             idle_count=idle,
             idle=self.idle[0].data_ptr(),
             idle_velocity=self.idle[1].data_ptr(),
         )
 
-    def normalise(self, factor: Tensor, offset: Tensor) -> None:
-        """Set an input to pixel · ``factor`` − ``offset``: float32, a value a pixel."""
-        self._normalisation = (factor.contiguous(), offset.contiguous())
-        self._network.factor = self._normalisation[0].data_ptr()
-        self._network.offset = self._normalisation[1].data_ptr()
-
     def epoch(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        order: Tensor,
-        *,
-        batch: int,
-        check: int,
-        lr: float,
-        momentum: float,
-        decay: float,
+        self, split: Split, order: Tensor, batch: int, descent: Mapping[str, Any]
     ) -> tuple[float, int]:
-        """Train for one epoch; return the mean loss and the step found not finite, or 0."""
+        """Train for one epoch; return the mean loss and the step found not finite, or 0.
+
+        ``descent`` is the optimizer's group of parameters.
+        """
+        images, labels = split.images.contiguous(), split.labels.contiguous()
+        settings = (float(descent[name]) for name in ("lr", "momentum", "weight_decay"))
         mean = c_double()
         failed = self._epoch(
-            byref(self._network),
-            c_void_p(images.data_ptr()),
-            c_void_p(labels.data_ptr()),
-            c_void_p(order.data_ptr()),
-            c_int64(len(order)),
-            c_int64(batch),
-            c_int64(check),
-            _KernelDescent(lr, momentum, decay),
-            byref(mean),
-        )
+            byref(self._network), *map(_pointer, (images, labels, order)), c_int64(len(order)),
+            c_int64(batch), c_int64(CHECK_EVERY), _KernelDescent(*settings), byref(mean),
+        )  # fmt: skip
         _check_memory(failed)
         return mean.value, failed
 
@@ -115,14 +112,9 @@ class SparseKernel:
         """Return the summed loss and the number of errors of ``count`` examples."""
         loss, wrong = c_double(), c_int64()
         failed = self._evaluate(
-            byref(self._network),
-            c_void_p(images.data_ptr()),
-            c_void_p(labels.data_ptr()),
-            c_int64(first),
-            c_int64(count),
-            byref(loss),
-            byref(wrong),
-        )
+            byref(self._network), *map(_pointer, (images, labels)), c_int64(first), c_int64(count),
+            byref(loss), byref(wrong),
+        )  # fmt: skip
         _check_memory(failed)
         return loss.value, wrong.value
 
@@ -142,13 +134,19 @@ class SparseKernel:
             entry.bias, entry.bias_velocity = map(Tensor.data_ptr, self.biases[number])
 
     def _integers(self, values: Tensor) -> int:
-        array = values.to(torch.int32).contiguous()
-        self._pointed_to.append(array)
-        return array.data_ptr()
+        return self._kept(values.to(torch.int32))
+
+    def _kept(self, values: Tensor) -> int:
+        self._pointed_to.append(values.contiguous())
+        return self._pointed_to[-1].data_ptr()
 
 
-def _zeros(count: int) -> Copies:
+def _zeros(count: int) -> Pair:
     return torch.zeros(count), torch.zeros(count)
+
+
+def _pointer(tensor: Tensor) -> c_void_p:
+    return c_void_p(tensor.data_ptr())
 
 
 def _check_memory(failed: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from ctypes import Structure, c_float, c_int, c_longlong, c_void_p
@@ -144,7 +143,6 @@ class StackKernel:
         """
         totals = torch.zeros(len(members), dtype=torch.float64, device=self._device)
         bad = torch.zeros(len(members), dtype=torch.int32, device=self._device)
-        by_block = [self._whole(members), self._whole(groups)]
         settings = [
             torch.tensor(values, device=self._device).to(torch.float32)
             for values in (rates, decays)
@@ -157,13 +155,11 @@ class StackKernel:
         self._launch(
             "lossprune_stack_epoch", (blocks, 1), shared, scratch is None,
             [
-                _pointer(self._places), *map(_pointer, by_block), _pointer(self._integers),
-                _pointer(self.values), _pointer(self.velocities), _pointer(self.idle),
-                _pointer(self.idle_velocities), _data(parts),
+                self._places, self._whole(members), self._whole(groups), self._integers,
+                self.values, self.velocities, self.idle, self.idle_velocities, _data(parts),
                 _StackDescent(*map(Tensor.data_ptr, settings), momentum),
                 c_longlong(parts.examples), c_int(batch), c_int(CHECK_EVERY), c_int(count),
-                c_int(pieces), _pointer(progress), _pointer(scratch), c_longlong(room),
-                _pointer(totals), _pointer(bad),
+                c_int(pieces), progress, scratch, c_longlong(room), totals, bad,
             ],
         )  # fmt: skip
         return totals, bad
@@ -177,15 +173,14 @@ class StackKernel:
         shape = (len(members), chunks)
         losses = torch.zeros(shape, dtype=torch.float64, device=self._device)
         wrongs = torch.zeros(shape, dtype=torch.int32, device=self._device)
-        by_block = [self._whole(members), self._whole(groups)]
         fixed = max(_bytes(layout, training=False) for layout in self._layouts)
         shared, scratch, room = self._room(fixed, parts, len(members) * chunks)
         self._launch(
             "lossprune_stack_evaluate", (chunks, len(members)), shared, scratch is None,
             [
-                _pointer(self._places), *map(_pointer, by_block), _pointer(self._integers),
-                _pointer(self.values), _data(parts), c_longlong(parts.examples), c_int(chunk),
-                _pointer(scratch), c_longlong(room), _pointer(losses), _pointer(wrongs),
+                self._places, self._whole(members), self._whole(groups), self._integers,
+                self.values, _data(parts), c_longlong(parts.examples), c_int(chunk),
+                scratch, c_longlong(room), losses, wrongs,
             ],
         )  # fmt: skip
         return losses.sum(1), wrongs.sum(1)
@@ -210,7 +205,8 @@ class StackKernel:
     ) -> None:
         with self._on_device():
             file = self._load(in_shared=inside)
-            file.launch(name, grid, self._machine.threads, shared, arguments)
+            values = list(map(_argument, arguments))
+            file.launch(name, grid, self._machine.threads, shared, values)
 
     def _load(self, *, in_shared: bool) -> cuda.CudaFile:
         constants = {**self._constants, "IN_SHARED": int(in_shared)}
@@ -237,5 +233,8 @@ def _data(parts: StackExamples) -> _StackData:
     return _StackData(*pointers, pixels, row // WORD, count)
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return c_void_p(0 if tensor is None else tensor.data_ptr())
+def _argument(value: Any) -> Any:
+    """A tensor, or None, as a pointer; what is of ctypes as it is."""
+    if value is None or isinstance(value, Tensor):
+        return c_void_p(0 if value is None else value.data_ptr())
+    return value

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lossprune.data import Dataset, Split
 from lossprune.training.evaluation import Evaluation
-from lossprune.training.loop import CHECK_EVERY, not_finite
+from lossprune.training.loop import not_finite
 from lossprune.training.mirror import (
     Mirror,
     momentum_of,
@@ -69,8 +69,7 @@ class SparseTraining:
         self.dataset = dataset
         self.layers, blocks = find_survivors(layers, mask)
         idle = sum(len(where) for _, where in self._idle())
-        self._kernel = SparseKernel(self.layers, blocks, idle)
-        self._kernel.normalise(*normalisation(dataset))
+        self._kernel = SparseKernel(self.layers, blocks, idle, normalisation(dataset))
 
     @property
     def reason(self) -> str:
@@ -96,16 +95,7 @@ class SparseTraining:
         mirrors = self._mirrors()
         read_(mirrors)
         read_momentum_(mirrors, optimizer)
-        mean, failed = self._kernel.epoch(
-            train.images.contiguous(),
-            train.labels.contiguous(),
-            order,
-            batch=batch_size,
-            check=CHECK_EVERY,
-            lr=float(group["lr"]),
-            momentum=float(group["momentum"]),
-            decay=float(group["weight_decay"]),
-        )
+        mean, failed = self._kernel.epoch(train, order, batch_size, group)
         write_(mirrors)
         if group["momentum"]:
             for parameter in self.network.parameters():  # of removed weights it is 0

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lossprune.data import Dataset
 from lossprune.training.evaluation import NOT_EVALUATED, Evaluation
-from lossprune.training.loop import Outcome
+from lossprune.training.loop import Outcome, training_batches
 from lossprune.training.plain import check_batch_size, common_settings
 from lossprune.training.stacked.state import Stack
 
@@ -36,21 +36,15 @@ class BatchGroup:
 
         Every generator moves on as if its member had drawn alone.
         """
-        order, first = self._order(), self.generators[0]
-        found = self.dataset.batches(
-            self.dataset.train, size, order=order, generator=first, augment=self.dataset.augmented
-        )
+        found = training_batches(self.dataset, size, self.generators[0])
         self._align()
         return found
 
     def draw_order(self) -> Tensor:
         """Draw the order alone, of data that are not augmented."""
-        order = self._order()
+        order = torch.randperm(len(self.dataset.train), generator=self.generators[0])
         self._align()
         return order
-
-    def _order(self) -> Tensor:
-        return torch.randperm(len(self.dataset.train), generator=self.generators[0])
 
     def _align(self) -> None:
         first, *others = self.generators
