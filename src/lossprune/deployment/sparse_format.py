@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.json_text import parse_json
-from lossprune.pruning.canonical import header_in, in_order
 from lossprune.pruning.errors import PruningError
-from lossprune.pruning.mask_file import check_shape
+from lossprune.pruning.mask_file import check_shape, header_in, in_order
 
 FORMAT = "lossprune sparse network 1"
 

@@ -1,5 +1,9 @@
-"""Masks in files: safetensors with one bit a weight, and a digest of all of it."""
+"""Masks in files: safetensors with one bit a weight, and a digest of all of it.
 
+The same contents are the same file, and another file is noticed.
+"""
+
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -11,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lossprune.json_text import parse_json
-from lossprune.pruning.canonical import UNSIGNED, header_in, in_order, is_signed, signed
 from lossprune.pruning.errors import PruningError
 
 _FORMAT = "lossprune mask 1"
 _METADATA = {"format", "shapes", "sparsity", "criterion"}  # and, but in old files, "sha256"
+_UNSIGNED = "0" * 64  # what "sha256" is in the file whose digest is put there
 
 
 def mask_bytes(kept: Mapping[str, Tensor], sparsity: float, criterion: str | None) -> bytes:
@@ -28,9 +32,10 @@ def mask_bytes(kept: Mapping[str, Tensor], sparsity: float, criterion: str | Non
         "shapes": json.dumps({name: list(where.shape) for name, where in kept.items()}),
         "sparsity": repr(sparsity),
         "criterion": criterion or "",
-        "sha256": UNSIGNED,
+        "sha256": _UNSIGNED,
     }
-    return signed(in_order(save(packed, metadata)))
+    file = in_order(save(packed, metadata))
+    return _with_digest(file, _UNSIGNED, hashlib.sha256(file).hexdigest())
 
 
 def read_mask(contents: bytes, path: str | Path) -> tuple[dict[str, Tensor], str, str | None]:
@@ -66,7 +71,10 @@ def read_mask(contents: bytes, path: str | Path) -> tuple[dict[str, Tensor], str
 def _check_digest(contents: bytes, metadata: Mapping[str, str]) -> None:
     if metadata.keys() - {"sha256"} != _METADATA:
         raise ValueError(f"its metadata must be {', '.join(sorted(_METADATA))}")
-    if "sha256" in metadata and not is_signed(contents, metadata["sha256"]):
+    digest = metadata.get("sha256")
+    if digest is None:
+        return
+    if hashlib.sha256(_with_digest(contents, digest, _UNSIGNED)).hexdigest() != digest:
         raise ValueError("its contents are not those that were written")
 
 
@@ -94,3 +102,47 @@ def _unpack(name: str, packed: "np.ndarray[Any, Any] | None", shape: list[int]) 
     if bits[size:].any():
         raise ValueError(f"more bits of {name!r} are set than shape {shape} has")
     return torch.from_numpy(bits[:size].astype(bool).reshape(shape))
+
+
+def in_order(file: bytes) -> bytes:
+    """Return the same safetensors file with its header in order, which else differs each time.
+
+    The format is an eight-byte length, a JSON header of that length padded by spaces, and the data.
+    """
+    end = _end(file)
+    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header = header.ljust(-(-len(header) // 8) * 8)
+    return len(header).to_bytes(8, "little") + header + file[end:]
+
+
+def header_in(file: bytes) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return what the header of a safetensors file says of each tensor, and its metadata.
+
+    Raises:
+        ValueError: it is not such a header; whether the tensors are there is not looked at.
+    """
+    tensors = parse_json(file[8 : _end(file)])
+    if not isinstance(tensors, dict):
+        raise ValueError("its header is not an object")
+    metadata = tensors.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(
+        isinstance(text, str) for text in metadata.values()
+    ):
+        raise ValueError("its metadata are not texts by name")
+    for name, said in tensors.items():
+        if not isinstance(said, dict) or not isinstance(said.get("dtype"), str):
+            raise ValueError(f"{name!r} has no type")
+    return tensors, metadata
+
+
+def _with_digest(file: bytes, old: str, new: str) -> bytes:
+    """The same file with another SHA-256 in its metadata."""
+    end = _end(file)
+    # No other place can look like it: in a string of the metadata, quotes have a backslash.
+    old, new = (f'"sha256":"{digest}"' for digest in (old, new))
+    return file[:end].replace(old.encode(), new.encode(), 1) + file[end:]
+
+
+def _end(file: bytes) -> int:
+    """Where the header ends."""
+    return 8 + int.from_bytes(file[:8], "little")

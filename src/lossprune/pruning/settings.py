@@ -18,7 +18,7 @@ from lossprune.pruning.curvature.losses import Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import PrunableNetwork
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import find_in
-from lossprune.pruning.patterns import Pattern, final_sparsity, find_pattern
+from lossprune.pruning.patterns import final_sparsity, find_pattern
 from lossprune.pruning.prunable import check_mask, input_dimensions, last_layer
 from lossprune.pruning.schedules import sparsities
 from lossprune.pruning.scopes import Scope, find_scope
@@ -77,7 +77,15 @@ class Pruning:
         steps = sparsities(self.schedule, final, stages)
         network = PrunableNetwork(self.model, self.forward, self.parameters, self.exclude)
         weights = network.weights
-        selection = _selection(self.model, weights, find_scope(self.scope), pattern)
+        scope = find_scope(self.scope)
+        last = last_layer(self.model) if scope.keeps_last else None
+        selection = Selection(
+            scope,
+            pattern,
+            {name: weight.shape for name, weight in weights.items()},
+            {} if pattern is None else input_dimensions(self.model),
+            last if last in weights else None,
+        )
         if self.start is not None:
             _check_start(self.start, weights, selection, final)
             # above it by less than one weight
@@ -104,11 +112,8 @@ class Pruning:
             )
 
     def _check_data(self, criterion: Criterion) -> None:
-        term = (
-            None
-            if criterion.statistic is None
-            else find_in(TERMS, criterion.statistic, "statistic")
-        )
+        statistic = criterion.statistic
+        term = None if statistic is None else find_in(TERMS, statistic, "statistic")
         if self.data is None:
             if criterion.gradient or criterion.curvature or (term and term.needs_data):
                 raise ValueError(
@@ -136,19 +141,6 @@ class Pruning:
                 f"start has {mask.removed} weights removed, but stage {completed + 1} removes "
                 f"{count} in all"
             )
-
-
-def _selection(
-    model: nn.Module, weights: dict[str, Tensor], scope: Scope, pattern: Pattern | None
-) -> Selection:
-    last = last_layer(model) if scope.keeps_last else None
-    return Selection(
-        scope,
-        pattern,
-        {name: weight.shape for name, weight in weights.items()},
-        {} if pattern is None else input_dimensions(model),
-        last if last in weights else None,
-    )
 
 
 def _check_start(
