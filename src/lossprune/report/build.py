@@ -50,7 +50,8 @@ def write_report(
         for folder in (out / "tables", out / "figures"):
             folder.mkdir(parents=True, exist_ok=True)
         files = [path for table in tables for path in write_table(table, out / "tables")]
-        files.append(_write_runs(results, out / "tables"))
+        files.append(out / "tables" / "runs.csv")
+        results.runs.to_csv(files[-1], index=False, lineterminator="\n")
         files += write_plans(results.runs, out)
         figures = write_figures(results, out / "figures")
         names = [path.relative_to(out).as_posix() for path in figures]
@@ -60,12 +61,6 @@ def write_report(
     if records is not None:
         write_records(results, records)
     return Written(results, (page, *files, *figures), records)
-
-
-def _write_runs(results: Results, folder: Path) -> Path:
-    path = folder / "runs.csv"
-    results.runs.to_csv(path, index=False, lineterminator="\n")
-    return path
 
 
 def summarise_report(written: Written) -> str:

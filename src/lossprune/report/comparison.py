@@ -11,16 +11,10 @@ import pandas as pd
 from lossprune.experiment.folder import RECORD, RunFolder
 from lossprune.experiment.record import RunRecord
 from lossprune.report.layout import criterion_order, rows_of, settings_of
-from lossprune.report.reading import read_results
+from lossprune.report.reading import MOMENTS, read_results
 from lossprune.report.table import NOTHING
 from lossprune.text_table import aligned
 
-_MOMENTS = {
-    "before_pruning": "before pruning",
-    "after_pruning": "after pruning",
-    "best": "best",
-    "last": "last",
-}
 _SCORES = {
     "train_loss": "training loss",
     "valid_error": "validation error",
@@ -66,8 +60,9 @@ def _compare_runs(a: Path, b: Path) -> list[str]:
     outcomes = [["outcome", "A", "B", "B - A"]]
     if (first.status, first.message) != (second.status, second.message):
         outcomes.append(["status", first.status, second.status, ""])
-    for moment, name in _MOMENTS.items():
-        outcomes += _score_rows(name, getattr(first, moment), getattr(second, moment))
+    for moment in MOMENTS:
+        told = moment.replace("_", " ")
+        outcomes += _score_rows(told, getattr(first, moment), getattr(second, moment))
     if first.removed != second.removed:
         change = f"{second.removed - first.removed:+d}"
         outcomes.append(["weights removed", str(first.removed), str(second.removed), change])

@@ -40,6 +40,7 @@ _STYLE: Any = {
 }
 
 Draw = Callable[[Figure, pd.DataFrame], None]
+Plot = Callable[[Axes, pd.DataFrame, str, str], Any]  # rows in a colour, by a label, to a handle
 
 
 def write_figures(results: Results, folder: Path) -> list[Path]:
@@ -85,8 +86,8 @@ def _all_figures(results: Results) -> Iterator[tuple[str, pd.DataFrame, Draw]]:
     yield "training-curves", series.training_curves(results), _draw_curves
 
 
-def _panels(figure: Figure, names: list[str], **options: Any) -> dict[str, Axes]:
-    """One panel a name, four in a row at most."""
+def _panels(figure: Figure, names: list[str], y_label: str, **options: Any) -> dict[str, Axes]:
+    """One panel a name, four in a row at most; the first tells what is drawn upwards."""
     columns = min(len(names), 4)
     rows = -(-len(names) // columns)
     figure.set_size_inches(max(4.2, 2.5 * columns), 0.5 + 2.7 * rows)
@@ -95,19 +96,29 @@ def _panels(figure: Figure, names: list[str], **options: Any) -> dict[str, Axes]
         spare.set_visible(False)
     for axes, name in zip(grid, names, strict=False):
         axes.set_title(name, fontsize=9, loc="left", fontweight="bold")
+    grid[0].set_ylabel(y_label)
     return dict(zip(names, grid, strict=False))
 
 
-def _method_name(stages: int, schedule: str) -> str:
-    return f"π {stages}" + (" linear" if schedule == "linear" else "")
-
-
-def _lines_of(data: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Give label, colour and rows of each π and schedule, in order."""
+def _plot_methods(
+    figure: Figure,
+    panels: dict[str, Axes],
+    data: pd.DataFrame,
+    plot: Plot,
+    labels: dict[str, Any] | None = None,
+) -> None:
+    """Plot each π and schedule in the panel of each criterion; one legend names all handles."""
+    labels = labels or {}
     groups = list(data.groupby(["stages", "schedule"]))
-    for place, ((stages, schedule), part) in enumerate(groups):
-        colour = METHOD_COLOURS[place % len(METHOD_COLOURS)].light
-        yield _method_name(int(str(stages)), str(schedule)), colour, part
+    for criterion, axes in panels.items():
+        for place, ((stages, schedule), part) in enumerate(groups):
+            part = part[part["criterion"] == criterion]
+            if part.empty:
+                continue
+            label = f"π {stages}" + (" linear" if schedule == "linear" else "")
+            colour = METHOD_COLOURS[place % len(METHOD_COLOURS)].light
+            labels.setdefault(label, plot(axes, part, colour, label))
+    figure.legend(labels.values(), labels.keys(), loc="outside right upper")
 
 
 def _colour(criterion: str) -> str:
@@ -117,25 +128,24 @@ def _colour(criterion: str) -> str:
 def _draw_loss_by_reg(figure: Figure, data: pd.DataFrame) -> None:
     magnitude = data[data["criterion"] == "MP"]  # λ does not change its order: a level, no panel
     data = magnitude if len(magnitude) == len(data) else data[data["criterion"] != "MP"]
-    criteria = criterion_order(data["criterion"])
     regs = sorted(data["reg"].unique())
-    panels = _panels(figure, criteria, sharey=True)
+    criteria = criterion_order(data["criterion"])
+    panels = _panels(figure, criteria, "training loss after pruning", sharey=True)
     labels: dict[str, Any] = {}
     for criterion, axes in panels.items():
         for _, (level, n) in magnitude[["mean", "count"]].iterrows():
             labels[f"MP (n = {int(n)})"] = axes.axhline(level, color=_colour("MP"), ls="--", lw=1.2)
-        for label, colour, part in _lines_of(data):
-            part = part[part["criterion"] == criterion].sort_values("reg")
-            if part.empty:
-                continue
-            x = [regs.index(reg) for reg in part["reg"]]
-            (line,) = axes.plot(x, part["mean"], "o-", color=colour, label=label)
-            axes.fill_between(x, part["min"], part["max"], color=colour, alpha=0.15, lw=0)
-            labels.setdefault(label, line)
         axes.set_xticks(range(len(regs)), [reg_text(reg) for reg in regs], rotation=45)
         axes.set_xlabel("λ" + _n_text(data[data["criterion"] == criterion]["count"]))
-    panels[criteria[0]].set_ylabel("training loss after pruning")
-    figure.legend(labels.values(), labels.keys(), loc="outside right upper")
+
+    def plot(axes: Axes, part: pd.DataFrame, colour: str, label: str) -> Any:
+        part = part.sort_values("reg")
+        x = [regs.index(reg) for reg in part["reg"]]
+        (line,) = axes.plot(x, part["mean"], "o-", color=colour, label=label)
+        axes.fill_between(x, part["min"], part["max"], color=colour, alpha=0.15, lw=0)
+        return line
+
+    _plot_methods(figure, panels, data, plot, labels)
 
 
 def _title_with_n(axes: Axes, criterion: str, data: pd.DataFrame) -> None:
@@ -151,7 +161,7 @@ def _n_text(counts: pd.Series) -> str:
 
 def _draw_error_by_stages(figure: Figure, data: pd.DataFrame) -> None:
     tunings = sorted(data["tuning"].unique())
-    panels = _panels(figure, tunings, sharey=True)
+    panels = _panels(figure, tunings, "test error after fine-tuning, %", sharey=True)
     stages = sorted(data["stages"].unique())
     for tuning, axes in panels.items():
         here = data[data["tuning"] == tuning]
@@ -166,7 +176,6 @@ def _draw_error_by_stages(figure: Figure, data: pd.DataFrame) -> None:
         axes.set_xticks(range(len(stages)), [str(count) for count in stages])
         axes.set_xlabel("stages π")
         axes.legend()
-    panels[tunings[0]].set_ylabel("test error after fine-tuning, %")
 
 
 def _draw_stage_changes(figure: Figure, data: pd.DataFrame) -> None:
@@ -177,32 +186,28 @@ def _draw_stage_changes(figure: Figure, data: pd.DataFrame) -> None:
     both = data[["predicted_change", "realised_change"]].to_numpy(dtype=float)
     ends = [np.nanmin(both), np.nanmax(both)]
     criteria = criterion_order(data["criterion"])
-    panels = _panels(figure, criteria, sharex=True, sharey=True)
-    labels: dict[str, Any] = {}
+    panels = _panels(figure, criteria, "realised ΔL of a stage", sharex=True, sharey=True)
     for criterion, axes in panels.items():
         _title_with_n(axes, criterion, data)
         axes.plot(ends, ends, color="0.5", lw=0.8, ls="--")
-        for label, colour, part in _lines_of(data):
-            part = part[part["criterion"] == criterion]
-            if part.empty:
-                continue
-            points = axes.scatter(
-                part["predicted_change"], part["realised_change"], s=8, color=colour, alpha=0.6
-            )
-            labels.setdefault(label, points)
         axes.set_xscale("symlog", linthresh=1e-3)
         axes.set_yscale("symlog", linthresh=1e-3)
         axes.tick_params(axis="x", labelrotation=60, labelsize=7)
         axes.set_xlabel("predicted ΔL of a stage")
-    panels[criteria[0]].set_ylabel("realised ΔL of a stage")
-    figure.legend(labels.values(), labels.keys(), loc="outside right upper")
+
+    def plot(axes: Axes, part: pd.DataFrame, colour: str, _: str) -> Any:
+        x, y = part["predicted_change"], part["realised_change"]
+        return axes.scatter(x, y, s=8, color=colour, alpha=0.6)
+
+    _plot_methods(figure, panels, data, plot)
 
 
 def _draw_change_and_gap(figure: Figure, data: pd.DataFrame) -> None:
     found = {
         tuning: rho for (_, tuning), rho in series.correlations(data.assign(tuned=True)).items()
     }
-    panels = _panels(figure, sorted(data["tuning"].unique()))
+    y_label = "error gap after fine-tuning, points"
+    panels = _panels(figure, sorted(data["tuning"].unique()), y_label)
     for tuning, axes in panels.items():
         here = data[data["tuning"] == tuning]
         for criterion in criterion_order(here["criterion"]):
@@ -213,52 +218,42 @@ def _draw_change_and_gap(figure: Figure, data: pd.DataFrame) -> None:
         text = f"{tuning}: ρ = {rho.rho:.2f} [{rho.low:.2f}, {rho.high:.2f}], n = {rho.n}"
         axes.set_title(text, fontsize=8, loc="left")
         axes.set_xlabel("ΔL by pruning")
-        axes.set_ylabel("error gap after fine-tuning, points")
+        axes.set_ylabel(y_label)
         axes.legend()
 
 
 def _draw_layers(figure: Figure, data: pd.DataFrame) -> None:
-    criteria = criterion_order(data["criterion"])
-    panels = _panels(figure, criteria, sharey=True)
-    labels: dict[str, Any] = {}
+    panels = _panels(figure, criterion_order(data["criterion"]), "weights kept, %", sharey=True)
+
+    def plot(axes: Axes, part: pd.DataFrame, colour: str, label: str) -> Any:
+        kept = 100 * (1 - part.groupby("position")["sparsity"].mean())
+        return axes.plot(kept.index, kept, "o-", color=colour, label=label)[0]
+
+    _plot_methods(figure, panels, data, plot)
     names = data.drop_duplicates("position").sort_values("position")["layer"].tolist()
+    ticks = range(0, len(names), max(1, len(names) // 8))
+    short = [names[place].removesuffix(".weight") for place in ticks]
     for criterion, axes in panels.items():
         _title_with_n(axes, criterion, data)
-        for label, colour, part in _lines_of(data):
-            part = part[part["criterion"] == criterion]
-            kept = 100 * (1 - part.groupby("position")["sparsity"].mean())
-            if part.empty:
-                continue
-            (line,) = axes.plot(kept.index, kept, "o-", color=colour, label=label)
-            labels.setdefault(label, line)
-        ticks = range(0, len(names), max(1, len(names) // 8))
-        short = [names[place].removesuffix(".weight") for place in ticks]
         axes.set_xticks(list(ticks), short, rotation=60, ha="right", fontsize=7)
         axes.set_yscale("symlog", linthresh=0.1)
         axes.set_ylim(0, 120)
         axes.yaxis.set_major_formatter("{x:g}")
-    panels[criteria[0]].set_ylabel("weights kept, %")
-    figure.legend(labels.values(), labels.keys(), loc="outside right upper")
 
 
 def _draw_curves(figure: Figure, data: pd.DataFrame) -> None:
-    criteria = criterion_order(data["criterion"])
-    panels = _panels(figure, criteria, sharey=True)
-    labels: dict[str, Any] = {}
+    panels = _panels(figure, criterion_order(data["criterion"]), "validation error, %", sharey=True)
+
+    def plot(axes: Axes, part: pd.DataFrame, colour: str, label: str) -> Any:
+        mean = 100 * part.groupby("epoch")["valid_error"].mean()
+        return axes.plot(mean.index, mean, color=colour, label=label)[0]
+
+    _plot_methods(figure, panels, data, plot)
     for criterion, axes in panels.items():
         _title_with_n(axes, criterion, data)
-        for label, colour, part in _lines_of(data):
-            part = part[part["criterion"] == criterion]
-            if part.empty:
-                continue
-            mean = 100 * part.groupby("epoch")["valid_error"].mean()
-            (line,) = axes.plot(mean.index, mean, color=colour, label=label)
-            labels.setdefault(label, line)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.set_yscale("log")
-        for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 5, 7)))
-    panels[criteria[0]].set_ylabel("validation error, %")
-    figure.legend(labels.values(), labels.keys(), loc="outside right upper")

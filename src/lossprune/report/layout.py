@@ -6,7 +6,7 @@ compared: criterion, number of stages π, schedule and λ.  A *tuning* is how th
 trained on.  What is left is the seed, over which means are taken.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any, cast
 
@@ -83,12 +83,8 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def criterion_order(criteria: Iterable[str]) -> list[str]:
     """Return the criteria as the library lists them, unknown ones last."""
-    known = list(CRITERIA)
-    return sorted(set(criteria), key=lambda name: (_position(known, name), name))
-
-
-def _position(known: Sequence[str], name: str) -> int:
-    return known.index(name) if name in known else len(known)
+    known = {name: place for place, name in enumerate(CRITERIA)}
+    return sorted(set(criteria), key=lambda name: (known.get(name, len(known)), name))
 
 
 def _origin(start: str, seed: int) -> str:
@@ -113,7 +109,11 @@ def _networks(runs: pd.DataFrame) -> pd.Series:
     names = pd.Series("", index=runs.index, dtype=object)
     for _, group in pruning.groupby("family"):
         others = [name for name in settings_of(group) if name not in _OF_THE_METHOD]
-        varying = [name for name in [*others, "origin", "training"] if _values(group[name]) > 1]
+        varying = [
+            name
+            for name in [*others, "origin", "training"]
+            if len(set(group[name].astype(str))) > 1
+        ]
         named = [_network_name(row, varying) for row in rows_of(group)]
         names.loc[group.index] = np.array(named, dtype=object)
     return names
@@ -178,7 +178,3 @@ def _described(
         ", ".join(f"{FLAG_OF[name]} {row[name]:g}" for name in varying.get(row["family"], []))
         for row in rows_of(runs[["family", *names]])
     ]
-
-
-def _values(column: pd.Series) -> int:
-    return len(set(column.astype(str)))

@@ -19,13 +19,16 @@ from lossprune.experiment.record import EpochRecord, RunRecord, RunStatus, Score
 from lossprune.report.layout import arrange
 from lossprune.report.records_file import RecordsFile
 from lossprune.report.settings import RECORDED, SETTINGS
-from lossprune.report.source import ResultsFolder, RunSource
+from lossprune.report.source import ResultsFolder
 
 _SCORES = tuple(item.name for item in fields(Scores))
 _LONGEST_SETTING = 80
-_MOMENTS = {"before_pruning": "before", "after_pruning": "pruned", "best": "best", "last": "last"}
+MOMENTS = {"before_pruning": "before", "after_pruning": "pruned", "best": "best", "last": "last"}
 
 _NEEDED = [name for name, flag in SETTINGS.items() if flag.named == "always" or name == "dataset"]
+
+RunSource = ResultsFolder | RecordsFile
+"""Runs by their folders; ``folder`` is where their own files are, None where they are not there."""
 
 STAGE_COLUMNS = ("sparsity", "predicted_change", "realised_change")
 EPOCH_COLUMNS = ("epoch", *_SCORES)
@@ -127,7 +130,7 @@ def row_of(record: RunRecord) -> dict[str, Any]:
     row["achieved_sparsity"] = record.sparsity
     row["seconds"] = record.seconds
     row["trained_epochs"] = len(record.epochs)
-    for moment, prefix in _MOMENTS.items():
+    for moment, prefix in MOMENTS.items():
         row.update(_scores(getattr(record, moment), prefix))
     row["best_epoch"] = record.best.epoch if record.best else np.nan
     row["loss_change"] = row["pruned_train_loss"] - row["before_train_loss"]

@@ -84,7 +84,7 @@ def _write(results: "Results", path: Path) -> None:
 
 
 class RecordsFile:
-    """A file that :func:`write_records` wrote, as a source of a report.
+    """A file that :func:`write_records` wrote, as a source of a report like a ``ResultsFolder``.
 
     Raises:
         ValueError: it is not such a file, or damaged; one sentence says which.
@@ -112,12 +112,12 @@ class RecordsFile:
         yield from self._left_out
 
     def records(self, folders: Collection[str]) -> Iterator[RunRecord]:
-        """Give the records of these runs, in the order of the file."""
+        """Give the records of these runs, which are in the order of the file."""
         wanted = set(folders)
         return (run.record for run in self._runs() if run.folder in wanted)
 
     def layers(self, folders: Iterable[str]) -> Iterator[dict[str, float] | None]:
-        """Give the sparsity of each layer of these runs, in their order."""
+        """Give the sparsity of each layer of these runs, in their order; None without a mask."""
         from lossprune.report.records_table import layers_of
 
         known: dict[str, dict[str, float] | None] = {}
@@ -127,7 +127,7 @@ class RecordsFile:
         return (known[folder] for folder in folders)
 
     def texts(self, folders: Collection[str]) -> Iterator[tuple[str, str]]:
-        """Give log and record of these runs, as their files say it."""
+        """Give log and record of these runs, in the order of the file, as their files say it."""
         return ((log_text(record), record.to_json()) for record in self.records(folders))
 
     def _runs(self) -> "Iterator[StoredRun]":

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from lossprune.experiment.folder import LOG, MASK, RECORD, RunFolder
 from lossprune.experiment.record import RunRecord
@@ -21,41 +21,10 @@ _PARALLEL_FROM = 500  # records; below that, starting processes takes longer tha
 _CHUNK = 50
 
 
-class RunSource(Protocol):
-    """A set of runs, each named by its folder relative to that of the results.
-
-    Attributes:
-        path: what was given.
-        name: of the folder of results.
-        folder: of the results, where the runs' own files are; None where they are not at hand.
-    """
-
-    @property
-    def path(self) -> Path: ...  # noqa: D102
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def folder(self) -> Path | None: ...  # noqa: D102
-
-    def read(self, take: Callable[[RunRecord], T]) -> Iterator[tuple[str, T | str]]:
-        """Give every run and what ``take`` makes of its record, or the reason why it does not."""
-        ...
-
-    def records(self, folders: Collection[str]) -> Iterator[RunRecord]:
-        """Give the records of these runs, which are in the order that ``read`` gave them in."""
-        ...
-
-    def layers(self, folders: Iterable[str]) -> Iterator[dict[str, float] | None]:
-        """Give the sparsity of each layer of these runs; None of one without a mask."""
-        ...
-
-    def texts(self, folders: Collection[str]) -> Iterator[tuple[str, str]]:
-        """Give log and record of these runs, in the order that ``read`` gave them in."""
-        ...
-
-
 class ResultsFolder:
     """Every ``record.json`` below a folder, however deep; it may be one run's own.
+
+    Runs are named by their folders, relative to it.
 
     Raises:
         ValueError: there is none.
@@ -69,7 +38,10 @@ class ResultsFolder:
             raise ValueError(f"no {RECORD} in {path} or below it: there is nothing to report")
 
     def read(self, take: Callable[[RunRecord], T]) -> Iterator[tuple[str, T | str]]:
-        """Read in several processes where there are many records; ``take`` must be picklable."""
+        """Give every run and what ``take`` makes of its record, or the reason why it does not.
+
+        Where there are many, several processes read: ``take`` must be picklable.
+        """
         folders = [run.relative_to(self.path).as_posix() for run in self._runs]
         return zip(folders, self._taken(partial(_read, take)), strict=True)
 
@@ -83,7 +55,7 @@ class ResultsFolder:
             yield from pool.map(read, self._runs, chunksize=_CHUNK)
 
     def records(self, folders: Collection[str]) -> Iterator[RunRecord]:
-        """Read the records again, one at a time.
+        """Read the records of these runs again, one at a time.
 
         Raises:
             ValueError: one has gone, or cannot be read any more.
@@ -95,11 +67,11 @@ class ResultsFolder:
             yield record
 
     def layers(self, folders: Iterable[str]) -> Iterator[dict[str, float] | None]:
-        """Read the masks."""
+        """Read the sparsity of each layer from the masks; None of a run without one."""
         return (layer_sparsity(self.path / folder) for folder in folders)
 
     def texts(self, folders: Collection[str]) -> Iterator[tuple[str, str]]:
-        """Read log and record as text; what cannot be read is empty."""
+        """Read log and record of these runs as text; what cannot be read is empty."""
         for folder in folders:
             yield _text(self.path / folder / LOG), _text(self.path / folder / RECORD)
 

@@ -58,6 +58,11 @@ class Table:
     frame: pd.DataFrame
 
 
+def frame_of(rows: list[dict[str, Any]], columns: tuple[Column, ...]) -> pd.DataFrame:
+    """Return the frame of a table: ``network``, then what its columns show."""
+    return pd.DataFrame(rows, columns=["network", *(column.key for column in columns)])
+
+
 def write_table(table: Table, folder: Path) -> list[Path]:
     """Write a table in all formats and return the files."""
     texts = {"csv": to_csv(table), "md": to_markdown(table), "tex": to_latex(table)}

@@ -3,24 +3,29 @@
 Everything is taken over seeds: n, mean, standard deviation (n − 1) and 95 % t-interval.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from lossprune.report.choice import (
+    BEST,
     BEST_TUNED,
+    ZERO,
     at_choices,
     choices_of,
     pruned_runs,
     tuned_choices,
 )
-from lossprune.report.differences import difference_table
 from lossprune.report.estimates import estimate
 from lossprune.report.layout import METHOD, criterion_order
 from lossprune.report.series import correlations
-from lossprune.report.table import RULE, SPREAD, Column, Table
+from lossprune.report.table import RULE, SPREAD, Column, Table, frame_of
+
+_Chosen = tuple[dict[str, Any], pd.Series]
 
 
 def all_tables(runs: pd.DataFrame) -> tuple[Table, ...]:
@@ -60,23 +65,17 @@ def pruning_table(runs: pd.DataFrame) -> Table:
     for key, chosen in at_choices(pruned, choices_of(runs)):
         after = estimate(chosen["pruned_train_loss"]).mean
         rows.append({**key, **_summary(chosen, "loss_change"), "loss_after": after})
-    keys = ["network", *METHOD, "choice", "reg"]
-    columns = [*keys, "n", "diverged", "mean", "std", "low", "high", "loss_after"]
+    columns = (
+        *_METHOD_COLUMNS,
+        *_measures("ΔL mean", "change"),
+        Column("loss_after", "loss after", "number"),
+    )
     caption = (
         "Training loss after pruning minus before it, right after pruning and before any "
         f"fine-tuning, both on the whole training split. {RULE} {SPREAD}"
     )
-    return Table(
-        "loss-change",
-        "Loss change by pruning",
-        caption,
-        (
-            *_METHOD_COLUMNS,
-            *_measures("ΔL mean", "change"),
-            Column("loss_after", "loss after", "number"),
-        ),
-        _ordered(pd.DataFrame(rows, columns=columns)),
-    )
+    frame = _ordered(frame_of(rows, columns))
+    return Table("loss-change", "Loss change by pruning", caption, columns, frame)
 
 
 def tuning_table(runs: pd.DataFrame) -> Table:
@@ -85,30 +84,24 @@ def tuning_table(runs: pd.DataFrame) -> Table:
         {**key, "tuning": tuning, **_tuned_summary(chosen)}
         for tuning, key, chosen in tuned_choices(runs)
     ]
-    keys = ["network", *METHOD, "tuning", "choice", "reg"]
-    columns = [*keys, "n", "unfinished", "diverged", "mean", "std", "low", "high", "gap"]
+    n, *others = _measures("test error mean", "percent")
+    columns = (
+        *_METHOD_COLUMNS[:3],
+        Column("tuning", "fine-tuning"),
+        *_METHOD_COLUMNS[3:],
+        n,
+        Column("unfinished", "unfinished", "count"),
+        *others,
+        Column("gap", "gap", "points"),
+    )
     caption = (
         "Test error of the network with the lowest validation error while fine-tuning, of finished "
         f"runs. {RULE} “{BEST_TUNED}” is the λ with the lowest mean validation error after "
         "fine-tuning, among those λ fine-tuned on the most seeds. The gap is the mean test error "
         f"minus that of the network before pruning. {SPREAD}"
     )
-    n, *others = _measures("test error mean", "percent")
-    return Table(
-        "error-after-fine-tuning",
-        "Error after fine-tuning",
-        caption,
-        (
-            *_METHOD_COLUMNS[:3],
-            Column("tuning", "fine-tuning"),
-            *_METHOD_COLUMNS[3:],
-            n,
-            Column("unfinished", "unfinished", "count"),
-            *others,
-            Column("gap", "gap", "points"),
-        ),
-        _ordered(pd.DataFrame(after, columns=columns)),
-    )
+    frame = _ordered(frame_of(after, columns))
+    return Table("error-after-fine-tuning", "Error after fine-tuning", caption, columns, frame)
 
 
 def correlation_table(runs: pd.DataFrame) -> Table:
@@ -123,7 +116,14 @@ def correlation_table(runs: pd.DataFrame) -> Table:
         for name, part in among.items()
         for (network, tuning), found in correlations(part).items()
     ]
-    columns = ["network", "tuning", "among", "n", "rho", "low", "high"]
+    columns = (
+        Column("tuning", "fine-tuning"),
+        Column("among", "among"),
+        Column("n", "runs", "count"),
+        Column("rho", "ρ", "change"),
+        Column("low", "95 % from", "change"),
+        Column("high", "to", "change"),
+    )
     return Table(
         "rank-correlation",
         "Loss change against error after fine-tuning",
@@ -131,15 +131,8 @@ def correlation_table(runs: pd.DataFrame) -> Table:
         "over all fine-tuned runs of a network, whatever their criterion, π, λ and seed, and over "
         "those pruned in one stage and in several. The interval is the 95 % percentile bootstrap "
         "over runs; runs of one seed start from the same network, so it is rather narrow.",
-        (
-            Column("tuning", "fine-tuning"),
-            Column("among", "among"),
-            Column("n", "runs", "count"),
-            Column("rho", "ρ", "change"),
-            Column("low", "95 % from", "change"),
-            Column("high", "to", "change"),
-        ),
-        pd.DataFrame(rows, columns=columns).sort_values(columns[:2], kind="stable"),
+        columns,
+        frame_of(rows, columns).sort_values(["network", "tuning"], kind="stable"),
     )
 
 
@@ -167,3 +160,89 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
         return column.map(order) if column.name == "criterion" else column
 
     return frame.sort_values(by, key=rank, kind="stable").reset_index(drop=True)
+
+
+def difference_table(runs: pd.DataFrame) -> Table:
+    """Return differences seed by seed: between criteria, between numbers of stages, between λ."""
+    rows: list[dict[str, Any]] = []
+    cells: dict[tuple[str, str, str], list[_Chosen]] = {}
+    for place, method in _by_place(runs):
+        cells.setdefault(place, []).append(method)
+    order = criterion_order(runs["criterion"])
+    for (network, measure, tuning), methods in cells.items():
+        methods.sort(key=lambda method: _position(method[0], order))
+        for (second, right), (first, left) in combinations(methods, 2):
+            among = _comparison(first, second)
+            if among is not None:
+                rows.append(
+                    {
+                        **{"network": network, "measure": measure, "tuning": tuning},
+                        "choice": "" if among == "λ" else first["choice"],
+                        "between": among,
+                        **{"first": _label(first, among), "second": _label(second, among)},
+                        **asdict(estimate((left - right).dropna())),
+                    }
+                )
+    columns = (
+        Column("measure", "measure"),
+        Column("tuning", "fine-tuning"),
+        Column("choice", "choice of λ"),
+        Column("between", "between"),
+        Column("first", "first"),
+        Column("second", "second"),
+        Column("n", "n", "count"),
+        Column("mean", "difference", "difference"),
+        Column("std", "std", "difference_std"),
+        Column("low", "95 % from", "difference"),
+        Column("high", "to", "difference"),
+    )
+    caption = (
+        "First minus second, seed by seed, over the seeds that both have: below 0 the first is "
+        "better. An interval without 0 is a difference at the 95 % level, with no correction for "
+        "the number of comparisons. Loss changes are of the training loss right after pruning, "
+        f"errors (in percentage points) on test data after fine-tuning. {RULE}"
+    )
+    place = ["network", "measure", "tuning", "choice", "between"]
+    frame = frame_of(rows, columns).sort_values(place, kind="stable")
+    return Table("paired-differences", "Paired differences", caption, columns, frame)
+
+
+def _by_place(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], _Chosen]]:
+    """Give network, measure and tuning, and what was chosen there with its values by seed."""
+    for key, chosen in at_choices(pruned_runs(runs), choices_of(runs)):
+        yield (key["network"], "loss change", ""), (key, _by_seed(chosen, "loss_change"))
+    for tuning, key, chosen in tuned_choices(runs):
+        finished = chosen[chosen["tuned"]]
+        yield (key["network"], "test error", tuning), (key, _by_seed(finished, "best_test_error"))
+
+
+def _by_seed(chosen: pd.DataFrame, column: str) -> pd.Series:
+    values = chosen.set_index("seed")[column]
+    return values[np.isfinite(values)]
+
+
+def _comparison(first: dict[str, Any], second: dict[str, Any]) -> str | None:
+    """Criteria are compared at one π, MP (it has but one) with all; stages within a criterion.
+
+    Both at one choice of λ; within a method the best λ is compared with none.
+    """
+    if all(first[name] == second[name] for name in METHOD):
+        choices = first["choice"], second["choice"]
+        return "λ" if choices == (BEST, ZERO) and first["reg"] != 0 else None
+    if first["choice"] != second["choice"]:
+        return None
+    if first["criterion"] == second["criterion"]:
+        return "stages"
+    same = (first["stages"], first["schedule"]) == (second["stages"], second["schedule"])
+    return "criteria" if same or "MP" in (first["criterion"], second["criterion"]) else None
+
+
+def _position(key: dict[str, Any], order: list[str]) -> tuple[int, int, str, int]:
+    choice = (ZERO, BEST, BEST_TUNED).index(key["choice"])
+    return order.index(key["criterion"]), key["stages"], key["schedule"], choice
+
+
+def _label(key: dict[str, Any], among: str) -> str:
+    linear = " linear" if key["schedule"] == "linear" else ""
+    choice = f" {key['choice']}" if among == "λ" else ""
+    return f"{key['criterion']} π {key['stages']}{linear}{choice}"
