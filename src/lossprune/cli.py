@@ -47,6 +47,10 @@ class Command:
     argument: str | None = None
     several: bool = False
 
+    def usage(self, called: str) -> str:
+        """Return how it is called, but for its flags."""
+        return f"{called} [{self.argument}]" if self.argument else called
+
 
 COMMANDS = {
     "run": Command(RunConfig, run.do, several=True),
@@ -129,26 +133,17 @@ def _choose(arguments: list[str], prog: str) -> Callable[[], int] | None:
             leading, rest = [*leading, rest[0]], rest[1:]
     if "-h" in rest or "--help" in rest:
         title = prog if prog != "lossprune" else f"lossprune {name}"
-        usage = f"{title} [{command.argument}]" if command.argument else title
-        print(help_text(command.config, usage))
+        print(help_text(command.config, command.usage(title)))
         return None
     return partial(command.do, parse(command.config, rest), *leading)
 
 
 def _overview(prog: str) -> str:
-    lines = [
-        "Prune neural networks by modelling the loss.",
-        "",
-        f"usage: {prog} COMMAND [FLAGS]",
-        "",
-    ]
-    usages = {
-        name: f"{name} [{command.argument}]" if command.argument else name
-        for name, command in COMMANDS.items()
-    }
-    width = max(map(len, usages.values()))
-    for name, command in COMMANDS.items():
-        lines.append(f"  {usages[name]:<{width}} {first_line(command.config)}")
+    usage = f"usage: {prog} COMMAND [FLAGS]"
+    lines = ["Prune neural networks by modelling the loss.", "", usage, ""]
+    usages = {command.usage(name): command.config for name, command in COMMANDS.items()}
+    width = max(map(len, usages))
+    lines += [f"  {usage:<{width}} {first_line(config)}" for usage, config in usages.items()]
     return "\n".join([*lines, "", f"{prog} COMMAND --help lists a command's flags."])
 
 

@@ -42,7 +42,7 @@ def flag(default: T, name: str, help: str, named: str = "never") -> T:  # noqa: 
         named: whether the flag is part of the run folder's name: ``"always"``, ``"changed"``
             (only where it differs from its default) or ``"never"``.
     """
-    metadata = {"flag": name, "help": help, "named": named}
+    metadata = {"name": name, "help": help, "named": named}
     return cast(T, field(default=default, metadata=metadata))
 
 
@@ -71,12 +71,10 @@ def declared_flags(config: type) -> Mapping[str, Flag]:
     hints = get_type_hints(config)
     declared = [
         Flag(
-            item.metadata["flag"],
-            item.name,
-            get_args(hints[item.name]) or (hints[item.name],),
-            item.default,
-            item.metadata["help"],
-            item.metadata["named"],
+            field=item.name,
+            kinds=get_args(hints[item.name]) or (hints[item.name],),
+            default=item.default,
+            **item.metadata,
         )
         for item in fields(config)
     ]

@@ -6,7 +6,7 @@ Flags keep their published spelling (``--pr``); the code uses the field's names
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lossprune.flags import (
     check_seed,
     check_threads,
     check_whole,
+    declared_flags,
     flag,
 )
 from lossprune.networks import NETWORKS
@@ -156,11 +157,7 @@ class RunConfig:
     @property
     def dataset_name(self) -> str:
         """The data set: the one asked for, or else the one that the network implies."""
-        return self.dataset or self._implied_dataset
-
-    @property
-    def _implied_dataset(self) -> str:
-        return implied_dataset(self.arch)
+        return self.dataset or implied_dataset(self.arch)
 
     @property
     def schedule(self) -> str:
@@ -175,22 +172,20 @@ class RunConfig:
     @property
     def settings(self) -> dict[str, Any]:
         """What determines the result, by flag: the protocol's flags, data set and estimator."""
-        values = {item.metadata["flag"]: getattr(self, item.name) for item in fields(self)}
-        values["model_0"] = None if self.start is None else True
-        values["dataset"] = self.dataset_name
-        named = (item for item in fields(self) if item.metadata["named"] != "never")
-        return {name: values[name] for name in sorted(item.metadata["flag"] for item in named)}
+        flags = sorted(declared_flags(type(self)).items())
+        values = {name: getattr(self, flag.field) for name, flag in flags if flag.named != "never"}
+        has_start = None if self.start is None else True
+        return {**values, "model_0": has_start, "dataset": self.dataset_name}
 
     @property
     def name(self) -> str:
         """The run folder's name: the protocol's flags, sorted, and others where they differ."""
         parts = self.settings
-        if self.dataset_name == self._implied_dataset:
-            del parts["dataset"]
-        for item in fields(self):
-            changed = getattr(self, item.name) != item.default
-            if item.metadata["named"] == "changed" and item.name != "dataset" and not changed:
-                del parts[item.metadata["flag"]]
+        defaults = {"dataset": implied_dataset(self.arch)}
+        for name, declared in declared_flags(type(self)).items():
+            default = defaults.get(name, declared.default)
+            if declared.named == "changed" and parts[name] == default:
+                del parts[name]
         return ",".join(f"{name}={value}" for name, value in parts.items())
 
     @property
