@@ -34,49 +34,27 @@ if TYPE_CHECKING:
 
 __version__: str
 
-__all__ = [
-    "CRITERIA",
-    "Compaction",
-    "Criterion",
-    "Deployed",
-    "Mask",
-    "PruningError",
-    "PruningResult",
-    "StageRecord",
-    "Statistics",
-    "compact",
-    "data",
-    "deploy",
-    "export_onnx",
-    "load_sparse",
-    "measure",
-    "networks",
-    "prune",
-    "pruning",
-    "save_sparse",
-    "sparsities",
-]
-
-_HOMES = {
-    "Compaction": "channels.compaction",
-    "Deployed": "deployment.deployed",
-    "compact": "channels.compaction",
-    "deploy": "deployment.deployed",
-    "export_onnx": "deployment.onnx",
-    "load_sparse": "deployment.sparse_file",
-    "save_sparse": "deployment.sparse_file",
+_NAMES = {
+    "channels.compaction": "Compaction compact",
+    "deployment.deployed": "Deployed deploy",
+    "deployment.onnx": "export_onnx",
+    "deployment.sparse_file": "load_sparse save_sparse",
+    "pruning": "CRITERIA Criterion Mask PruningError PruningResult StageRecord Statistics "
+    "measure prune sparsities",
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
+_ROOMS = ("data", "networks", "pruning")
+
+__all__ = list(_HOMES) + list(_ROOMS)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
-    if name in ("data", "networks", "pruning"):
+    if name in _ROOMS:
         return import_module(f"lossprune.{name}")
     if name in _HOMES:
         return getattr(import_module(f"lossprune.{_HOMES[name]}"), name)
-    if name in __all__:
-        return getattr(import_module("lossprune.pruning"), name)
     raise AttributeError(f"module 'lossprune' has no attribute {name!r}")
 
 

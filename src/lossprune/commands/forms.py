@@ -2,10 +2,9 @@
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,25 +82,23 @@ def make_forms(
     one = source.inputs(1).example
     compacted = compact(masked, mask, one).model
     progress.note("masked and compacted")
-    forms = [_dense(source, multiply_adds(source.dense, one))]
+    forms, file = [_dense(source, multiply_adds(source.dense, one))], folder.path / NETWORK
     for name, network in (("masked", masked), ("compacted", compacted)):
-        numbers = _numbers(network.parameters())
         adds = multiply_adds(network, one)
-        forms.append(_form(source, name, network, numbers, adds, folder.path / NETWORK))
+        forms.append(_form(source, name, network, network.parameters(), adds, file))
     for batch in batches:
         progress.note(f"deployed for batches of {batch}")
         deployed = deploy(masked, mask, source.inputs(batch).example)
-        numbers = _numbers((*deployed.parameters(), *deployed.buffers()))
+        tensors = (*deployed.parameters(), *deployed.buffers())
         adds, name = _multiply_adds(deployed, batch), f"deployed for {batch}"
-        forms.append(_form(source, name, deployed, numbers, adds, folder.path / NETWORK))
+        forms.append(_form(source, name, deployed, tensors, adds, file))
     progress.note("ONNX")
     try:
         exported = _exported(source, compacted, folder)
     except (ImportError, PruningError) as error:
         return MadeForms(forms, {"ONNX": " ".join(str(error).split())}, rounding)
-    numbers = forms[2].parameters, forms[2].nonzeros
-    adds = forms[2].multiply_adds
-    forms.append(_form(source, "ONNX", exported, numbers, adds, folder.path / ONNX))
+    tensors, adds = compacted.parameters(), forms[2].multiply_adds
+    forms.append(_form(source, "ONNX", exported, tensors, adds, folder.path / ONNX))
     return MadeForms(forms, {}, rounding)
 
 
@@ -116,18 +113,18 @@ def _save_network(source: Deployable, folder: RunFolder, values: str) -> list[st
 
 
 def _exported(source: Deployable, compacted: nn.Module, folder: RunFolder) -> OnnxNetwork:
-    example = _only_tensor(source.inputs(_EXAMPLES).example)
-
-    def save(path: Path) -> None:
-        export_onnx(compacted, path, example)
-
-    folder.save(ONNX, save)
-    return OnnxNetwork(folder.path / ONNX)
+    match source.inputs(_EXAMPLES).example:
+        case (Tensor() as example,):
+            folder.save(ONNX, lambda path: export_onnx(compacted, path, example))
+            return OnnxNetwork(folder.path / ONNX)
+    raise PruningError("the network takes something else than one tensor")
 
 
 def _dense(source: Deployable, adds: int) -> Form:
     count, _ = _numbers(source.dense.parameters())
-    size = _state_size(source.dense)
+    buffer = io.BytesIO()
+    torch.save(source.dense.state_dict(), buffer)
+    size = len(buffer.getvalue())
     return Form("dense", source.dense, count, count, adds, "state dict", size, source.before)
 
 
@@ -135,31 +132,19 @@ def _form(
     source: Deployable,
     name: str,
     network: nn.Module,
-    numbers: tuple[int, int],
+    tensors: Iterable[Tensor],
     adds: int,
     file: Path,
 ) -> Form:
     accuracy = None if source.accuracy is None else source.accuracy(network)
+    numbers = _numbers(tensors)
     return Form(name, network, *numbers, adds, file.name, file.stat().st_size, accuracy)
 
 
-def _only_tensor(example: Any) -> Tensor:
-    match example:
-        case (Tensor() as tensor,):
-            return tensor
-    raise PruningError("the network takes something else than one tensor")
-
-
-def _numbers(tensors: Any) -> tuple[int, int]:
+def _numbers(tensors: Iterable[Tensor]) -> tuple[int, int]:
     """How many numbers there are, and how many of them are not zero."""
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
     return sum(t.numel() for t in floats), sum(int(t.count_nonzero()) for t in floats)
-
-
-def _state_size(network: nn.Module) -> int:
-    buffer = io.BytesIO()
-    torch.save(network.state_dict(), buffer)
-    return len(buffer.getvalue())
 
 
 def _multiply_adds(deployed: Deployed, images: int) -> int:

@@ -52,13 +52,18 @@ def fetch(
     mirrors = _mirrors(file, mirror)
     if target.exists():  # Nothing is written then, for the folder may be read-only.
         return target
-    with _naming(file, folder):
+    staging = folder / f".{file.name}.download"
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f".{file.name}.lock"):
             if not target.exists():
-                _fetch_by_way_of(
-                    folder / f".{file.name}.download", file, mirrors, progress, patience
-                )
+                _fetch_by_way_of(staging, file, mirrors, progress, patience)
+    except DownloadError:
+        raise
+    except OSError as error:  # the file system refuses: say what could not be done
+        raise OSError(
+            f"cannot download {file.name} into {folder}: {error.strerror or error}"
+        ) from error
     return target
 
 
@@ -71,19 +76,6 @@ def _mirrors(file: RemoteFile, mirror: str | None) -> tuple[str, ...]:
             f"mirror (--mirror, {MIRROR_VARIABLE}) must be an http or https URL, got {chosen!r}"
         )
     return (chosen,)
-
-
-@contextmanager
-def _naming(file: RemoteFile, folder: Path) -> Iterator[None]:
-    """Say what could not be done when the file system refuses."""
-    try:
-        yield
-    except DownloadError:
-        raise
-    except OSError as error:
-        raise OSError(
-            f"cannot download {file.name} into {folder}: {error.strerror or error}"
-        ) from error
 
 
 class DownloadError(OSError):

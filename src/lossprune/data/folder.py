@@ -40,17 +40,15 @@ def read_folder(source: Source) -> Dataset:
     if not path.exists():
         raise FileNotFoundError(f"path (--data_path) {path} does not exist")
     decoded = cached(_key(path), path, lambda: _decode(path, source.progress))
-    train = Split(decoded.images["train"], decoded.labels["train"])
-    if "valid" in decoded.images:
-        valid = Split(decoded.images["valid"], decoded.labels["valid"])
-    else:
+    train, valid = decoded.splits["train"], decoded.splits.get("valid")
+    if valid is None:
         train, valid = _last_tenth(train)
     mean, std = moments(train.images)
     return Dataset(
         name="folder",
         train=train,
         valid=valid,
-        test=Split(decoded.images["test"], decoded.labels["test"]),
+        test=decoded.splits["test"],
         classes=decoded.classes,
         mean=mean,
         std=std,
@@ -110,15 +108,15 @@ def _arranged(path: Path, pixels: Mapping[tuple[str, str, str], np.ndarray]) -> 
         if label not in classes:
             raise ValueError(f"{path}/{split}/{label}: class {label!r} has no images in train")
     channels = max(image.shape[2] for image in pixels.values())
-    images, labels = {}, {}
+    splits = {}
     for folder in sorted(folders):
         names = sorted(name for name in pixels if name[0] == folder)
         stacked = np.empty((len(names), channels, *pixels[names[0]].shape[:2]), np.uint8)
         for place, name in zip(stacked, names, strict=True):
             place[:] = pixels[name].transpose(2, 0, 1)  # A grey image fills all three channels.
-        images[SPLITS[folder]] = torch.from_numpy(stacked)
-        labels[SPLITS[folder]] = torch.tensor([classes.index(label) for _, label, _ in names])
-    return Decoded(tuple(classes), images, labels)
+        labels = torch.tensor([classes.index(label) for _, label, _ in names])
+        splits[SPLITS[folder]] = Split(torch.from_numpy(stacked), labels)
+    return Decoded(tuple(classes), splits)
 
 
 def _pixels(name: str, raw: bytes) -> np.ndarray:

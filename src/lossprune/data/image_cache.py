@@ -20,22 +20,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lossprune.data.dataset import Split
 from lossprune.files import CACHE_VARIABLE, cache_folder, replacing
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Images and labels by the name of their split, and the classes' names.
-
-    Attributes:
-        classes: label i is the i-th.
-        images: uint8 (n, channels, height, width).
-        labels: int64 (n,).
-    """
+    """Splits by their names, and the classes' names: label i is the i-th."""
 
     classes: tuple[str, ...]
-    images: Mapping[str, Tensor]
-    labels: Mapping[str, Tensor]
+    splits: Mapping[str, Split]
 
 
 def cached(key: str, source: Path, decode: Callable[[], Decoded]) -> Decoded:
@@ -82,8 +76,8 @@ def _keep(file: Path, origin: str, decoded: Decoded) -> None:
 
 
 def _write(file: Path, decoded: Decoded) -> None:
-    tensors = {f"images.{name}": images for name, images in decoded.images.items()}
-    tensors |= {f"labels.{name}": labels for name, labels in decoded.labels.items()}
+    tensors = {f"images.{name}": split.images for name, split in decoded.splits.items()}
+    tensors |= {f"labels.{name}": split.labels for name, split in decoded.splits.items()}
     classes = json.dumps(decoded.classes)
     metadata = {"classes": classes, "sha256": _digest(classes, tensors)}
     with replacing(file) as part:
@@ -101,11 +95,9 @@ def _read(file: Path) -> Decoded | None:
     classes = metadata.get("classes", "")
     if metadata.get("sha256") != _digest(classes, tensors):
         return None
-    parts = {"images": {}, "labels": {}}
-    for name, tensor in tensors.items():
-        part, split = name.split(".")
-        parts[part][split] = tensor
-    return Decoded(tuple(json.loads(classes)), **parts)
+    names = [name.removeprefix("images.") for name in tensors if name.startswith("images.")]
+    splits = {name: Split(tensors[f"images.{name}"], tensors[f"labels.{name}"]) for name in names}
+    return Decoded(tuple(json.loads(classes)), splits)
 
 
 def _digest(classes: str, tensors: Mapping[str, Tensor]) -> str:

@@ -26,6 +26,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from lossprune.data.dataset import Split
 from lossprune.data.image_cache import Decoded
 from lossprune.data.image_file import decoding_bar, opened
 from lossprune.files import CACHE_VARIABLE, cache_folder, write_whole
@@ -105,11 +106,11 @@ def _opened(folder: Path, index: dict, side: int) -> Decoded:
         images = torch.from_numpy(pixels)
     counts = {name: torch.tensor(of_split) for name, of_split in index["counts"].items()}
     parts = images.split([int(of_split.sum()) for of_split in counts.values()])
-    labels = {
-        name: torch.repeat_interleave(torch.arange(len(of_split)), of_split)
-        for name, of_split in counts.items()
+    splits = {
+        name: Split(part, torch.repeat_interleave(torch.arange(len(of_split)), of_split))
+        for part, (name, of_split) in zip(parts, counts.items(), strict=True)
     }
-    return Decoded(tuple(index["classes"]), dict(zip(counts, parts, strict=True)), labels)
+    return Decoded(tuple(index["classes"]), splits)
 
 
 def _decode(folder: Path, listing: Listing, side: int, progress: bool | None) -> None:

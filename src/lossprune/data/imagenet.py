@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lossprune.data import Source
-from lossprune.data.dataset import Dataset, Split
+from lossprune.data.dataset import Dataset
 from lossprune.data.image_file import entries
 from lossprune.data.image_map import Listing, mapped
 
@@ -50,14 +50,11 @@ def read_imagenet(source: Source) -> Dataset:
     decoded = mapped(
         _key(folders), path, stored_side(side), lambda: _listing(folders), source.progress
     )
-    train, valid, test = (
-        Split(decoded.images[name], decoded.labels[name]) for name in ("train", "valid", "test")
-    )
     return Dataset(
         name="imagenet",
-        train=train,
-        valid=valid,
-        test=test,
+        train=decoded.splits["train"],
+        valid=decoded.splits["valid"],
+        test=decoded.splits["test"],
         classes=decoded.classes,
         mean=MEAN,
         std=STD,

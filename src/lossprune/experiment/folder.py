@@ -157,7 +157,7 @@ class RunFolder:
             with _explained(self.path / name):
                 write_whole(self.path / name, contents)
 
-    def save(self, name: str, save: Callable[[Path], None]) -> None:
+    def save(self, name: str, save: Callable[[Path], object]) -> None:
         """Replace a file as a whole by what ``save(path)`` writes.
 
         Raises:

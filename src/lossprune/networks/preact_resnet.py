@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossprune.networks.building import checked_shape
-from lossprune.networks.resnet import DEPTHS, EXPANSION, WIDTHS, conv
+from lossprune.networks.resnet import DEPTHS, EXPANSION, WIDTHS, conv, layer
 
 STRIDES = (1, 2, 2, 2)
 
@@ -89,10 +89,7 @@ class PreActResNet(nn.Module):
         width_in = WIDTHS[0]
         groups = []
         for width, stride, count in zip(WIDTHS, STRIDES, blocks, strict=True):
-            group = nn.Sequential()
-            for position in range(count):
-                group.append(unit := block(width_in, width, stride if position == 0 else 1))
-                width_in = unit.outputs
+            group, width_in = layer(block, width_in, width, count, stride)
             groups.append(group)
         self.groups = nn.Sequential(*groups)
         self.bn = nn.BatchNorm2d(width_in)

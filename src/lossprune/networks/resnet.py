@@ -7,7 +7,8 @@ common use are, and it costs no parameters. Weights bear torchvision's names, so
 dicts, and those of whoever follows it, load.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -98,10 +99,10 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         first, second, third, fourth = WIDTHS
         inputs = first
-        self.layer1, inputs = _layer(block, inputs, first, blocks[0], stride=1)
-        self.layer2, inputs = _layer(block, inputs, second, blocks[1], stride=2)
-        self.layer3, inputs = _layer(block, inputs, third, blocks[2], stride=2)
-        self.layer4, inputs = _layer(block, inputs, fourth, blocks[3], stride=2)
+        self.layer1, inputs = layer(block, inputs, first, blocks[0], stride=1)
+        self.layer2, inputs = layer(block, inputs, second, blocks[1], stride=2)
+        self.layer3, inputs = layer(block, inputs, third, blocks[2], stride=2)
+        self.layer4, inputs = layer(block, inputs, fourth, blocks[3], stride=2)
         self.fc = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,8 +112,8 @@ class ResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(maps, 1).flatten(1))
 
 
-def _layer(
-    block: type[Basic] | type[Bottleneck], inputs: int, width: int, count: int, stride: int
+def layer(
+    block: Callable[[int, int, int], Any], inputs: int, width: int, count: int, stride: int
 ) -> tuple[nn.Sequential, int]:
     """Return ``count`` blocks, the first with the stride, and how many channels leave them."""
     first = block(inputs, width, stride)

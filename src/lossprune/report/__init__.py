@@ -23,13 +23,7 @@ _HOMES = {
     "read_results": "reading",
 }
 
-__all__ = [
-    "Results",
-    "Written",
-    "compare",
-    "read_results",
-    "write_report",
-]
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

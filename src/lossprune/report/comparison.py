@@ -98,21 +98,17 @@ def _score_rows(moment: str, first: Any, second: Any) -> list[list[str]]:
         if left == right or (math.isnan(left) and math.isnan(right)):
             continue
         percent = score.endswith("error")
-        values = [_value(left, percent), _value(right, percent), _change(right - left, percent)]
+        values = [_told(left, percent), _told(right, percent), _told(right - left, percent, "+")]
         rows.append([f"{name}, {moment}", *values])
     return rows
 
 
-def _value(value: float, percent: bool) -> str:
+def _told(value: float, percent: bool, sign: str = "") -> str:
+    """A score, or with the sign ``+`` a difference of two; an error in percent or points."""
     if math.isnan(value):
         return NOTHING
-    return f"{100 * value:.2f} %" if percent else f"{value:.5f}"
-
-
-def _change(value: float, percent: bool) -> str:
-    if math.isnan(value):
-        return NOTHING
-    return f"{100 * value:+.2f} points" if percent else f"{value:+.5f}"
+    unit = "points" if sign else "%"
+    return f"{100 * value:{sign}.2f} {unit}" if percent else f"{value:{sign}.5f}"
 
 
 def _compare_folders(a: Path, b: Path) -> list[str]:
@@ -203,8 +199,8 @@ def _outcome_lines(pairs: pd.DataFrame) -> list[str]:
             change = values[:, 1] - values[:, 0]
             largest = change[np.argmax(np.abs(change))]
             row = [title, *label, str(len(values)), str(int((change == 0).sum()))]
-            row += [_value(values[:, side].mean(), percent) for side in (0, 1)]
-            rows.append([*row, _change(change.mean(), percent), _change(largest, percent)])
+            row += [_told(values[:, side].mean(), percent) for side in (0, 1)]
+            rows.append([*row, *(_told(value, percent, "+") for value in (change.mean(), largest))])
     like = int((pairs["status_a"] != pairs["status_b"]).sum())
     head = f"{len(pairs)} pairs of runs" + (f", {like} with another status" if like else "")
     table = _indented(rows) if len(rows) > 1 else []

@@ -170,18 +170,14 @@ def _table(table: Table) -> dict[str, Any]:
 def _filter_keys(row: dict[str, Any]) -> dict[str, list[Any]]:
     """Return the criteria, stages and λ that a row is about."""
     if "criterion" in row:
-        return {
-            "criterion": [row["criterion"]],
-            "stages": [int(row["stages"])],
-            "reg": [float(row["reg"])],
-        }
-    if "first" not in row:  # a statement about all runs
-        return {"criterion": [], "stages": [], "reg": []}
-    sides = [row["first"].split(), row["second"].split()]
+        methods, regs = [(row["criterion"], row["stages"])], [float(row["reg"])]
+    else:  # the two sides of a difference, or a statement about all runs
+        labels = [row[side].split() for side in ("first", "second") if side in row]
+        methods, regs = [(criterion, stages) for criterion, _, stages, *_ in labels], []
     return {
-        "criterion": [side[0] for side in sides],
-        "stages": [int(side[2]) for side in sides],
-        "reg": [],
+        "criterion": [criterion for criterion, _ in methods],
+        "stages": [int(stages) for _, stages in methods],
+        "reg": regs,
     }
 
 

@@ -12,6 +12,7 @@ from lossprune.report.layout import METHOD, rows_of
 from lossprune.report.reading import EPOCH_COLUMNS, STAGE_COLUMNS, Results
 
 METHOD_KEYS = ["network", *METHOD]
+_RUN_KEYS = ["run", *METHOD_KEYS, "reg", "seed"]
 
 
 def loss_by_reg(runs: pd.DataFrame) -> pd.DataFrame:
@@ -76,9 +77,8 @@ def training_curves(results: Results) -> pd.DataFrame:
 def _along(
     results: Results, what: str, columns: tuple[str, ...], number: str | None
 ) -> pd.DataFrame:
-    chosen = at_best_reg(results.runs)
     parts = []
-    for row in rows_of(chosen[["run", *METHOD_KEYS, "reg", "seed"]]):
+    for row in rows_of(at_best_reg(results.runs)[_RUN_KEYS]):
         values = getattr(results.histories[row["run"]], what)
         if not len(values):
             continue
@@ -86,20 +86,18 @@ def _along(
         if number is not None:
             part[number] = np.arange(1, len(part) + 1)
         parts.append(part.assign(**row))
-    keys = ["run", *METHOD_KEYS, "reg", "seed"]
-    empty = pd.DataFrame(columns=[*columns, *([number] if number else []), *keys])
+    empty = pd.DataFrame(columns=[*columns, *([number] if number else []), *_RUN_KEYS])
     return pd.concat(parts, ignore_index=True) if parts else empty
 
 
 def layers(results: Results) -> pd.DataFrame:
     """Return the sparsity of each layer at the best λ, run by run, where there is a mask."""
     rows = []
-    keys = ["run", *METHOD_KEYS, "reg", "seed"]
-    chosen = at_best_reg(results.runs)[["folder", *keys]]
+    chosen = at_best_reg(results.runs)[["folder", *_RUN_KEYS]]
     layers = results.source.layers(chosen["folder"].tolist())
     for row, sparsities in zip(rows_of(chosen), layers, strict=True):
         rows += [
             {**row, "position": position, "layer": name, "sparsity": sparsity}
             for position, (name, sparsity) in enumerate((sparsities or {}).items())
         ]
-    return pd.DataFrame(rows, columns=[*keys, "position", "layer", "sparsity"])
+    return pd.DataFrame(rows, columns=[*_RUN_KEYS, "position", "layer", "sparsity"])
