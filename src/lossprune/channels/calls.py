@@ -155,13 +155,10 @@ def _usual(model: nn.Module, example: Any) -> dict[str, tuple[Any, Any]]:
         default: Any = _NOTHING.get(parameter.kind, parameter.default)
         default = _TENSOR if default is parameter.empty else default
         usual = given.get(name, default)
-        usual = _TENSOR if _holds_tensor(usual) else usual
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(usual)):
+            usual = _TENSOR
         found[_MARKS.get(parameter.kind, "") + name] = usual, default
     return found
-
-
-def _holds_tensor(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def _asks_for_none(forward: Any) -> bool:

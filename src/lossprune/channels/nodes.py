@@ -45,6 +45,7 @@ _POINTWISE_MODULES = {
     for name in _FUNCTIONS
     if name.replace("_", "") == kind.__name__.lower()
 }  # fmt: skip
+_IDENTITY = Pointwise("identity", lambda tensor: tensor)
 _IDENTITIES = (
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
     nn.FeatureAlphaDropout,
@@ -93,7 +94,7 @@ def read_module(module: nn.Module) -> Operation | Layer | None:
     if isinstance(module, Layer) and kind in Layer.__args__:
         return module
     if kind in _IDENTITIES:
-        return Pointwise("identity", _same)
+        return _IDENTITY
     if kind in _POINTWISE_MODULES:
         return Pointwise(_POINTWISE_MODULES[kind], copy.deepcopy(module).eval())
     if kind in _POOL_MODULES:
@@ -143,10 +144,6 @@ def arguments(node: fx.Node, usual: Mapping[str, Any]) -> dict[str, Any]:
     return {**usual, **dict(zip(usual, node.args[1:], strict=False)), **node.kwargs}
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def _pooling_call(node: fx.Node) -> Pooling | None:
     function: Any = node.target
     kind, dimensions = _POOL_FUNCTIONS[function]
@@ -161,7 +158,7 @@ def _pooling(kind: str, dimensions: int, given: Mapping[str, Any]) -> Pooling | 
 
 def _dropout(node: fx.Node) -> Pointwise | None:
     off = arguments(node, {"p": 0.5, "training": True})["training"] is False
-    return Pointwise("identity", _same) if off else None
+    return _IDENTITY if off else None
 
 
 def _flatten(node: fx.Node) -> Flatten | None:

@@ -160,11 +160,8 @@ def replace_(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
     assert isinstance(old, Tensor)
     shape = (*weight.shape[:2], *old.shape[2:])
     layer.weight = _parameter(weight.reshape(shape), old)
-    if layer.bias is not None:
-        assert isinstance(layer.bias, Tensor)
-        layer.bias = _parameter(bias, layer.bias)
-    elif bias.any():
-        layer.bias = _parameter(bias, old)
+    if layer.bias is not None or bias.any():
+        layer.bias = _parameter(bias, layer.bias if isinstance(layer.bias, Tensor) else old)
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = shape[:2]
     elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):

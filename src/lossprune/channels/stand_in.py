@@ -132,8 +132,7 @@ class _Tracer(fx.Tracer):
         self.refuse("its code passes on arguments by keyword that are not known")
 
     def _check_types_of_arguments(self, module: nn.Module) -> None:
-        forward = type(module).forward
-        if _asks_for_a_type(getattr(forward, "__code__", None)):
+        if _asks_for_a_type(getattr(type(module).forward, "__code__", None)):
             self.refuse("its code asks for the type of a tensor")
 
 

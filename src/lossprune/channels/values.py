@@ -44,20 +44,15 @@ class Channels:
             return self if len(self) == features else None
         if features % len(self):
             return None
+        spread = Tensor.repeat_interleave if self.flattened == "slow" else Tensor.repeat
         parts = (self.groups, self.live, self.constant)
-        return Channels(*(self._spread(values, features) for values in parts), axis=-1)
+        return Channels(*(spread(values, features // len(self)) for values in parts), axis=-1)
 
     def folded(self, features: Tensor) -> Tensor:
         """Which channels have any of the marked ``features``: the way back of :meth:`unfolded`."""
         if self.flattened == "slow":
             return features.reshape(len(self), -1).any(1)
         return features.reshape(-1, len(self)).any(0)
-
-    def _spread(self, values: Tensor, features: int) -> Tensor:
-        positions = features // len(self)
-        if self.flattened == "slow":
-            return values.repeat_interleave(positions)
-        return values.repeat(positions)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ GPU.
 """
 
 import copy
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,17 +116,13 @@ def _faster(
         sparse = make(names[layer], layer, args, min(seconds, _TUNING))
         if sparse is None:
             continue
-        calls: list[Callable[[], object]] = [
-            (lambda module=module, args=args: _finished(module(*args)))
-            for module in (sparse, layer)
-        ]
+        calls = [partial(_finish, module, args) for module in (sparse, layer)]
         fast, slow = interleaved(calls, seconds=seconds)
         if fast.best < slow.best:
             faster[layer] = sparse, args
     return faster
 
 
-def _finished(outputs: Tensor) -> Tensor:
-    if outputs.is_cuda:
+def _finish(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    if layer(*args).is_cuda:
         torch.cuda.synchronize()
-    return outputs

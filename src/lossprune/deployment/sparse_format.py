@@ -151,30 +151,24 @@ def _descriptions(text: str, header: Mapping[str, Any]) -> dict[str, dict[str, A
             if not isinstance(said["same"], str) or said["same"] not in whole:
                 raise ValueError(f"{name!r} is said to be the same as none before it")
             continue
-        whole.add(name)
-        if names == _DENSE:
-            parts_of_file.add(f"dense:{name}")
-            _check_dense(name, said, header)
-        elif names == _SPARSE:
-            parts_of_file |= {f"values:{name}", f"kept:{name}"}
-            _check_sparse(name, said, header)
-            if said["mask"] in masks:
-                raise ValueError(f"the mask has {said['mask']!r} twice")
-            masks.add(said["mask"])
-        else:
+        if names not in (_DENSE, _SPARSE):
             raise ValueError(f"{name!r} is not described as it should be")
+        whole.add(name)
+        parts_of_file |= {f"{part}:{name}" for part in _PARTS if part in said}
+        _check_kind(name, said)
+        if names == _DENSE:
+            _check_stored(header, f"dense:{name}", _KINDS[said["dtype"]], said["shape"])
+            continue
+        _check_sparse(name, said, header)
+        if said["mask"] in masks:
+            raise ValueError(f"the mask has {said['mask']!r} twice")
+        masks.add(said["mask"])
     if more := header.keys() - parts_of_file:
         raise ValueError(f"{min(more)!r} belongs to no tensor")
     return described
 
 
-def _check_dense(name: str, said: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-    _check_kind(name, said)
-    _check_stored(header, f"dense:{name}", _KINDS[said["dtype"]], said["shape"])
-
-
 def _check_sparse(name: str, said: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-    _check_kind(name, said)
     size, marked, removed = math.prod(said["shape"]), said["marked"], said["removed"]
     if said["stored"] not in (said["dtype"], "float16") or not isinstance(said["mask"], str):
         raise ValueError(f"{name!r} is not described as it should be")

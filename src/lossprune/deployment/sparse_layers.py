@@ -84,19 +84,26 @@ def is_two_of_four(weight: Tensor) -> bool:
     return bool((weight.reshape(-1, 4).count_nonzero(1) <= 2).all())
 
 
-class CsrLinear(nn.Module):
+class _Compressed(nn.Module):
+    """A matrix in compressed rows, (outputs, inputs), and a bias."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Take W (outputs, inputs) and b (outputs,)."""
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            self.register_buffer("weight", weight.detach().to_sparse_csr())
+        shift = weight.new_zeros(weight.shape[0]) if bias is None else bias.detach().clone()
+        self.register_buffer("bias", shift)
+
+
+class CsrLinear(_Compressed):
     """y = x Wᵀ + b with W in compressed rows.
 
     >>> layer = nn.Linear(3, 2)
     >>> torch.allclose(CsrLinear(layer.weight, layer.bias)(torch.ones(1, 3)), layer(torch.ones(3)))
     True
     """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Take W (outputs, inputs) and b (outputs,)."""
-        super().__init__()
-        self.register_buffer("weight", _compressed(weight))
-        self.register_buffer("bias", _bias(weight, bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., inputs) to (..., outputs)."""
@@ -105,14 +112,12 @@ class CsrLinear(nn.Module):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-class CsrConv2d(nn.Module):
+class CsrConv2d(_Compressed):
     """A convolution as the product of W in compressed rows and the unfolded input."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         """Take the weights of a convolution with one group that pads with zeros."""
-        super().__init__()
-        self.register_buffer("weight", _compressed(layer.weight.flatten(1)))
-        self.register_buffer("bias", _bias(layer.weight, layer.bias))
+        super().__init__(layer.weight.flatten(1), layer.bias)
         self.size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.padding: tuple[int, ...] = tuple(layer.padding)  # type: ignore[arg-type]
 
@@ -126,14 +131,3 @@ class CsrConv2d(nn.Module):
             x.shape[2] + 2 * self.padding[0] - self.dilation[0] * (self.size[0] - 1) - 1
         ) // self.stride[0] + 1
         return y.reshape(-1, images, rows, places // rows).transpose(0, 1).contiguous()
-
-
-def _bias(weight: Tensor, bias: Tensor | None) -> Tensor:
-    return weight.new_zeros(weight.shape[0]) if bias is None else bias.detach().clone()
-
-
-def _compressed(weight: Tensor) -> Tensor:
-    """Return a matrix in compressed rows."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return weight.detach().to_sparse_csr()

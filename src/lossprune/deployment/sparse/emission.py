@@ -58,7 +58,10 @@ def planned(
     layout = laid_out(steps, own, inputs, outputs, blocked=blocked, lanes=lanes())
     unit = lanes() if blocked else 1
     pointed = {
-        step.target: _pointed(step, own.get(step.target), layout, unit) for step in layout.steps
+        step.target: {
+            field: _in_memory(tensor) for field, tensor in _pointed(step, own, layout, unit).items()
+        }
+        for step in layout.steps
     }
     made = [_operation(step, layout, chosen, pointed[step.target]) for step in layout.steps]
     tensors = enumerate(outputs, start=len(inputs))
@@ -90,31 +93,25 @@ def _between(kind: OperationKind, layout: SparseLayout, name: str, tensor: int) 
 
 
 def _pointed(
-    step: SparseStep, weights: Weights | None, layout: SparseLayout, unit: int
+    step: SparseStep, weights: Mapping[str, Weights], layout: SparseLayout, unit: int
 ) -> dict[str, Tensor]:
     """Return the tensors that a step's operation points to, by field."""
-    match step.operation, weights:
-        case SparseConvolution(), Weights():
+    match step.operation:
+        case SparseConvolution():
+            own = weights[step.target]
             taps = layout.taps[step.target]
             source = layout.maps[taps.value]
             offset = (taps.channel * source.plane + taps.dy * source.row + taps.dx) * unit
             counts = torch.bincount(taps.output, minlength=step.operation.weight_shape[0])
             begin = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-            return {
-                "begin": _in_memory(begin, torch.int32),
-                "offset": _in_memory(offset, torch.int32),
-                "value": _in_memory(weights.values, torch.float32),
-                "shift": _in_memory(weights.shift, torch.float32),
-            }
-        case ChannelScales(), Weights():
-            return {
-                "scale": _in_memory(weights.scale, torch.float32),
-                "shift": _in_memory(weights.shift, torch.float32),
-            }
+            return {"begin": begin, "offset": offset, "value": own.values, "shift": own.shift}
+        case ChannelScales():
+            return {"scale": weights[step.target].scale, "shift": weights[step.target].shift}
     return {}
 
 
-def _in_memory(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _in_memory(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.is_floating_point() else torch.int32
     if dtype == torch.int32 and tensor.numel() and int(tensor.max()) >= 2**31:
         raise PruningError("an input of this size is too large for the sparse kernels")
     return tensor.detach().to(dtype).contiguous()

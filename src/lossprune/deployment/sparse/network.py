@@ -175,20 +175,15 @@ def aligned(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return inputs in one piece, what all images share once for each."""
     if len(inputs) == 1 and inputs[0].is_contiguous() and not inputs[0].is_neg():
         return (inputs[0],)  # nearly all calls, of which small ones take 20 µs in all
-    images = _images(inputs)
+    counts = {tensor.shape[0] for tensor in inputs}
+    if len(counts) > 1:
+        counts.discard(1)  # what all images share, as they do a parameter
+    if len(counts) > 1:
+        raise PruningError(f"the inputs of a deployed network are of {sorted(counts)} examples")
+    (images,) = counts
     return tuple(
         tensor.resolve_neg().expand(images, *tensor.shape[1:]).contiguous() for tensor in inputs
     )
-
-
-def _images(inputs: Sequence[Tensor]) -> int:
-    """Return how many images there are; one that all of them share, as a parameter is, is one."""
-    counts = {tensor.shape[0] for tensor in inputs}
-    if len(counts) > 1:
-        counts.discard(1)
-    if len(counts) > 1:
-        raise PruningError(f"the inputs of a deployed network are of {sorted(counts)} examples")
-    return counts.pop()
 
 
 def check_conversion(fn: Any) -> None:

@@ -100,8 +100,10 @@ def _steps(graph: fx.GraphModule, dense: Collection[str]) -> dict[str, Lowered |
     found: dict[str, Lowered | str] = {}
     for node in graph.graph.nodes:
         left = node.name in dense or str(node.target) in dense
-        step = None if left or _changes_what_others_read(graph, node) else lowered(graph, node)
-        if step is not None:
+        shared = any(len(source.users) > 1 for source in node.all_input_nodes)
+        if left or (shared and in_place(graph, node)):  # it may change what others read
+            continue
+        if (step := lowered(graph, node)) is not None:
             found[node.name] = step
     return found
 
@@ -155,11 +157,6 @@ def _append_(runs: list[_Run], sparse: bool, nodes: tuple[fx.Node, ...]) -> None
 
 def _has_weights(step: Lowered | str) -> bool:
     return not isinstance(step, str) and isinstance(step[0].operation, SparseConvolution)
-
-
-def _changes_what_others_read(graph: fx.GraphModule, node: fx.Node) -> bool:
-    shared = any(len(source.users) > 1 for source in node.all_input_nodes)
-    return shared and in_place(graph, node)
 
 
 def _torch(graph: fx.GraphModule, run: _Run) -> nn.Module:

@@ -172,8 +172,6 @@ def output_shape(step: SparseStep, shapes: Mapping[str, Shape]) -> Shape:
             height = width = 1
         case MapSplit(stride=(vertical, horizontal)):
             return channels * vertical * horizontal, -(-height // vertical), -(-width // horizontal)
-        case _:
-            pass
     if min(height, width) < 1:
         raise PruningError(f"{step.name}: no window of its maximum fits its input {source}")
     made = channels, height, width
