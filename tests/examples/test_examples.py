@@ -31,7 +31,7 @@ def run(root, name, folder) -> str:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout
 
 
@@ -39,8 +39,9 @@ def test_every_example_is_run(root):
     assert {path.name for path in (root / "examples").glob("*.py")} == set(EXAMPLES)
 
 
-# What these do is also tested where it costs no process and no compiler of its own.
-LONG = {"compiled.py", "lightning_trainer.py", "transformers_trainer.py"}
+# What these do is also tested where it costs no process and no compiler of its own: pruning and
+# enforcing in several processes in tests/pruning.
+LONG = {"compiled.py", "distributed.py", "lightning_trainer.py", "transformers_trainer.py"}
 
 
 @pytest.mark.slow
