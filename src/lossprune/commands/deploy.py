@@ -76,8 +76,8 @@ def do(config: DeployConfig, run: str | None = None) -> int:
         )
     from lossprune.commands.deployable import deployable
     from lossprune.commands.forms import make_forms, time_forms
-    from lossprune.commands.user_code import blaming_users_code
     from lossprune.torch_state import using_threads
+    from lossprune.user_code import blaming_users_code
 
     check_out(config.out, FORMAT, config.overwrite)
     batches = config.batch_sizes

@@ -16,7 +16,7 @@ from lossprune.channels.calls import Call
 from lossprune.channels.costs import inputs_of
 from lossprune.commands.output import NETWORK, format_of
 from lossprune.commands.prune import FORMAT as PRUNED
-from lossprune.commands.user_code import Batches, build_network, find_function
+from lossprune.commands.user_network import build_network
 from lossprune.deployment.sparse_file import load_sparse
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.environment import environment_of
@@ -31,6 +31,7 @@ from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.forms import default_forward
 from lossprune.torch_state import seeded
 from lossprune.training import evaluate
+from lossprune.user_code import Batches, find_function
 
 
 @dataclass(frozen=True)

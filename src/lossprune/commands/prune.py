@@ -105,9 +105,10 @@ def do(config: PruneConfig, build: str | None = None) -> int:
     if build is None:
         raise ValueError("prune takes MODULE:BUILD, such as mine.networks:build")
     from lossprune.channels.compaction import count_live
-    from lossprune.commands.user_code import blaming_users_code, build_network
+    from lossprune.commands.user_network import build_network
     from lossprune.deployment.sparse_file import save_sparse
     from lossprune.torch_state import seeded, using_threads
+    from lossprune.user_code import blaming_users_code
 
     check_out(config.out, FORMAT, config.overwrite)
     out = config.out.absolute()  # the user's code may change the working folder
@@ -186,8 +187,8 @@ def _prune(
 
 def _users_functions(config: PruneConfig) -> dict[str, Any]:
     """Return data, loss and forward function as the flags name them."""
-    from lossprune.commands.user_code import Batches, find_function, find_object
     from lossprune.pruning import LOSSES
+    from lossprune.user_code import Batches, find_function, find_object
 
     data = forward = None
     loss: Any = config.loss

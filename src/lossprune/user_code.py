@@ -5,22 +5,17 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import chdir, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-import lossprune
-from lossprune.deployment.sparse_file import is_sparse_file, load_sparse
-from lossprune.experiment.network_file import load_weights_, read_network
 from lossprune.flags import did_you_mean
-from lossprune.pruning import PruningError
+from lossprune.pruning.errors import PruningError
 
 # What is installed, Python's own modules and this library are nobody's own code.
 _OTHERS = tuple(
     {
-        str(Path(lossprune.__file__).parent),
+        str(Path(__file__).parent),
         *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     }
 )
@@ -98,32 +93,6 @@ def blaming_users_code() -> Iterator[None]:
         if _place(error) is None:
             raise
         raise _raised("your code", error) from error
-
-
-def build_network(build: str, weights: Path | None = None) -> nn.Module:
-    """Return the network that the user's function makes, with the weights of a file if given.
-
-    Raises:
-        ValueError: there is no such function, it fails, or it makes something else; or the file
-            does not hold this network.
-    """
-    here = Path.cwd()  # the function may change it
-    function = find_function(build, "MODULE:BUILD")
-    network = call(function, build, "MODULE:BUILD")
-    if not isinstance(network, nn.Module):
-        raise ValueError(
-            f"MODULE:BUILD {build} must return a torch.nn.Module, "
-            f"it returned an object of type {type(network).__name__}"
-        )
-    if weights is None:
-        return network
-    with chdir(here):
-        if weights.is_file() and is_sparse_file(weights):
-            load_sparse(weights, network)
-        else:
-            given, _, _ = read_network(weights, "--weights: ")
-            load_weights_(network, type(network).__name__, weights, given, {}, "--weights: ")
-    return network
 
 
 class Batches:
