@@ -32,8 +32,8 @@ from lossprune.cli import main as lossprune_main
 from lossprune.experiment import RunConfig, run
 from lossprune.experiment.folder import BEST, CHECKPOINT, LAST, LOG, MASK, RECORD, RunFolder
 from lossprune.experiment.network_file import read_network
-from lossprune.experiment.progress import Silent
 from lossprune.networks import NETWORKS
+from lossprune.progress import Silent
 from lossprune.report.reading import read_results
 
 REFUSED, SAME, SILENT, TRACEBACK = "refused", "same", "silent", "traceback"

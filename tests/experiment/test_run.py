@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lossprune.experiment import RunConfig, run
-from lossprune.experiment.progress import Silent
+from lossprune.progress import Silent
 from lossprune.pruning import Mask
 
 TIMES = {"seconds"}

@@ -13,8 +13,8 @@ from typing import Any
 from lossprune.commands import EXIT_OK
 from lossprune.experiment import RunConfig, RunRecord
 from lossprune.experiment.folder import BEST
-from lossprune.experiment.progress import Progress, shown_progress
 from lossprune.flags import check_threads, flag
+from lossprune.progress import Progress, shown_progress
 from lossprune.text_table import print_table
 
 TRAINING_EPOCHS, FINE_TUNING_EPOCHS = 60, 20

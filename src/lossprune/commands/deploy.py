@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lossprune.commands import EXIT_OK
 from lossprune.commands.output import NETWORK, ONNX, TABLE, check_out, json_bytes, open_out
 from lossprune.experiment.folder import MASK, RECORD
-from lossprune.experiment.progress import shown_progress
 from lossprune.flags import check, check_one_of, check_positive, check_threads, flag
+from lossprune.progress import shown_progress
 from lossprune.text_table import markdown_table, print_table
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from lossprune.deployment.deployed import Deployed, deploy
 from lossprune.deployment.onnx import OnnxNetwork, export_onnx
 from lossprune.deployment.sparse_file import load_sparse, save_sparse
 from lossprune.experiment.folder import RunFolder
-from lossprune.experiment.progress import Progress
+from lossprune.progress import Progress
 from lossprune.pruning import PruningError
 
 _EXAMPLES = 16

@@ -12,7 +12,6 @@ from lossprune.commands import EXIT_OK
 from lossprune.commands.output import NETWORK, TABLE, check_out, json_bytes, open_out
 from lossprune.experiment.folder import MASK, RECORD
 from lossprune.experiment.log import describe_stage
-from lossprune.experiment.progress import Progress, shown_progress
 from lossprune.flags import (
     MOST_REG,
     check_fraction,
@@ -23,6 +22,7 @@ from lossprune.flags import (
     check_whole,
     flag,
 )
+from lossprune.progress import Progress, shown_progress
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS
 from lossprune.pruning.schedules import MOST_STAGES, SCHEDULES

@@ -17,7 +17,7 @@ def do(config: RunConfig) -> int:
         record = RunFolder(config.folder, ranks).settled()
         if record is None:
             from lossprune.experiment import run
-            from lossprune.experiment.progress import shown_progress
+            from lossprune.progress import shown_progress
 
             with shown_progress(ranks.first) as progress:
                 progress.note(f"folder: {config.folder}")

@@ -7,12 +7,12 @@ from lossprune.experiment.config import RunConfig
 from lossprune.experiment.environment import computing
 from lossprune.experiment.folder import RunFolder
 from lossprune.experiment.prepare import Cache, PreparedRun, prepare
-from lossprune.experiment.progress import Progress, Silent
 from lossprune.experiment.ranks import Ranks, current
 from lossprune.experiment.record import RunRecord
 from lossprune.experiment.state import RunState
 from lossprune.experiment.store import RunStore
 from lossprune.experiment.story import Request, Trained, tell
+from lossprune.progress import Progress, Silent
 
 
 class OpenRun:

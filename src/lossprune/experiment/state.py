@@ -7,11 +7,11 @@ import torch
 from torch.optim import Optimizer
 
 from lossprune.experiment.prepare import PreparedRun, dataset_key
-from lossprune.experiment.progress import Progress
 from lossprune.experiment.ranks import Ranks
 from lossprune.experiment.record import RunRecord, Scores
 from lossprune.experiment.record_builder import RecordBuilder
 from lossprune.experiment.store import Checkpoint
+from lossprune.progress import Progress
 from lossprune.pruning import Mask
 from lossprune.pruning.prunable import prunable_weights
 from lossprune.training import (
