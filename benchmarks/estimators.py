@@ -105,7 +105,13 @@ def main() -> int:
     for estimator in ESTIMATORS:
         found, times = measured(model, batches, estimator, arguments.repeats)
         mask = lossprune.prune(
-            model, "QM", sparsity=arguments.sparsity, data=batches, estimator=estimator, seed=0
+            model,
+            "QM",
+            sparsity=arguments.sparsity,
+            data=batches,
+            stages=1,
+            estimator=estimator,
+            seed=0,
         ).mask
         exact, exact_mask = exact or found, exact_mask or mask
         row = {

@@ -136,7 +136,7 @@ def test_snip_ranks_as_the_linear_model(criterion):
     slopes = torch.autograd.grad(loss, list(masks.values()))
     total = sum(slope.abs().sum() for slope in slopes)
     scores = {name: s.abs() / total for name, s in zip(masks, slopes, strict=True)}
-    mask = lossprune.prune(model, criterion, sparsity=SHARE, data=[(x, y)]).mask
+    mask = lossprune.prune(model, criterion, sparsity=SHARE, data=[(x, y)], stages=1).mask
     assert_mask(mask, kept_by(scores))
 
 
@@ -149,7 +149,7 @@ def test_empirical_fisher_obd():
             squares, torch.autograd.grad(loss, list(weights(model).values())), strict=True
         ):
             squares[name] += slope**2 / N
-    result = lossprune.prune(model, "EF-OBD", sparsity=SHARE, data=[(x, y)])
+    result = lossprune.prune(model, "EF-OBD", sparsity=SHARE, data=[(x, y)], stages=1)
     scores = {n: 0.5 * squares[n] * p.detach() ** 2 for n, p in weights(model).items()}
     assert_mask(result.mask, kept_by(scores))
     removed = sum(float(scores[name][~kept].sum()) for name, kept in result.mask.items())

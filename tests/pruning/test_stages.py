@@ -93,6 +93,17 @@ class TestCounts:
         for before, after in pairwise(masks):
             assert not any((after[name] & ~before[name]).any() for name in before)
 
+    @pytest.mark.parametrize("criterion", lossprune.CRITERIA)
+    def test_models_of_the_loss_take_several_stages_where_none_are_asked_for(self, criterion):
+        expected = {"LM": 14, "QM": 14, "OBD": 14, "EF-OBD": 14, "SynFlow": 100}.get(criterion, 1)
+        settings = {"sparsity": 0.5, "data": [pool()]}
+        stages = list(prune_by_stage(network(), criterion, **settings))
+        assert [record.removed for _, record in stages] == [
+            round(kappa * N) for kappa in lossprune.sparsities("exponential", 0.5, expected)
+        ]
+        own = dataclasses.replace(lossprune.CRITERIA["LM"], name="own", stages=1)
+        assert len(lossprune.prune(network(), own, **settings).stages) == 1
+
     def test_literal_counts(self):
         result = lossprune.prune(network(), "MP", sparsity=0.956, stages=4)
         # round(119 · (1 − 0.044^(i/4))), by hand: 64.50, 94.04, 107.57, 113.76
@@ -210,7 +221,7 @@ class TestRecords:
         model = network()
         inputs, targets = pool()
         mask = lossprune.prune(
-            model, "QM", sparsity=0.7, data=[(inputs, targets)], reg=0.02
+            model, "QM", sparsity=0.7, data=[(inputs, targets)], stages=1, reg=0.02
         ).mask  # fmt: skip
         _, g, h = by_autograd(model, inputs, targets)
         saliencies = torch.cat(
@@ -418,11 +429,16 @@ class TestWeightsThatAreZero:
 
 class TestData:
     def test_an_iterator_does_for_one_stage_only(self):
-        mask = lossprune.prune(network(), "LM", sparsity=0.5, data=iter([pool()])).mask
+        mask = lossprune.prune(network(), "LM", sparsity=0.5, data=iter([pool()]), stages=1).mask
         assert mask.removed == 60
         for data in (iter([pool()]), (batch for batch in [pool()])):
-            with pytest.raises(ValueError, match="each of 2 stages, but an iterator"):
+            with pytest.raises(ValueError, match=r"each of 2 stages, but an .* or a DataLoader$"):
                 lossprune.prune(network(), "LM", sparsity=0.5, data=data, stages=2)
+            with pytest.raises(
+                ValueError,
+                match=r"each of 14 stages, what LM takes if stages is not given, but .*, or stages=1$",
+            ):
+                lossprune.prune(network(), "LM", sparsity=0.5, data=data)
 
     def test_iterated_anew_at_each_stage(self):
         data = Fresh()
@@ -505,7 +521,7 @@ class TestNumbersThatAreNotFinite:
             model.a.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         batch = (torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
         with pytest.raises(
-            PruningError, match=r"stage 1 of 1: the gradient of 'a\.weight' is not finite in 2 of 4"
+            PruningError, match=r"stage 1 of 14: the gradient of 'a\.weight' is not finite in 2 of 4"
         ):
             lossprune.prune(model, "LM", sparsity=0.5, data=[batch])
         with pytest.raises(PruningError, match=r"the curvature of 'a\.weight' is not finite"):
@@ -606,7 +622,7 @@ class TestUnusedParts:
             return model(batch[0]).detach(), batch[1]
 
         settings = {"sparsity": 0.5, "data": [pool()], "forward": forward}
-        with pytest.raises(PruningError, match="stage 1 of 1: the outputs do not depend on any"):
+        with pytest.raises(PruningError, match="stage 1 of 14: the outputs do not depend on any"):
             lossprune.prune(network(), criterion, **settings)
         assert lossprune.prune(network(), "MP", **settings).unused == ()
 

@@ -58,6 +58,20 @@ class Compaction:
     multiply_adds_before: int | None = None
     multiply_adds_after: int | None = None
 
+    def __repr__(self) -> str:
+        parts = [
+            type(self.model).__name__,
+            f"{self.parameters_after:,} of {self.parameters_before:,} parameters left",
+        ]
+        if self.multiply_adds_after is not None:
+            parts.append(
+                f"{self.multiply_adds_after:,} of {self.multiply_adds_before:,} multiply-adds"
+            )
+        parts.append(f"effective sparsity {self.effective_sparsity:.5g}")
+        if self.left_dense:
+            parts.append(f"{len(self.left_dense)} layers left dense")
+        return f"Compaction({', '.join(parts)})"
+
 
 def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any = None) -> Compaction:
     """Remove every unit and channel of ``model`` that ``mask`` cuts off from input or output.

@@ -55,6 +55,14 @@ class Connectivity:
     layers: tuple[LayerConnectivity, ...]
     left_dense: dict[str, str]
 
+    def __repr__(self) -> str:
+        dead, units = (sum(getattr(x, name) for x in self.layers) for name in ("dead_units", "units"))
+        left = f", {len(self.left_dense)} left dense" if self.left_dense else ""
+        return (
+            f"Connectivity({len(self.layers)} layers, {dead:,} of {units:,} units dead, "
+            f"sparsity {self.nominal_sparsity:.5g}, effective {self.effective_sparsity:.5g}{left})"
+        )
+
     @property
     def nominal_sparsity(self) -> float:
         """The fraction of the weights that the mask removes."""

@@ -167,3 +167,7 @@ def __getattr__(name: str) -> Any:
     if name in ("Dataset", "Split"):
         return getattr(import_module("lossprune.data.dataset"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

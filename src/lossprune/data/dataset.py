@@ -30,6 +30,10 @@ class Split:
     images: Tensor
     labels: Tensor
 
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.images.shape[1:]))
+        return f"Split({len(self.labels):,} images of {shape})"
+
     def __post_init__(self):
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(

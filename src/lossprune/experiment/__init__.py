@@ -22,3 +22,7 @@ def __getattr__(name: str) -> Any:
     if name == "run":
         return import_module("lossprune.experiment.runner").run
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

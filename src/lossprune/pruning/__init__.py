@@ -70,3 +70,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"lossprune.pruning.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'lossprune.pruning' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -16,7 +16,7 @@ networks without any data by iteratively conserving synaptic flow", NeurIPS 2020
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lossprune.pruning.names import find_in
@@ -52,14 +52,18 @@ class Criterion:
     """
 
     name: str
-    saliency: Formula
-    change: Formula | None = None
+    saliency: Formula = field(repr=False)
+    change: Formula | None = field(default=None, repr=False)
     gradient: bool = False
     curvature: bool = False
     description: str = ""
     statistic: str | None = None
     stages: int = 1
 
+
+# A model of the loss holds near the weights that it was measured at, and one stage goes far from
+# them.  So many are the middle one of 1, 14 and 140, which the published experiments compare.
+_STAGES = 14
 
 CRITERIA: dict[str, Criterion] = {
     "MP": Criterion(
@@ -72,6 +76,7 @@ CRITERIA: dict[str, Criterion] = {
         saliency=lambda theta, g, h: (g * theta).abs(),
         change=lambda theta, g, h: -g * theta,
         gradient=True,
+        stages=_STAGES,
         description="linear model of the loss: |g θ|",
     ),
     "QM": Criterion(
@@ -80,6 +85,7 @@ CRITERIA: dict[str, Criterion] = {
         change=lambda theta, g, h: -g * theta + 0.5 * h * theta**2,
         gradient=True,
         curvature=True,
+        stages=_STAGES,
         description="quadratic model of the loss: |−g θ + ½ h θ²|",
     ),
     "OBD": Criterion(
@@ -87,6 +93,7 @@ CRITERIA: dict[str, Criterion] = {
         saliency=lambda theta, g, h: 0.5 * h * theta**2,
         change=lambda theta, g, h: 0.5 * h * theta**2,
         curvature=True,
+        stages=_STAGES,
         description="Optimal Brain Damage: ½ h θ²",
     ),
     "EF-OBD": Criterion(
@@ -94,6 +101,7 @@ CRITERIA: dict[str, Criterion] = {
         saliency=lambda theta, g, f: 0.5 * f * theta**2,
         change=lambda theta, g, f: 0.5 * f * theta**2,
         statistic="empirical-fisher",
+        stages=_STAGES,
         description="Optimal Brain Damage with the empirical Fisher F: ½ F θ²",
     ),
     # The published score is divided by its sum over all weights, which changes no ranking.

@@ -28,7 +28,7 @@ from lossprune.pruning.terms import TERMS
 _FEW_STAGES = 1000  # that any network may be pruned in, a toy with fewer weights as well
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pruning:
     """The arguments of :func:`lossprune.prune`, which says what each is, and what they come to.
 
@@ -124,9 +124,12 @@ class Pruning:
                     f"examples={self.examples!r} asks for examples, but no data is given"
                 )
         if len(self.steps) > 1 and isinstance(self.data, Iterator):
+            asked = self.stages is not None or not isinstance(self.schedule, str)
             raise ValueError(
-                f"data is iterated anew at each of {len(self.steps)} stages, but an iterator can "
-                "be used only once: give a list or a DataLoader"
+                f"data is iterated anew at each of {len(self.steps)} stages"
+                + ("" if asked else f", what {criterion.name} takes if stages is not given")
+                + ", but an iterator can be used only once: give a list or a DataLoader"
+                + ("" if asked else ", or stages=1")
             )
         if not self.sharded:
             distributed.check_undivided(self.data)

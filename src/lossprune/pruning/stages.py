@@ -53,6 +53,14 @@ class StageRecord:
     realised_change: float | None
     seconds: float
 
+    def __repr__(self) -> str:
+        parts = [f"stage {self.stage}", f"sparsity {self.sparsity:.5g}", f"{self.removed:,} removed"]
+        if self.loss_before is not None:
+            parts.append(f"loss {self.loss_before:.4g} before, {self.loss_after:.4g} after")
+        if self.predicted_change is not None:
+            parts.append(f"change {self.predicted_change:.3g} predicted")
+        return f"StageRecord({', '.join(parts)}, {self.seconds:.3g} s)"
+
 
 class Stages(Iterator[tuple[Mask, StageRecord]]):
     """The mask and the record after each stage, computed as they are asked for.
@@ -88,6 +96,9 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         self._recall = recall or (lambda stage, measure: measure())
         self._unused: tuple[str, ...] | None = None  # known after the first stage, given data
         self._results = self._run(mask.to(pruning.network.device), completed)
+
+    def __repr__(self) -> str:
+        return f"<{self._criterion.name} in {len(self._pruning.steps)} stages, one at each step>"
 
     def __next__(self) -> tuple[Mask, StageRecord]:
         return next(self._results)

@@ -260,7 +260,7 @@ def sentence(model, batch, **settings):
     assert model.training == training
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 500
-    return str(raised.value).removeprefix("stage 1 of 1: "), raised.value
+    return str(raised.value).removeprefix("stage 1 of 14: "), raised.value
 
 
 AMBIGUOUS = {

@@ -52,7 +52,7 @@ def test_prunes_by_another_loss():
     batch = (torch.eye(3), torch.tensor([[1.0], [0.5], [2.9]]))
 
     result = lossprune.prune(
-        model, "QM", sparsity=1 / 3, data=[batch], loss=SquaredError(torch.ones(1))
+        model, "QM", sparsity=1 / 3, data=[batch], stages=1, loss=SquaredError(torch.ones(1))
     )
 
     # Losses of removing each, by hand: 1² − 0², 0.5² − 1.5², 2.9² − 0.1²; the middle one gains,

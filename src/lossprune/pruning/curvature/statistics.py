@@ -47,6 +47,12 @@ class Statistics:
     skipped: float = 0.0
     unused: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        measured = {"gradient": self.gradient, "GGN diagonal": self.ggn_diagonal}
+        parts = [f"loss {self.loss:.5g}", f"{self.examples:,} examples"]
+        parts += [f"{what} of {len(found)} parameters" for what, found in measured.items() if found]
+        return f"Statistics({', '.join(parts)})"
+
 
 class Sums:
     """Running sums of one measurement: what is asked for, over examples added chunk by chunk."""
