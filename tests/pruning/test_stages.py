@@ -436,7 +436,7 @@ class TestData:
                 lossprune.prune(network(), "LM", sparsity=0.5, data=data, stages=2)
             with pytest.raises(
                 ValueError,
-                match=r"each of 14 stages, what LM takes if stages is not given, but .*, or stages=1$",
+                match=r"of 14 stages, what LM takes if stages is not given, but .*, or stages=1$",
             ):
                 lossprune.prune(network(), "LM", sparsity=0.5, data=data)
 
@@ -521,7 +521,7 @@ class TestNumbersThatAreNotFinite:
             model.a.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         batch = (torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
         with pytest.raises(
-            PruningError, match=r"stage 1 of 14: the gradient of 'a\.weight' is not finite in 2 of 4"
+            PruningError, match=r"stage 1 of 14: the gradient of 'a\.weight' is not finite in 2 of"
         ):
             lossprune.prune(model, "LM", sparsity=0.5, data=[batch])
         with pytest.raises(PruningError, match=r"the curvature of 'a\.weight' is not finite"):

@@ -56,7 +56,7 @@ class Connectivity:
     left_dense: dict[str, str]
 
     def __repr__(self) -> str:
-        dead, units = (sum(getattr(x, name) for x in self.layers) for name in ("dead_units", "units"))
+        dead, units = sum(x.dead_units for x in self.layers), sum(x.units for x in self.layers)
         left = f", {len(self.left_dense)} left dense" if self.left_dense else ""
         return (
             f"Connectivity({len(self.layers)} layers, {dead:,} of {units:,} units dead, "

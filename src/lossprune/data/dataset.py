@@ -30,10 +30,6 @@ class Split:
     images: Tensor
     labels: Tensor
 
-    def __repr__(self) -> str:
-        shape = "×".join(map(str, self.images.shape[1:]))
-        return f"Split({len(self.labels):,} images of {shape})"
-
     def __post_init__(self):
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(
@@ -47,6 +43,10 @@ class Split:
             )
         if self.images.numel() == 0:
             raise ValueError(f"images must not be empty, got shape {tuple(self.images.shape)}")
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.images.shape[1:]))
+        return f"Split({len(self.labels):,} images of {shape})"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,6 +98,13 @@ class Dataset:
 
     def __post_init__(self):
         check(self)
+
+    def __repr__(self) -> str:
+        train, valid, test = (len(split.labels) for split in self.splits.values())
+        return (
+            f"Dataset({self.name}, {train:,} training, {valid:,} validation and {test:,} test "
+            f"images of {'×'.join(map(str, self.shape))}, {len(self.classes)} classes)"
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:

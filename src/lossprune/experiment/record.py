@@ -106,6 +106,16 @@ class RunRecord:
     seconds: float = 0.0
     format: str = field(default="lossprune record 1")
 
+    def __repr__(self) -> str:
+        parts = [
+            self.status,
+            f"{self.removed:,} of {self.prunable:,} weights removed",
+            f"{len(self.epochs)} epochs",
+        ]
+        if self.best is not None:
+            parts.append(f"test error {self.best.scores.test_error:.4g} at best")
+        return f"RunRecord({', '.join(parts)})"
+
     @property
     def sparsity(self) -> float:
         """The fraction of the prunable weights that is removed."""

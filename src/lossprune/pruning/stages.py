@@ -54,12 +54,12 @@ class StageRecord:
     seconds: float
 
     def __repr__(self) -> str:
-        parts = [f"stage {self.stage}", f"sparsity {self.sparsity:.5g}", f"{self.removed:,} removed"]
+        parts = [f"sparsity {self.sparsity:.5g}", f"{self.removed:,} removed"]
         if self.loss_before is not None:
-            parts.append(f"loss {self.loss_before:.4g} before, {self.loss_after:.4g} after")
+            parts.append(f"loss {self.loss_before:.5g} before, {self.loss_after:.5g} after")
         if self.predicted_change is not None:
             parts.append(f"change {self.predicted_change:.3g} predicted")
-        return f"StageRecord({', '.join(parts)}, {self.seconds:.3g} s)"
+        return f"StageRecord(stage {self.stage}, {', '.join(parts)}, {self.seconds:.3g} s)"
 
 
 class Stages(Iterator[tuple[Mask, StageRecord]]):

@@ -71,6 +71,9 @@ class Results:
     histories: list[History]
     left_out: tuple[LeftOut, ...]
 
+    def __repr__(self) -> str:
+        return f"Results({len(self.runs):,} runs, {len(self.left_out):,} records left out)"
+
 
 def read_results(path: Path, epochs: int | None = None) -> Results:
     """Read a folder's records, however deep (it may be one run's own), or a file of records.
