@@ -8,30 +8,11 @@ from collections.abc import Mapping
 from tests.models.architectures import ARCHITECTURES
 from tests.models.calls import CALLS
 
-_MEASURED = ("prune QM", "measure")
 _PRUNED = (*(call for call in CALLS if call.startswith("prune")), "measure")
 _EVERY = tuple(CALLS)
 
 # Networks, calls, words, and what is behind them.
 _REFUSALS: tuple[tuple[tuple[str, ...], tuple[str, ...], str, str], ...] = (
-    (
-        (
-            "embedding tied to the head",
-            "U-Net, ConvTranspose2d chosen",
-            "LSTM, its weights chosen",
-            "self-attention, all chosen",
-            "einsum of a weight",
-        ),
-        _MEASURED,
-        "used outside a linear or convolution function, where its curvature cannot be measured",
-        "MP, LM and what needs the gradient alone do without; or exclude that weight",
-    ),
-    (
-        ("experts by index_add",),
-        _MEASURED,
-        "it must be the examples",
-        "an expert sees some of the examples, in rows of its own; where all see all it works",
-    ),
     (
         ("weight norm", "old weight norm", "spectral norm"),
         _PRUNED,

@@ -85,15 +85,6 @@ def test_a_mask_on_a_weight_stored_the_other_way_round():
         )
 
 
-def test_a_scaled_product_is_no_layer():
-    torch.manual_seed(0)
-    scaled = lambda b, x, w: torch.addmm(b, x.flatten(0, 1), w, alpha=2).view(N - 1, TOKENS, -1)  # noqa: E731
-    model = Tokens(Conv1D(WIDTH, 6, scaled), 6).double()
-    x, y = data()
-    with pytest.raises(PruningError, match=r"'layer\.layer\.weight' is also used outside"):
-        lossprune.measure(model, [(x[: N - 1], y[: N - 1])])
-
-
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d"])
 @pytest.mark.parametrize("memory", [1, None])
 def test_examples_folded_with_something_else(kind, memory, matches):
@@ -125,7 +116,7 @@ def test_examples_folded_with_something_else(kind, memory, matches):
     check(Tokens(Folded(layer), width).double(), matches, memory=memory)
 
 
-def test_examples_folded_with_the_tokens_first_are_refused():
+def test_examples_folded_with_the_tokens_first(matches):
     class Folded(nn.Module):
         def __init__(self):
             super().__init__()
@@ -139,9 +130,7 @@ def test_examples_folded_with_the_tokens_first_are_refused():
         def forward(self, x):
             return self.after(self.layer(self.before(x)).mean(0))
 
-    model = Network(Folded()).double()
-    with pytest.raises(PruningError, match=r"'layer\.layer\.weight'"):
-        lossprune.measure(model, [data()])
+    check(Network(Folded()).double(), matches)
 
 
 class Attention(nn.Module):
@@ -191,10 +180,6 @@ def test_transformer_encoder(norm_first, batch_first, matches):
 
     torch.manual_seed(0)
     model = Tokens(Encoder()).double()
-    if not batch_first:  # its other linear layers get the tokens first
-        with pytest.raises(PruningError, match=r"'layer\.layer\.layers\.0"):
-            lossprune.measure(model, [data()])
-        return
     statistics = check(model, matches)
     assert len(statistics.ggn_diagonal) == 8
     found = lossprune.prune(model, "QM", sparsity=0.5, data=[data()], stages=2)

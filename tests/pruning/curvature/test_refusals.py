@@ -1,7 +1,5 @@
 """What cannot be measured exactly is refused, with the parameter or the reason named."""
 
-import re
-
 import pytest
 import torch
 from torch import nn
@@ -14,81 +12,6 @@ from lossprune.pruning import PruningError
 def batch(*shape: int, examples: int = 8, classes: int = 2):
     generator = torch.Generator().manual_seed(0)
     return torch.randn(examples, *shape, generator=generator), torch.arange(examples) % classes
-
-
-class MatrixProduct(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(3, 4)
-        self.out = nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.out(torch.tanh(x @ self.fc.weight.T))
-
-
-class PartlyMatrixProduct(MatrixProduct):
-    def forward(self, x):
-        return self.out(torch.tanh(self.fc(x)) + x @ self.fc.weight.T)
-
-
-class ScaledWeight(MatrixProduct):
-    def forward(self, x):
-        return self.out(torch.tanh(F.linear(x, 2 * self.fc.weight)))
-
-
-class WeightNormPenalty(MatrixProduct):
-    def forward(self, x):
-        return self.out(torch.tanh(self.fc(x))) * self.fc.weight.norm()
-
-
-class TransposedConvolution(nn.Module):
-    """The decoder's kernel is the encoder's."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 2, 3)
-
-    def forward(self, x):
-        x = torch.tanh(self.conv(x[:, None, :, None].expand(-1, 1, 3, 3)))
-        return F.conv_transpose2d(x, self.conv.weight).flatten(1)[:, :2]
-
-
-@pytest.mark.parametrize(
-    ("network", "weight"),
-    [
-        (MatrixProduct, "fc.weight"),
-        (PartlyMatrixProduct, "fc.weight"),
-        (ScaledWeight, "fc.weight"),
-        (WeightNormPenalty, "fc.weight"),
-        (TransposedConvolution, "conv.weight"),
-    ],
-)
-def test_weight_used_outside_a_layer_is_named(network, weight):
-    with pytest.raises(PruningError, match=re.escape(repr(weight))):
-        lossprune.measure(network(), [batch(3)])
-
-
-def test_weight_tied_to_an_embedding_is_named():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Embedding(5, 4)
-            self.out = nn.Linear(4, 5, bias=False)
-            self.out.weight = self.embed.weight
-
-        def forward(self, x):
-            return self.out(self.embed(x).mean(1))
-
-    tokens = torch.arange(12).reshape(4, 3) % 5
-    with pytest.raises(PruningError, match=r"'embed\.weight'"):
-        lossprune.measure(Tied(), [(tokens, torch.arange(4))])
-
-
-@pytest.mark.parametrize("network", [MatrixProduct, WeightNormPenalty])
-@pytest.mark.parametrize("criterion", ["MP", "LM"])
-def test_criteria_without_curvature_take_any_use(network, criterion):
-    mask = lossprune.prune(network(), criterion, sparsity=0.5, data=[batch(3)]).mask
-    assert mask.removed == 10
 
 
 class MixesExamples(nn.Module):
@@ -135,27 +58,6 @@ def test_examples_that_interact_are_refused_where_outputs_add_up_to_a_constant()
 
     with pytest.raises(PruningError, match=r"'a\.weight'"):
         lossprune.measure(Centred(lambda h: h + h.mean(0)), [batch(3)])
-
-
-class SequenceFirst(nn.Module):
-    """Tokens before examples inside; the answer is read at the first token, or the mean."""
-
-    def __init__(self, pool):
-        super().__init__()
-        self.a = nn.Linear(3, 2)
-        self.pool = pool
-
-    def forward(self, x):
-        return self.pool(self.a(x.transpose(0, 1)))
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 4, 8])
-@pytest.mark.parametrize(
-    "pool", [lambda h: h.mean(0), lambda h: h[0], lambda h: h[-1]], ids=["mean", "first", "last"]
-)
-def test_sequence_first_is_refused(tokens, pool):
-    with pytest.raises(PruningError, match=r"'a\.weight'"):
-        lossprune.measure(SequenceFirst(pool), [batch(tokens, 3)])
 
 
 def test_network_that_changes_its_inputs_is_refused_or_measured_on_a_copy():

@@ -111,13 +111,9 @@ class LayerCall:
                 "had seen it, so its curvature cannot be measured"
             )
 
-    def check_rows(self, examples: int) -> None:
-        """Raise unless the first dimension can be the examples, or these and another folded."""
-        if self.output_shape[0] % examples:
-            raise PruningError(
-                f"the layer of {self.name!r} gets inputs of first dimension "
-                f"{self.inputs.shape[0]} for {examples} examples: it must be the examples"
-            )
+    def has_rows_of(self, examples: int) -> bool:
+        """Whether the first dimension can be the examples, or these and another folded."""
+        return self.output_shape[0] % examples == 0
 
 
 def _linear_call(

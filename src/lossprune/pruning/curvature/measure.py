@@ -53,9 +53,10 @@ def measure(
 
         diag(G) = mean over examples of Σ_k (Jᵀ S_k)²,
 
-    one backward pass a column, with gradients at the layers' outputs only.  Source: Schraudolph,
-    "Fast curvature matrix-vector products", 2002; the column form as in Dangel et al., "BackPACK",
-    2020; the computation is described in docs/curvature.md.
+    one backward pass a column, with gradients at the layers' outputs only; a weight in any other
+    use than a product or a convolution on examples takes one for each example and column.  Source:
+    Schraudolph, "Fast curvature matrix-vector products", 2002; the column form as in Dangel et al.,
+    "BackPACK", 2020; the computation is described in docs/curvature.md.
 
     Under an initialised ``torch.distributed`` group every process must call this, with the same
     batches, of each of which it takes its part, or with ``sharded`` and batches of its own; all
@@ -63,7 +64,7 @@ def measure(
 
     Args:
         model: left as it is, its gradients, hooks, mode and buffers included; measured in
-            evaluation mode.  The first dimension of every layer's input must be the examples.
+            evaluation mode.  An example's outputs must not depend on the others.
         batches: (inputs, targets) pairs, or dicts of the network's keyword arguments and
             ``labels``; moved to the network's device as needed.
         examples: how many to read, exactly (the last batch is cut); None reads all.
@@ -88,9 +89,8 @@ def measure(
 
     Raises:
         PruningError: too few examples; processes with different data that is not ``sharded``, or
-            with a sampler that divides it; outputs or targets that the loss cannot take; a prunable
-            weight used outside a linear or convolution function, or under examples that are not
-            independent (named); a loss, gradient or curvature that is not finite (named).
+            with a sampler that divides it; outputs or targets that the loss cannot take; examples
+            that are not independent; a loss, gradient or curvature that is not finite (named).
 
     >>> from torch import nn
     >>> model = nn.Linear(4, 3)
@@ -186,6 +186,7 @@ class Objective:
         if first is None:  # this process has no share
             return
         costs = self._probed(sums.network, first, curvature=sums.estimator is not None)
+        sums.unrecorded = costs.unrecorded
         budget = Budget(self.memory, costs.graph_bytes, costs.column_bytes)
         columns, most = self._columns(costs, sums.estimator)
         if sums.estimator is not None and sums.estimator.packs:

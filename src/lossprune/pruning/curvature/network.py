@@ -156,23 +156,30 @@ class MaskedNetwork:
         }
 
     def note_reached(self, outputs: Tensor, calls: Iterable[LayerCall] = ()) -> None:
-        """Take the weights that these outputs depend on from those that none has depended on.
+        """Take the weights that these outputs depend on from those that none has depended on."""
+        if self.unreached:
+            self.unreached -= self.reached(outputs, calls)
+
+    def reached(self, outputs: Tensor, calls: Iterable[LayerCall] = ()) -> set[str]:
+        """Return the names of the weights that these outputs depend on.
 
         That is seen in the graph, by the weights or by recorded calls: a layer behind a ReLU that
         is shut, or one whose gradient is zero, is depended on.
         """
         leaves = {id(weight): name for name, weight in self.weights.items()}
         layers = {call.output.node: call.name for call in calls}
+        found: set[str | None] = set()
         seen: set[Node] = set()
-        waiting = [outputs.grad_fn] if self.unreached else []
+        waiting = [outputs.grad_fn]
         while waiting:
             node = waiting.pop()
             if node is None or node in seen:
                 continue
             seen.add(node)
             leaf = id(getattr(node, "variable", None))  # of a node that ends at a tensor
-            self.unreached -= {layers.get(node), leaves.get(leaf)}
+            found |= {layers.get(node), leaves.get(leaf)}
             waiting += [following for following, _ in node.next_functions]
+        return {name for name in found if name is not None}
 
 
 def _checked_result(result: Any) -> tuple[Tensor, Any]:

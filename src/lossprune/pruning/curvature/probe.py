@@ -14,6 +14,7 @@ from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.layers import LayerCall, LayerCalls
 from lossprune.pruning.curvature.losses import FullLoss
 from lossprune.pruning.curvature.network import NOTHING, MaskedNetwork
+from lossprune.pruning.curvature.one_by_one import check_alone
 from lossprune.pruning.errors import PruningError
 
 _FEW = 4  # examples that a probe looks at
@@ -29,6 +30,9 @@ class Costs:
         graph_bytes: what a forward pass keeps for the backward ones, of one example.
         column_bytes: the gradients at all the layers' outputs, of one example and column.
         unreached: names of the weights that the outputs of the few do not depend on.
+        unrecorded: names of those whose curvature takes one example at a time: also used outside
+            of linear and convolution functions, or in rows that are not the examples; of what is
+            unreached nothing is known.
         curvature: whether the few also showed that curvature can be measured.
     """
 
@@ -37,6 +41,7 @@ class Costs:
     graph_bytes: int
     column_bytes: int
     unreached: frozenset[str]
+    unrecorded: frozenset[str]
     curvature: bool
 
 
@@ -44,8 +49,7 @@ def probe(network: MaskedNetwork, batch: Batch, loss: FullLoss, *, curvature: bo
     """Run a few examples: what they cost in memory, and whether curvature can be measured.
 
     Raises:
-        PruningError: the outputs do not suit the loss; with ``curvature`` also, a weight
-            is used where it cannot be measured, or examples interact.
+        PruningError: the outputs do not suit the loss; with ``curvature`` also, examples interact.
     """
     if batch.size is not None:
         batch = batch[:_FEW]
@@ -67,9 +71,18 @@ def probe(network: MaskedNetwork, batch: Batch, loss: FullLoss, *, curvature: bo
         outputs, targets = network(batch)
     network.note_reached(outputs, recorder.calls)
     check_outputs(outputs, targets, batch, loss)
+    unrecorded: set[str] = set()
     if curvature and outputs.isfinite().all():  # else the loss will be refused for it
-        _check_only_layers(network.weights, outputs)
-        _check_independent(outputs, recorder.calls)
+        unrecorded = _used_elsewhere(network.weights, outputs)
+        rows = _other_rows(outputs, recorder.calls)
+        if rows and batch.size is None:
+            raise PruningError(
+                f"the layer of {min(rows)!r} gets inputs whose first dimension is not the "
+                "examples: it must be, or batches be of tensors with one entry per example"
+            )
+        unrecorded |= rows
+        if unrecorded:
+            check_alone(network, batch, outputs, rows or unrecorded)
     for call in recorder.calls:
         note(call.inputs)
     column_bytes = sum(math.prod(call.output_shape) for call in recorder.calls)
@@ -82,6 +95,7 @@ def probe(network: MaskedNetwork, batch: Batch, loss: FullLoss, *, curvature: bo
         math.ceil(sum(saved.values()) / len(outputs)),
         math.ceil(column_bytes / len(outputs)),
         frozenset(network.unreached),
+        frozenset(unrecorded | network.unreached),
         curvature,
     )
 
@@ -121,33 +135,27 @@ class _Probe(LayerCalls):
         return {**super()._replacements(inputs, weight), id(weight): weight.detach()}
 
 
-def _check_only_layers(weights: Mapping[str, Tensor], outputs: Tensor) -> None:
-    """Raise if a weight reaches the outputs by a way that was not recorded, and detached."""
+def _used_elsewhere(weights: Mapping[str, Tensor], outputs: Tensor) -> set[str]:
+    """Names of the weights that reach the outputs by a way that was not recorded, and detached."""
     if not outputs.requires_grad:
         raise PruningError(NOTHING)
     elsewhere = torch.autograd.grad(
         outputs.sum(), list(weights.values()), retain_graph=True, allow_unused=True
     )
-    for name, gradient in zip(weights, elsewhere, strict=True):
-        if gradient is not None:
-            raise PruningError(
-                f"{name!r} is also used outside a linear or convolution function, where its "
-                "curvature cannot be measured; prune with MP or LM, which do without it, or "
-                f"leave it out: exclude={name!r}"
-            )
+    return {name for name, found in zip(weights, elsewhere, strict=True) if found is not None}
 
 
-def _check_independent(outputs: Tensor, calls: list[LayerCall]) -> None:
-    """Raise unless the first dimension of every layer is the examples, and they do not interact.
+def _other_rows(outputs: Tensor, calls: list[LayerCall]) -> set[str]:
+    """Names of the weights of layers whose first dimension is not the examples.
 
     It may also be the examples and something else folded together, the rows of an example being
     next to each other.
     """
     examples = len(outputs)
-    for call in calls:
-        call.check_rows(examples)
+    names = {call.name for call in calls if not call.has_rows_of(examples)}
+    calls = [call for call in calls if call.name not in names]
     if examples == 1 or not calls:
-        return
+        return names
     # No direction that a network is likely to be blind to, as it may be to the sum of its outputs.
     outputs = outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
     direction = torch.linspace(1, 2, outputs.shape[1], dtype=outputs.dtype).cos().to(outputs.device)
@@ -163,10 +171,8 @@ def _check_independent(outputs: Tensor, calls: list[LayerCall]) -> None:
                 continue
             rows = gradient.unflatten(0, (examples, -1))
             if rows.count_nonzero() > rows[example].count_nonzero():
-                raise PruningError(
-                    f"the output of one example depends on others through {call.name!r}: the first "
-                    "dimension of its input is not the examples, or the network mixes them"
-                )
+                names.add(call.name)
+    return names
 
 
 def _storage(tensor: Tensor) -> int:

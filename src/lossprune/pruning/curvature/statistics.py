@@ -1,7 +1,7 @@
 """Loss, gradient and GGN diagonal: their sums over the examples read so far, and their means."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.curvature.estimators import Estimator
 from lossprune.pruning.curvature.examples import NO_EXAMPLES
-from lossprune.pruning.curvature.layers import LayerCalls
+from lossprune.pruning.curvature.layers import LayerCall, LayerCalls
 from lossprune.pruning.curvature.losses import AnyFunction, FullLoss
 from lossprune.pruning.curvature.network import NOTHING, MaskedNetwork
+from lossprune.pruning.curvature.one_by_one import add_one_by_one_
 from lossprune.pruning.curvature.passes import add_squared_gradients_
 from lossprune.pruning.curvature.probe import Budget, check_outputs
 from lossprune.pruning.errors import PruningError
@@ -71,6 +72,7 @@ class Sums:
         self.estimator = estimator
         self.generator = generator
         self.chunks = 0
+        self.unrecorded: Collection[str] = ()  # as the first examples show them
         # loss, examples, trace of the output Hessian, share of it that was skipped, what the
         # examples count
         self.scalars = torch.zeros(5, dtype=torch.float64, device=network.device)
@@ -86,14 +88,13 @@ class Sums:
         differentiates = looks or bool(self.gradient) or self.estimator is not None
         with (
             torch.set_grad_enabled(differentiates),
-            LayerCalls(self.network.weights if self.estimator else {}) as recorder,
+            LayerCalls(self._recorded()) as recorder,
         ):
             outputs, targets = self.network(batch)
         if looks:
             self.network.note_reached(outputs)
         for call in recorder.calls:
             call.check()
-            call.check_rows(len(outputs))
         logits = outputs.detach()
         check_outputs(logits, targets, batch, self.loss)
         self.scalars[0] += self._values(logits, targets).detach().sum()
@@ -107,9 +108,31 @@ class Sums:
         if self.estimator is not None:
             if columns is None:
                 columns = self.estimator.columns(logits, targets, self.loss, self.generator)
-            add_squared_gradients_(
-                self.ggn_diagonal, outputs, recorder.calls, columns, budget, self.network.kept
-            )
+            self._add_curvature(batch, outputs, recorder.calls, columns, budget)
+
+    def _recorded(self) -> dict[str, Tensor]:
+        """The weights whose curvature can be found from what their layers see and give."""
+        weights = self.network.weights if self.estimator is not None else {}
+        return {name: weight for name, weight in weights.items() if name not in self.unrecorded}
+
+    def _add_curvature(
+        self,
+        batch: Batch,
+        outputs: Tensor,
+        calls: Sequence[LayerCall],
+        columns: Columns,
+        budget: Budget,
+    ) -> None:
+        # An expert may get other rows in each chunk.
+        alone = {call.name for call in calls if not call.has_rows_of(len(outputs))}
+        if self.unrecorded:
+            alone |= self.network.reached(outputs) & set(self.unrecorded)
+        calls = [call for call in calls if call.name not in alone]
+        if calls:
+            kept = self.network.kept
+            add_squared_gradients_(self.ggn_diagonal, outputs, calls, columns, budget, kept)
+        if alone:
+            add_one_by_one_(self.ggn_diagonal, self.network, batch, outputs, columns, alone)
 
     def add_packed(self, batch: Batch, budget: Budget) -> None:
         """Choose the columns of many examples first, then take those with as many together."""
