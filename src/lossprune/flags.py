@@ -8,6 +8,7 @@ threads, or minutes of silence over a billion stages.
 import difflib
 import math
 import os
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -207,6 +208,23 @@ def check_fraction(flag: str, value: float) -> None:
 def check_seed(flag: str, value: int) -> None:
     """Check a seed; torch takes 64 bits, and an epoch's number is added."""
     check(flag, value, 0 <= value < 2**62, "a whole number from 0 to 2**62")
+
+
+_BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def read_bytes(flag: str, value: str) -> int:
+    """Return a number of bytes, of which K, M, G and T are 2¹⁰, 2²⁰, 2³⁰ and 2⁴⁰.
+
+    >>> read_bytes("memory", "1.5G")
+    1610612736
+    """
+    found = _BYTES.fullmatch(value)
+    size = 0
+    if found:
+        size = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+    check(flag, value, 1 <= size < 1 << 60, "a number of bytes of at least 1, such as 512M or 2G")
+    return size
 
 
 def check_threads(value: int | None) -> None:

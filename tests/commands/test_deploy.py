@@ -163,7 +163,11 @@ class Net(nn.Module):
 build = Net
 
 def batches():
-    return [{"x": torch.randn(8, 6), "labels": torch.arange(8) % 3}]
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    return [{"x": x, "labels": torch.arange(8) % 3}]
+
+def others():
+    yield {"x": torch.randn(3, 6), "labels": None}
 
 def pairs():
     return [(torch.randn(8, 6), torch.arange(8) % 3)]
@@ -213,7 +217,7 @@ def test_what_prune_wrote_is_deployed(data, more, exported, command, tmp_path, m
     lacking = {**record, "settings": {"build": 3}}
     assert told("record.json", lacking).endswith("does not tell how lossprune prune was called")
     lacking = {**record, "settings": {**record["settings"], "data": None}}
-    assert told("record.json", lacking).startswith("changed was pruned without --data")
+    assert told("record.json", lacking).startswith("changed was pruned without data, and a network")
     lacking = {**record, "settings": {**record["settings"], "build": "gone_away:build"}}
     assert "gone_away:build: no module 'gone_away'" in told("record.json", lacking)
     other = lossprune.Mask.dense(network)
@@ -222,6 +226,27 @@ def test_what_prune_wrote_is_deployed(data, more, exported, command, tmp_path, m
         "pruned/mask.safetensors is not the mask of pruned/network.safetensors"
     )
     assert not (tmp_path / "not").exists()
+
+
+def test_a_network_pruned_without_data_is_tested_and_deployed_on_others(
+    command, tmp_path, monkeypatch
+):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    flags = ("own:build", "--criterion", "MP", "--sparsity", 0.5)
+    tested = ("--test", "own:batches", "--forward", "own:forward")
+    assert command("prune", *flags, *tested).status == 0
+    flags = ("--seconds", 0.01, "--batch", 2, "--data", "own:others")
+    answer = command("deploy", "pruned", *flags)
+    assert answer.status == 0, answer.err
+    run = json.loads((tmp_path / "deployed" / "record.json").read_text())["run"]
+    assert (run["data"], run["test"]) == ("own:others", "own:batches")
+    scores = json.loads((tmp_path / "pruned" / "record.json").read_text())["test"]
+    forms = json.loads((tmp_path / "deployed" / "record.json").read_text())["forms"]
+    accuracy = {form["name"]: form["accuracy"] for form in forms}
+    assert accuracy.pop("dense") == 1 - scores["before"]["error"]
+    assert {*accuracy.values()} == {1 - scores["after"]["error"]}
 
 
 @pytest.mark.parametrize(

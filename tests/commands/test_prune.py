@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 import lossprune
 from lossprune.cli import main
@@ -41,6 +42,25 @@ def build_with_copy():
 def batches():
     generator = torch.Generator().manual_seed(7)
     return [(torch.randn(25, 12, generator=generator), torch.arange(25) % 3) for _ in range(4)]
+
+def several():
+    return [(x, torch.stack([x[:, 0] > 0, x[:, 1] > 1, y == 0], 1).float()) for x, y in batches()]
+
+def hidden(targets):
+    return torch.where(targets < 0, -100, targets)
+
+def tokens():
+    g = torch.Generator().manual_seed(3)
+    return [
+        (torch.randn(n, 4, 12, generator=g), hidden(torch.randint(-1, 3, (n, 4), generator=g)))
+        for n in (10, 60, 30)
+    ]
+
+def wide():
+    return [(torch.zeros(7, 9), torch.zeros(7).long())]
+
+def none():
+    return []
 
 def generated():
     made.append(1)
@@ -108,6 +128,7 @@ def test_it_writes_what_the_library_finds(command, mine, tmp_path):
         "mask.safetensors",
         "network.safetensors",
         "record.json",
+        "state_dict.safetensors",
         "table.md",
     ]
     mask = lossprune.Mask.load(folder / "mask.safetensors")
@@ -118,6 +139,9 @@ def test_it_writes_what_the_library_finds(command, mine, tmp_path):
     assert all(
         torch.equal(p, q) for p, q in zip(other.parameters(), network.parameters(), strict=True)
     )
+    plain = load_file(folder / "state_dict.safetensors")
+    assert plain.keys() == network.state_dict().keys()
+    assert all(torch.equal(plain[name], tensor) for name, tensor in network.state_dict().items())
 
     record = json.loads((folder / "record.json").read_text())
     assert record["settings"]["criterion"] == "QM"
@@ -138,7 +162,10 @@ def test_it_writes_what_the_library_finds(command, mine, tmp_path):
         assert (row["units"], row["dead_units"]) == (units, dead)
         assert rows[name][6:8] == [str(kept.numel() - count), f"{1 - count / kept.numel():.5f}"]
         assert rows[name][8:] == [str(dead), "of", str(units)]
-    assert (folder / "table.md").read_text().count("\n") == 5
+    table, *notes = (folder / "table.md").read_text().split("\n\n")
+    assert table.count("\n") == 4
+    assert "`network.safetensors`: pruned weights: lossprune.load_sparse(path, network)" in notes
+    assert not any(len(line) > 80 for line in answer.out.splitlines())
     stages = [line.split(":")[0] for line in answer.err.splitlines()]
     assert stages == ["stage 1/3", "stage 2/3", "stage 3/3"]
 
@@ -185,6 +212,55 @@ def test_weights_scope_pattern_and_parameters_reach_the_pruning(command, mine, t
     )
 
 
+TESTED = {
+    "cross_entropy": ("batches", lambda z, t: (F.cross_entropy(z, t), z.argmax(1) != t)),
+    "bce_with_logits": (
+        "several", lambda z, t: (F.binary_cross_entropy_with_logits(z, t), (z > 0) != (t == 1))
+    ),
+    "token_cross_entropy": (
+        "tokens",
+        lambda z, t: (F.cross_entropy(z[t >= 0], t[t >= 0]), (z.argmax(2) != t)[t >= 0]),
+    ),
+    "next_token": (
+        "tokens",
+        lambda z, t: (
+            F.cross_entropy(z[:, :-1][t[:, 1:] >= 0], t[:, 1:][t[:, 1:] >= 0]),
+            (z[:, :-1].argmax(2) != t[:, 1:])[t[:, 1:] >= 0],
+        ),
+    ),
+    "mse": ("several", lambda z, t: (F.mse_loss(z, t), None)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", TESTED)
+def test_loss_and_error_on_test_data_before_and_after(command, mine, tmp_path, loss):
+    data, oracle = TESTED[loss]
+    flags = ("--loss", loss, "--test", f"{mine}:{data}", "--memory", "64M", "--device", "cpu")
+    answer = command("prune", f"{mine}:build", *FLAGS[:2], "--criterion", "MP", *flags)
+    assert answer.status == 0, answer.err
+    record = json.loads((tmp_path / "pruned" / "record.json").read_text())
+    user = sys.modules[mine]
+    with torch.random.fork_rng():
+        torch.manual_seed(1111)
+        network = user.build()
+    inputs, targets = (torch.cat(part) for part in zip(*getattr(user, data)(), strict=True))
+    mask = lossprune.Mask.load(tmp_path / "pruned" / "mask.safetensors")
+    told = []
+    for when in ("before", "after"):
+        found = record["test"][when]
+        with torch.no_grad():
+            expected, wrong = oracle(network(inputs), targets)
+        assert found["loss"] == pytest.approx(float(expected), rel=1e-5)
+        assert found["examples"] == len(inputs) == 100
+        error = None if wrong is None else float(wrong.double().mean())
+        assert found["error"] == (error if error is None else pytest.approx(error))
+        told += [f"{found['loss']:.4f}"] + ([] if error is None else [f"{error:.2%}"])
+        mask.apply_(network)
+    (line,) = (line for line in answer.out.splitlines() if line.startswith("test loss"))
+    assert all(word in line for word in told)
+    assert line in (tmp_path / "pruned" / "table.md").read_text()
+
+
 def test_it_goes_on_from_an_earlier_mask(command, mine, tmp_path):
     flags = ("prune", f"{mine}:build", "--criterion", "MP")
     assert command(*flags, "--sparsity", 0.5).status == 0
@@ -225,6 +301,15 @@ def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, min
         ("MINE:build --sparsity 1", "--sparsity must be a number in [0, 1), got 1.0"),
         ("MINE:build --sparsity .5 --criterion qm", "--criterion must be one of MP, LM, QM, "),
         ("MINE:build --sparsity .5 --scope layers", "--scope must be one of global, layer, "),
+        ("MINE:build --sparsity .5 --device gpu", "--device must be one of auto, cpu, cuda, got"),
+        ("MINE:build --sparsity .5 --memory 2X", "--memory must be a number of bytes of at least"),
+        ("MINE:build --sparsity .5 --memory 0", "--memory must be a number of bytes of at least"),
+        ("MINE:build --sparsity .5 --criterion MP --test MINE:tset", "--test MINE:tset: "),
+        (
+            "MINE:build --sparsity .5 --criterion MP --test MINE:wide",
+            "on a test batch of (7, 9",
+        ),
+        ("MINE:build --sparsity .5 --criterion MP --test MINE:none", "test data hold no examples"),
         ("MINE:build --sparsity .5 --stages 0", "--stages must be a whole number from 1 to"),
         ("MINE --sparsity .5", "MODULE:BUILD must be MODULE:FUNCTION, such as"),
         ("MINE:biuld --sparsity .5", "has no 'biuld'; did you mean build?"),

@@ -37,6 +37,10 @@ class DeployConfig:
 
     out: Path = flag(Path("deployed"), "out", "folder to write into")
     data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")
+    data: str | None = flag(
+        None, "data", "MODULE:FUNCTION of batches to time on, for a folder of lossprune prune; if "
+        "not given, the one it was pruned with"
+    )  # fmt: skip
     mirror: str | None = flag(None, "mirror", "base URL to download a missing data set from")
     values: str = flag("exact", "values", "of kept weights in the file: exact or float16")
     batch: str = flag("1,100", "batch", "batch sizes to time, such as 1,100")
@@ -84,7 +88,7 @@ def do(config: DeployConfig, run: str | None = None) -> int:
     with (
         using_threads(config.threads),
         blaming_users_code(),
-        deployable(Path(run), config.data_path, config.mirror) as source,
+        deployable(Path(run), config.data_path, config.mirror, config.data) as source,
         shown_progress() as progress,
     ):
         folder = open_out(config.out)
@@ -161,7 +165,7 @@ def _notes(
         f"with {config.values} values",
         "dense: a new network, for its size and times"
         if source.accuracy is None
-        else "accuracy: on the run's test images; dense, before pruning, from the record",
+        else "accuracy: on the test data; dense, before pruning, from the record",
         *(f"left out: {name}: {reason}" for name, reason in made.left_out.items()),
         *made.rounding,
     ]

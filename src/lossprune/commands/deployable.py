@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lossprune.channels.calls import Call
 from lossprune.channels.costs import inputs_of
+from lossprune.commands.evaluation import loss_and_error
 from lossprune.commands.output import NETWORK, format_of
-from lossprune.commands.prune import FORMAT as PRUNED
-from lossprune.commands.user_network import build_network
+from lossprune.commands.pruned_folder import FORMAT as PRUNED
+from lossprune.commands.user_network import build_network, on_device, users_loss
 from lossprune.deployment.sparse_file import load_sparse
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.environment import environment_of
@@ -46,7 +48,7 @@ class Deployable:
         masked: the pruned network.
         mask: of its weights.
         inputs: makes a batch of so many examples.
-        accuracy: of a network on the test images; None where there are none.
+        accuracy: of a network on the test data; None where there are none.
         before: the accuracy before pruning.
     """
 
@@ -62,13 +64,17 @@ class Deployable:
 
 
 @contextlib.contextmanager
-def deployable(folder: Path, data_path: Path, mirror: str | None) -> Iterator[Deployable]:
+def deployable(
+    folder: Path, data_path: Path, mirror: str | None, data: str | None
+) -> Iterator[Deployable]:
     """Read the folder of a finished run, or the one that ``lossprune prune`` wrote.
 
     Args:
         folder: of either.
         data_path: the folder of the data sets, for a run.
         mirror: where they are downloaded from, if not from their own places.
+        data: the function whose first batch the network of ``lossprune prune`` is timed on, where
+            it is another than the record names.
 
     Raises:
         ValueError, FileNotFoundError: it is neither, or a part of it is missing or does not fit.
@@ -76,9 +82,10 @@ def deployable(folder: Path, data_path: Path, mirror: str | None) -> Iterator[De
     if not folder.is_dir():
         raise FileNotFoundError(f"no run folder {folder}")
     if format_of(folder) == PRUNED:
-        settings = _settings(folder)
+        record = parse_json((folder / RECORD).read_text(encoding="utf-8"))
+        settings = _settings(folder, record, data)
         with seeded(settings["seed"]):
-            yield _pruned(folder, settings)
+            yield _pruned(folder, settings, record.get("test"))
     else:
         yield _run(folder, {"data_path": data_path, "mirror": mirror})
 
@@ -136,25 +143,30 @@ def _config(record: RunRecord, places: Mapping[str, Any]) -> RunConfig:
     return RunConfig(**values, **places, device="cpu")
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+_MAYBE = (str, type(None))
+_KINDS = {"build": str, "seed": int, "data": _MAYBE, "forward": _MAYBE, "loss": str}
+
+
+def _settings(folder: Path, record: Mapping[str, Any], data: str | None) -> dict[str, Any]:
     """Return the flags of ``lossprune prune`` that deploying needs, as its record tells them."""
-    kinds = {"build": str, "seed": int, "data": (str, type(None)), "forward": (str, type(None))}
-    settings = parse_json((folder / RECORD).read_text(encoding="utf-8")).get("settings")
+    settings = record.get("settings")
     if not isinstance(settings, dict) or not all(
-        name in settings and isinstance(settings[name], kind) for name, kind in kinds.items()
+        name in settings and isinstance(settings[name], kind) for name, kind in _KINDS.items()
     ):
         raise ValueError(f"{folder / RECORD} does not tell how lossprune prune was called")
+    settings = {"test": None, **settings}  # in which older records do not have it
+    settings["data"] = data or settings["data"] or settings["test"]
     if settings["data"] is None:
         raise ValueError(
-            f"{folder} was pruned without --data, and a network is deployed for examples of what "
-            "it takes: prune it again with --data MODULE:FUNCTION"
+            f"{folder} was pruned without data, and a network is deployed for examples of what it "
+            "takes: give --data MODULE:FUNCTION, which returns batches"
         )
     return settings
 
 
-def _pruned(folder: Path, settings: Mapping[str, Any]) -> Deployable:
+def _pruned(folder: Path, settings: Mapping[str, Any], scores: Any) -> Deployable:
     _check_there(folder, NETWORK, MASK)
-    dense = build_network(settings["build"]).eval()
+    dense = on_device(build_network(settings["build"]), "cpu").eval()
     masked = copy.deepcopy(dense)
     mask = load_sparse(folder / NETWORK, masked)
     if mask != Mask.load(folder / MASK):
@@ -178,16 +190,38 @@ def _pruned(folder: Path, settings: Mapping[str, Any]) -> Deployable:
         masked,
         mask,
         inputs,
-        None,
-        None,
+        *_accuracy(settings, scores),
     )
+
+
+def _accuracy(
+    settings: Mapping[str, Any], scores: Any
+) -> tuple[Callable[[nn.Module], float] | None, float | None]:
+    """Return what finds a network's accuracy, and what it was before pruning, if that was told."""
+    try:
+        before = scores["before"]["error"]
+    except (TypeError, LookupError):  # it was pruned without --test
+        return None, None
+    if not isinstance(before, float) or settings["test"] is None:
+        return None, None
+    loss, forward = users_loss(settings["loss"]), _forward(settings)
+    batches = Batches(find_function(settings["test"], "--test"), settings["test"], "--test")
+
+    def accuracy(network: nn.Module) -> float:
+        error = loss_and_error(network, batches, loss, forward).error
+        return math.nan if error is None else 1 - error
+
+    return accuracy, 1 - before
+
+
+def _forward(settings: Mapping[str, Any]) -> Callable[..., Any] | None:
+    named = settings["forward"]
+    return None if named is None else find_function(named, "--forward")
 
 
 def _first_call(network: nn.Module, settings: Mapping[str, Any]) -> Call:
     """Return how the network is called for the first batch of the data."""
-    forward = None
-    if settings["forward"] is not None:
-        forward = find_function(settings["forward"], "--forward")
+    forward = _forward(settings)
     data = Batches(find_function(settings["data"], "--data"), settings["data"], "--data")
     batch = next(iter(data), None)
     if batch is None:

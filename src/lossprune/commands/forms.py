@@ -36,7 +36,7 @@ class Form:
         multiply_adds: that it computes for one image.
         file: what it is loaded from.
         size: bytes of that file.
-        accuracy: on the run's test images; None for a network of one's own.
+        accuracy: on the test data; None where there are none.
     """
 
     name: str
@@ -95,11 +95,11 @@ def make_forms(
     progress.note("ONNX")
     try:
         exported = _exported(source, compacted, folder)
+        tensors, adds = compacted.parameters(), forms[2].multiply_adds
+        form = _form(source, "ONNX", exported, tensors, adds, folder.path / ONNX)
     except (ImportError, PruningError) as error:
         return MadeForms(forms, {"ONNX": " ".join(str(error).split())}, rounding)
-    tensors, adds = compacted.parameters(), forms[2].multiply_adds
-    forms.append(_form(source, "ONNX", exported, tensors, adds, folder.path / ONNX))
-    return MadeForms(forms, {}, rounding)
+    return MadeForms([*forms, form], {}, rounding)
 
 
 def _save_network(source: Deployable, folder: RunFolder, values: str) -> list[str]:

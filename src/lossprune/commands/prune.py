@@ -3,14 +3,23 @@
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossprune.commands import EXIT_OK
-from lossprune.commands.output import NETWORK, TABLE, check_out, json_bytes, open_out
-from lossprune.experiment.folder import MASK, RECORD
+from lossprune.commands.output import check_out
+from lossprune.commands.pruned_folder import (
+    COLUMNS,
+    FORMAT,
+    outcome_of,
+    rows_of,
+    table_of,
+    told_files,
+    write_folder,
+)
+from lossprune.experiment.config import DEVICES
 from lossprune.experiment.log import describe_stage
 from lossprune.flags import (
     MOST_REG,
@@ -21,23 +30,22 @@ from lossprune.flags import (
     check_threads,
     check_whole,
     flag,
+    read_bytes,
 )
 from lossprune.progress import Progress, shown_progress
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS
 from lossprune.pruning.schedules import MOST_STAGES, SCHEDULES
 from lossprune.pruning.scopes import SCOPES
-from lossprune.text_table import markdown_table, print_table
+from lossprune.text_table import print_table
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lossprune.channels.connectivity import Connectivity
+    from lossprune.commands.evaluation import LossAndError
     from lossprune.pruning import Mask, StageRecord
     from lossprune.pruning.stages import Stages
-
-FORMAT = "lossprune pruning 1"
-_COLUMNS = ("weight", "shape", "weights", "kept", "removed", "sparsity", "unreachable units")
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,9 @@ class PruneConfig:
     scope: str = flag("global", "scope", f"which weights compete: {', '.join(SCOPES)}")
     pattern: str = flag("unstructured", "pattern", "unstructured, or N:M such as 2:4")
     estimator: str = flag("exact", "estimator", f"of the curvature: {', '.join(ESTIMATORS)}")
+    test: str | None = flag(
+        None, "test", "MODULE:FUNCTION of batches to test on, before and after pruning"
+    )
     weights: Path | None = flag(
         None, "weights", "state dict (.pt), safetensors or sparse file to load into the network"
     )
@@ -75,6 +86,11 @@ class PruneConfig:
         None, "start", "mask of an earlier prune (mask.safetensors) to go on from"
     )
     seed: int = flag(1111, "seed", "of torch while the network is built, and of each stage")
+    device: str = flag("auto", "device", "auto, cpu or cuda; auto takes CUDA where there is one")
+    memory: str | None = flag(
+        None, "memory", "bytes that measuring may take at once, such as 2G; if not given, 256M on "
+        "a CPU and 4G on a GPU"
+    )  # fmt: skip
     threads: int | None = flag(None, "threads", "CPU threads; if not given, torch's own choice")
     out: Path = flag(Path("pruned"), "out", "folder to write into")
     overwrite: bool = flag(False, "overwrite", "replace what an earlier prune wrote there")
@@ -93,6 +109,13 @@ class PruneConfig:
         check_whole("stages", self.stages, 1, MOST_STAGES)
         check_whole("examples", self.examples, 1)
         check_threads(self.threads)
+        check_one_of("device", self.device, DEVICES)
+        _ = self.memory_bytes
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What ``--memory`` says, as a number."""
+        return None if self.memory is None else read_bytes("memory", self.memory)
 
 
 def do(config: PruneConfig, build: str | None = None) -> int:
@@ -105,8 +128,8 @@ def do(config: PruneConfig, build: str | None = None) -> int:
     if build is None:
         raise ValueError("prune takes MODULE:BUILD, such as mine.networks:build")
     from lossprune.channels.compaction import count_live
-    from lossprune.commands.user_network import build_network
-    from lossprune.deployment.sparse_file import save_sparse
+    from lossprune.commands.evaluation import told_tests
+    from lossprune.commands.user_network import build_network, on_device
     from lossprune.torch_state import seeded, using_threads
     from lossprune.user_code import blaming_users_code
 
@@ -114,45 +137,60 @@ def do(config: PruneConfig, build: str | None = None) -> int:
     out = config.out.absolute()  # the user's code may change the working folder
     began = time.perf_counter()
     with seeded(config.seed), using_threads(config.threads), blaming_users_code():
-        network = build_network(build, config.weights)
+        network = on_device(build_network(build, config.weights), config.device)
+        functions = _users_functions(config)
         with shown_progress() as progress:
-            mask, stages, pruning = _prune(network, config, progress)
-        found = count_live(network, mask)
-        rows = _rows(found, pruning.unused)
+            before = _tested(network, config, functions, progress)
+            mask, stages, pruning = _prune(network, config, functions, progress)
+            found = count_live(network, mask)
+            outcome = outcome_of(network, mask, found)
+            mask.apply_(network)
+            after = _tested(network, config, functions, progress)
+        rows, notes = rows_of(found, pruning.unused), _notes(found, pruning)
+        if before is not None and after is not None:
+            notes.insert(1, told_tests(before, after))
+            outcome["test"] = {"before": asdict(before), "after": asdict(after)}
         record = {
             "format": FORMAT,
             "settings": _settings(config, build),
-            **_outcome(network, mask, found),
+            **outcome,
             "unused": pruning.unused,
             "untraced": found.left_dense,
             "stages": [asdict(stage) for stage in stages],
             "seconds": time.perf_counter() - began,
         }
-        folder = open_out(out)
-        folder.remove(RECORD)
-        folder.save(MASK, mask.save)
-        folder.save(NETWORK, lambda path: save_sparse(network, mask, path))
-        folder.write(TABLE, markdown_table(_COLUMNS, rows).encode())
-        folder.write(RECORD, json_bytes(record))
+        write_folder(out, network, mask, record, table_of(rows, notes))
     times = "1 stage" if len(stages) == 1 else f"{len(stages)} stages"
-    print_table(f"{build}, {mask.criterion}, {times}", _COLUMNS, rows)
-    for line in _notes(found, pruning):
-        print(line)
-    print(f"written: {', '.join((MASK, NETWORK, RECORD, TABLE))} in {config.out}")
+    print_table(f"{build}, {mask.criterion}, {times}", COLUMNS, rows)
+    print("\n".join([*notes, *told_files(config.out)]))
     return EXIT_OK
 
 
-def _notes(found: "Connectivity", pruning: "Stages") -> Iterator[str]:
-    yield f"effective sparsity {found.effective_sparsity:.5f}"
+def _tested(
+    network: "nn.Module", config: PruneConfig, functions: Mapping[str, Any], progress: Progress
+) -> "LossAndError | None":
+    if config.test is None:
+        return None
+    from lossprune.commands.evaluation import loss_and_error
+    from lossprune.user_code import Batches, find_function
+
+    progress.note("testing")
+    batches = Batches(find_function(config.test, "--test"), config.test, "--test")
+    return loss_and_error(network, batches, functions["loss"], functions["forward"])
+
+
+def _notes(found: "Connectivity", pruning: "Stages") -> list[str]:
+    notes = [f"effective sparsity {found.effective_sparsity:.5f}"]
     if pruning.unused:
         names = ",".join(pruning.unused_modules)
-        yield f"note: {pruning.told_unused()}; --exclude {names} leaves them out"
+        notes.append(f"note: {pruning.told_unused()}; --exclude {names} leaves them out")
     for name, reason in found.left_dense.items():
-        yield f"note: units of {name} could not all be followed: {reason}"
+        notes.append(f"note: units of {name} could not all be followed: {reason}")
+    return notes
 
 
 def _prune(
-    network: "nn.Module", config: PruneConfig, progress: Progress
+    network: "nn.Module", config: PruneConfig, functions: Mapping[str, Any], progress: Progress
 ) -> "tuple[Mask, list[StageRecord], Stages]":
     from lossprune.pruning import Mask, prune_by_stage
 
@@ -170,8 +208,9 @@ def _prune(
         pattern=config.pattern,
         estimator=config.estimator,
         seed=config.seed,
+        memory=config.memory_bytes,
         origin=_start(config.start),
-        **_users_functions(config),
+        **functions,
     )
     pruned, stages = Mask({}), []
     total = config.stages or CRITERIA[config.criterion].stages
@@ -187,22 +226,15 @@ def _prune(
 
 def _users_functions(config: PruneConfig) -> dict[str, Any]:
     """Return data, loss and forward function as the flags name them."""
-    from lossprune.pruning import LOSSES
-    from lossprune.user_code import Batches, find_function, find_object
+    from lossprune.commands.user_network import users_loss
+    from lossprune.user_code import Batches, find_function
 
     data = forward = None
-    loss: Any = config.loss
     if config.data is not None:
         data = Batches(find_function(config.data, "--data"), config.data, "--data")
     if config.forward is not None:
         forward = find_function(config.forward, "--forward")
-    if ":" in config.loss:
-        loss = find_object(config.loss, "--loss")
-    elif config.loss not in LOSSES:
-        raise ValueError(
-            f"--loss must be one of {', '.join(LOSSES)} or MODULE:LOSS, got {config.loss!r}"
-        )
-    return {"data": data, "forward": forward, "loss": loss}
+    return {"data": data, "forward": forward, "loss": users_loss(config.loss)}
 
 
 def _start(path: Path | None) -> "Mask | None":
@@ -218,52 +250,6 @@ def _start(path: Path | None) -> "Mask | None":
 
 def _listed(names: str | None) -> Any:
     return None if names is None else [name.strip() for name in names.split(",")]
-
-
-def _rows(found: "Connectivity", unused: Collection[str]) -> list[list[str]]:
-    rows = [
-        [
-            layer.name + (" (unused)" if layer.name in unused else ""),
-            " × ".join(map(str, layer.shape)),
-            f"{layer.total:,}",
-            f"{layer.kept:,}",
-            f"{layer.removed:,}",
-            f"{layer.removed / max(layer.total, 1):.5f}",
-            f"{layer.dead_units:,} of {layer.units:,}",
-        ]
-        for layer in found.layers
-    ]
-    total, kept, dead, units = (
-        sum(getattr(layer, name) for layer in found.layers)
-        for name in ("total", "kept", "dead_units", "units")
-    )
-    last = ["all", "", f"{total:,}", f"{kept:,}", f"{total - kept:,}"]
-    return [*rows, [*last, f"{found.nominal_sparsity:.5f}", f"{dead:,} of {units:,}"]]
-
-
-def _outcome(network: "nn.Module", mask: "Mask", found: "Connectivity") -> dict[str, Any]:
-    from lossprune.experiment.environment import environment_of
-    from lossprune.experiment.network_file import weights_sha256
-
-    return {
-        "environment": environment_of(next(network.parameters()).device),
-        "network": {
-            "class": type(network).__name__,
-            "weights_sha256": weights_sha256(network.state_dict()),
-        },
-        "removed": mask.removed,
-        "prunable": mask.total,
-        "sparsity": mask.sparsity,
-        "effective_sparsity": found.effective_sparsity,
-        "layers": [
-            {
-                **asdict(layer),
-                "removed": layer.removed,
-                "sparsity": layer.removed / max(layer.total, 1),
-            }
-            for layer in found.layers
-        ],
-    }
 
 
 def _settings(config: PruneConfig, build: str) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""The network that a user's function builds, with the weights of a file."""
+"""The network that a user's function builds, with the weights of a file; a loss of their own."""
 
 from contextlib import chdir
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from lossprune.deployment.sparse_file import is_sparse_file, load_sparse
+from lossprune.experiment.environment import choose_device
 from lossprune.experiment.network_file import load_weights_, read_network
-from lossprune.user_code import call, find_function
+from lossprune.pruning import LOSSES
+from lossprune.user_code import call, find_function, find_object
 
 
 def build_network(build: str, weights: Path | None = None) -> nn.Module:
@@ -34,3 +37,29 @@ def build_network(build: str, weights: Path | None = None) -> nn.Module:
             given, _, _ = read_network(weights, "--weights: ")
             load_weights_(network, type(network).__name__, weights, given, {}, "--weights: ")
     return network
+
+
+def on_device(network: nn.Module, device: str) -> nn.Module:
+    """Return the network on the device that ``--device`` names; ``auto`` leaves it on a GPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    kinds = {parameter.device.type for parameter in network.parameters()}
+    chosen = choose_device(device, None)
+    if kinds <= {chosen.type} or (device == "auto" and kinds != {"cpu"}):
+        return network
+    return network.to(chosen)
+
+
+def users_loss(named: str) -> Any:
+    """Return the loss that ``--loss`` names, in the library or as MODULE:LOSS.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if ":" in named:
+        return find_object(named, "--loss")
+    if named not in LOSSES:
+        raise ValueError(f"--loss must be one of {', '.join(LOSSES)} or MODULE:LOSS, got {named!r}")
+    return named
