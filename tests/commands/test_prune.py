@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import lossprune
 from lossprune.cli import main
+from lossprune.pruning import CRITERIA, LOSSES, SCOPES
 
 MODULE = """
 import torch
@@ -299,8 +300,8 @@ def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, min
         ("--sparsity .5", "prune takes MODULE:BUILD, such as mine.networks:build"),
         ("MINE:build", "--sparsity is missing: the fraction of the weights to remove"),
         ("MINE:build --sparsity 1", "--sparsity must be a number in [0, 1), got 1.0"),
-        ("MINE:build --sparsity .5 --criterion qm", "--criterion must be one of MP, LM, QM, "),
-        ("MINE:build --sparsity .5 --scope layers", "--scope must be one of global, layer, "),
+        ("MINE:build --sparsity .5 --criterion qm", f"--criterion must be one of {', '.join(CRITERIA)}"),
+        ("MINE:build --sparsity .5 --scope layers", f"--scope must be one of {', '.join(SCOPES)}"),
         ("MINE:build --sparsity .5 --device gpu", "--device must be one of auto, cpu, cuda, got"),
         ("MINE:build --sparsity .5 --memory 2X", "--memory must be a number of bytes of at least"),
         ("MINE:build --sparsity .5 --memory 0", "--memory must be a number of bytes of at least"),
@@ -321,7 +322,7 @@ def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, min
         ("MINE:build --sparsity .5", "criterion 'QM' needs data"),
         ("MINE:build --sparsity .5 --data MINE:number", "must return an iterable of batches"),
         ("MINE:build --sparsity .5 --data MINE:broken_later", "raised OSError: the disk is gone"),
-        ("MINE:build --sparsity .5 --data MINE:batches --loss mes", "--loss must be one of cross_"),
+        ("MINE:build --sparsity .5 --data MINE:batches --loss mes", f"--loss must be one of {', '.join(LOSSES)}"),
         ("MINE:build --sparsity .5 --data MINE:batches --loss MINE:los", "has no 'los'"),
         ("MINE:build --sparsity .5 --criterion MP --weights no.pt", "--weights: no file no.pt"),
         ("MINE:build --sparsity .999 --criterion MP", "leaves none of the 300 prunable weights"),

@@ -243,9 +243,7 @@ def test_a_missing_path_is_asked_for(name):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(
-        ValueError, match="must be one of mnist, cifar10, folder, imagenet, digits, got 'x'"
-    ):
+    with pytest.raises(ValueError, match=f"must be one of {', '.join(DATASETS)}, got 'x'"):
         load("x", seed=0)
 
 

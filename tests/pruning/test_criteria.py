@@ -31,19 +31,18 @@ def test_formulas(name, saliency, change):
         assert criterion.change(THETA, G, H).tolist() == change
 
 
-def test_what_each_needs():
-    needs = {name: (c.gradient, c.curvature) for name, c in lossprune.CRITERIA.items()}
-    assert needs == {
-        "MP": (False, False),
-        "LM": (True, False),
-        "QM": (True, True),
-        "OBD": (False, True),
-        "EF-OBD": (False, False),
-        "SNIP": (True, False),
-        "GraSP": (False, False),
-        "SynFlow": (False, False),
-        "random": (False, False),
-    }
+@pytest.mark.parametrize("name", lossprune.CRITERIA)
+def test_each_asks_for_what_its_formulas_use(name):
+    criterion = lossprune.CRITERIA[name]
+    g = G if criterion.gradient else None
+    h = H if criterion.curvature or criterion.statistic else None
+    criterion.saliency(THETA, g, h)
+    if criterion.change is not None:
+        criterion.change(THETA, g, h)
+    for asked, given in ((criterion.gradient, (None, H)), (criterion.curvature, (G, None))):
+        if asked:  # and for nothing that they do without
+            with pytest.raises(TypeError):
+                criterion.saliency(THETA, *given)
 
 
 @pytest.mark.parametrize("name", ["qm", "L1", ""])
