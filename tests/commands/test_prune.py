@@ -34,8 +34,20 @@ class WithCopy(Net):
         super().__init__()
         self.average = Net()
 
+class Own(Net):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Parameter(torch.eye(12))
+        self.norm = nn.LayerNorm(12)
+
+    def forward(self, x):
+        return super().forward(self.norm(x) @ self.mix)
+
 def build():
     return Net()
+
+def build_own():
+    return Own()
 
 def build_with_copy():
     return WithCopy()
@@ -110,6 +122,25 @@ def said(answer) -> str:
 
 
 FLAGS = ("--sparsity", 0.9, "--stages", 3, "--reg", 1e-3, "--examples", 60)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_matrices_that_are_left_out_are_told_and_taken_in(command, mine, tmp_path, taken):
+    flags = ["--criterion", "MP", "--sparsity", 0.5]
+    if taken:
+        flags += ["--parameters", "*,mix"]
+    answer = command("prune", f"{mine}:build_own", *flags)
+    assert answer.status == 0, answer.err
+    removed = 222 if taken else 150
+    assert f"of all 491 parameters of the network: {removed / 491:.1%} removed" in answer.out
+    assert ("144 numbers in mix are in matrices" in answer.out) == (not taken)
+    assert ("--parameters '*,mix' takes them in" in answer.out) == (not taken)
+    record = json.loads((tmp_path / "pruned" / "record.json").read_text())
+    assert record["model_parameters"] == 491
+    assert record["model_sparsity"] == removed / 491
+    norm = {"norm.weight": {"kind": "normalisation", "shape": [12], "size": 12}}
+    mix = {} if taken else {"mix": {"kind": "matrix", "shape": [12, 12], "size": 144}}
+    assert record["skipped"] == mix | norm
 
 
 def test_it_writes_what_the_library_finds(command, mine, tmp_path):
@@ -300,7 +331,10 @@ def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, min
         ("--sparsity .5", "prune takes MODULE:BUILD, such as mine.networks:build"),
         ("MINE:build", "--sparsity is missing: the fraction of the weights to remove"),
         ("MINE:build --sparsity 1", "--sparsity must be a number in [0, 1), got 1.0"),
-        ("MINE:build --sparsity .5 --criterion qm", f"--criterion must be one of {', '.join(CRITERIA)}"),
+        (
+            "MINE:build --sparsity .5 --criterion qm",
+            f"--criterion must be one of {', '.join(CRITERIA)}",
+        ),
         ("MINE:build --sparsity .5 --scope layers", f"--scope must be one of {', '.join(SCOPES)}"),
         ("MINE:build --sparsity .5 --device gpu", "--device must be one of auto, cpu, cuda, got"),
         ("MINE:build --sparsity .5 --memory 2X", "--memory must be a number of bytes of at least"),
@@ -313,16 +347,19 @@ def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, min
         ("MINE:build --sparsity .5 --criterion MP --test MINE:none", "test data hold no examples"),
         ("MINE:build --sparsity .5 --stages 0", "--stages must be a whole number from 1 to"),
         ("MINE --sparsity .5", "MODULE:BUILD must be MODULE:FUNCTION, such as"),
-        ("MINE:biuld --sparsity .5", "has no 'biuld' (did you mean 'build'?)"),
+        ("MINE:biuld --sparsity .5", "has no 'biuld'; did you mean build?"),
         ("MINE.x:build --sparsity .5", "no module "),
-        ("MINX:build --sparsity .5", "(did you mean 'MINE'?)"),
+        ("MINX:build --sparsity .5", "did you mean MINE?"),
         ("MINE:answer --sparsity .5", "must be a function, it is an object of type int"),
         ("MINE:number --sparsity .5", "must return a torch.nn.Module, it returned an object of"),
         ("MINE:broken --sparsity .5", "it raised KeyError: 'no such layer' ("),
         ("MINE:build --sparsity .5", "criterion 'QM' needs data"),
         ("MINE:build --sparsity .5 --data MINE:number", "must return an iterable of batches"),
         ("MINE:build --sparsity .5 --data MINE:broken_later", "raised OSError: the disk is gone"),
-        ("MINE:build --sparsity .5 --data MINE:batches --loss mes", f"--loss must be one of {', '.join(LOSSES)}"),
+        (
+            "MINE:build --sparsity .5 --data MINE:batches --loss mes",
+            f"--loss must be one of {', '.join(LOSSES)}",
+        ),
         ("MINE:build --sparsity .5 --data MINE:batches --loss MINE:los", "has no 'los'"),
         ("MINE:build --sparsity .5 --criterion MP --weights no.pt", "--weights: no file no.pt"),
         ("MINE:build --sparsity .999 --criterion MP", "leaves none of the 300 prunable weights"),

@@ -1,6 +1,7 @@
 """Which weights count, under which names, and what cannot be pruned."""
 
 import contextlib
+import warnings
 
 import pytest
 import torch
@@ -17,7 +18,33 @@ def names(model: nn.Module) -> list[str]:
     return list(lossprune.Mask.dense(model))
 
 
-def test_weights_of_linear_and_convolution_layers_only():
+class Experts(nn.Module):
+    """As ``transformers`` has them: a matrix for each expert, in one parameter."""
+
+    def __init__(self, count=3):
+        super().__init__()
+        self.num_experts = count
+        self.gate_up_proj = nn.Parameter(torch.randn(count, 8, 4))
+        self.gate_up_proj_bias = nn.Parameter(torch.zeros(count, 8))
+        self.down_proj = nn.Parameter(torch.randn(count, 4, 4))
+        self.scale = nn.Parameter(torch.ones(count, 4, 1))
+
+
+class Tables(nn.Module):
+    """Positions, tokens, biases and scales, as vision and language transformers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.positions = nn.Parameter(torch.zeros(1, 5, 4))
+        self.latents = nn.Parameter(torch.zeros(3, 4))
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(25, 2))
+        self.logit_scale = nn.Parameter(torch.zeros(2, 1, 1))
+        self.relative = nn.Parameter(torch.zeros(2, 5, 4))
+        self.layer_scale = nn.Parameter(torch.ones(4))
+
+
+def test_weights_in_products_only():
     model = nn.Sequential(
         nn.Embedding(5, 4),
         nn.Conv1d(1, 2, 3),
@@ -29,9 +56,21 @@ def test_weights_of_linear_and_convolution_layers_only():
         nn.PReLU(),
         nn.Linear(4, 2),
         nn.Bilinear(2, 2, 2),
-        nn.LSTM(2, 2),
+        nn.LSTM(2, 2, proj_size=1, bidirectional=True),
+        nn.GRUCell(2, 2),
+        nn.MultiheadAttention(4, 2, add_bias_kv=True),
+        nn.MultiheadAttention(4, 2, kdim=3, vdim=2),
+        Experts(),
+        Tables(),
     )
-    assert names(model) == ["1.weight", "2.weight", "3.weight", "8.weight"]
+    lstm = [f"10.weight_{part}_l0{end}" for end in ("", "_reverse") for part in ("ih", "hh", "hr")]
+    assert names(model) == [
+        "1.weight", "2.weight", "3.weight", "4.weight", "8.weight", "9.weight", *lstm,
+        "11.weight_ih", "11.weight_hh",
+        "12.in_proj_weight", "12.out_proj.weight",
+        "13.q_proj_weight", "13.k_proj_weight", "13.v_proj_weight", "13.out_proj.weight",
+        "14.gate_up_proj", "14.down_proj",
+    ]  # fmt: skip
 
 
 def test_a_layer_itself():
@@ -144,7 +183,9 @@ class Network(nn.Module):
 
 
 BLOCKS = [f"blocks.{i}.{part}.weight" for i in range(11) for part in ("query", "out")]
-EVERYTHING = ["stem.weight", *BLOCKS, "head.weight"]
+LSTM = ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]
+MIDDLE = [*BLOCKS, *LSTM, "up.weight"]
+EVERYTHING = ["stem.weight", *MIDDLE, "head.weight"]
 
 
 def chosen(**choices) -> list[str]:
@@ -164,7 +205,7 @@ class TestChoice:
             ("blocks.?.out*", [f"blocks.{i}.out.weight" for i in range(10)]),
             (["head", "stem"], ["stem.weight", "head.weight"]),
             (nn.Conv1d, ["stem.weight"]),
-            (nn.Linear, EVERYTHING[1:]),
+            (nn.Linear, [*BLOCKS, "head.weight"]),
             (Attention, BLOCKS),
             ((nn.Conv1d, "head"), ["stem.weight", "head.weight"]),
             (lambda name, parameter, module: parameter.numel() == 30, ["head.weight"]),
@@ -175,7 +216,8 @@ class TestChoice:
             ("gate", ["gate"]),
             ("lstm.weight_hh_l0", ["lstm.weight_hh_l0"]),
             ("blocks.2.distances", ["blocks.2.distances"]),
-            (nn.LSTM, ["lstm.weight_ih_l0", "lstm.weight_hh_l0"]),
+            (nn.LSTM, LSTM),
+            ("lstm*", LSTM),
             ([nn.ConvTranspose1d, nn.Conv1d], ["stem.weight", "up.weight"]),
         ],
     )
@@ -185,13 +227,14 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("exclude", "expected"),
         [
-            ("first and last", BLOCKS),
-            (("first", "last"), BLOCKS),
+            ("first and last", MIDDLE),
+            (("first", "last"), MIDDLE),
             ("first", EVERYTHING[1:]),
             ("last", EVERYTHING[:-1]),
-            (Attention, ["stem.weight", "head.weight"]),
-            ("*.query.weight", ["stem.weight", *BLOCKS[1::2], "head.weight"]),
-            (lambda name, *_: "out" in name, ["stem.weight", *BLOCKS[::2], "head.weight"]),
+            (Attention, ["stem.weight", *LSTM, "up.weight", "head.weight"]),
+            (nn.LSTM, ["stem.weight", *BLOCKS, "up.weight", "head.weight"]),
+            ("*.query.weight", ["stem.weight", *BLOCKS[1::2], *MIDDLE[22:], "head.weight"]),
+            (lambda name, *_: "out" in name, ["stem.weight", *BLOCKS[::2], *EVERYTHING[23:]]),
             ((), EVERYTHING),
         ],
     )  # fmt: skip
@@ -223,7 +266,7 @@ class TestChoice:
         model.add_module("module", Network())
         assert list(lossprune.Mask.dense(model, parameters="head.*")) == ["module.head.weight"]
         assert list(lossprune.Mask.dense(model, exclude=["stem", "blocks.*"])) == [
-            "module.head.weight"
+            f"module.{name}" for name in EVERYTHING[23:]
         ]
 
     def test_only_what_is_chosen_must_be_an_ordinary_parameter(self):
@@ -251,14 +294,14 @@ class TestChoice:
             ({"parameters": ["head", "norm*"]}, "'norm.' .*only norm.weight, norm.bias"),
             ({"parameters": "embed"}, "only embed.weight"),
             ({"parameters": "embed.weight"}, "only embed.weight"),
-            ({"parameters": "lstm*"}, "only lstm.weight_ih_l0, lstm.weight_hh_l0: name them in f"),
-            ({"parameters": "x"}, "blocks.4.query.weight and 14 more"),
+            ({"parameters": "gat*"}, "only gate: name them in f"),
+            ({"parameters": "x"}, "blocks.4.query.weight and 17 more"),
             ({"parameters": nn.Conv2d}, "parameters=Conv2d chooses no weight .*there are: stem"),
             ({"parameters": nn.Embedding}, "parameters=Embedding chooses no weight"),
-            ({"exclude": nn.LSTM}, "exclude=LSTM chooses no weight"),
+            ({"exclude": nn.GRU}, "exclude=GRU chooses no weight"),
             ({"parameters": lambda *_: False}, "chooses no weight"),
             ({"parameters": []}, "chooses nothing"),
-            ({"exclude": "*"}, "leaves none of the 24 parameters"),
+            ({"exclude": "*"}, "leaves none of the 27 parameters"),
             ({"parameters": 3}, "must be names, patterns, types of modules or functions .* got 3"),
             ({"exclude": ["head", None]}, "exclude must be names, .* got None"),
         ],
@@ -266,6 +309,21 @@ class TestChoice:
     def test_what_matches_nothing(self, choices, message):
         with pytest.raises(ValueError, match=message):
             chosen(**choices)
+
+
+@pytest.mark.parametrize("what", [nn.LSTM(3, 2), nn.GRUCell(3, 2), nn.MultiheadAttention(4, 2)])
+def test_ends_of_a_network_without_linear_and_convolution_layers(what):
+    model = nn.Sequential(what)
+    default = list(lossprune.Mask.dense(model))
+    ends = [
+        name
+        for name in default
+        if not isinstance(what, nn.MultiheadAttention) or "out_proj" in name
+    ]
+    assert list(lossprune.Mask.dense(model, parameters="first")) == ends[:1]
+    assert list(lossprune.Mask.dense(model, parameters="last")) == ends[-1:]
+    mask = lossprune.prune(model, "MP", sparsity=0.4, scope="uniform").mask
+    assert mask[ends[-1]].all()
 
 
 def test_the_linear_layer_of_transformers_with_inputs_first():
@@ -279,6 +337,114 @@ def test_the_linear_layer_of_transformers_with_inputs_first():
     mask = lossprune.prune(model, "MP", pattern="2:4", parameters="0").mask
     assert mask["0.weight"].shape == (4, 6)
     assert (mask["0.weight"].sum(0) == 2).all()  # of the four inputs, at each output
+
+
+class TestInputs:
+    """Which dimension N:M goes along, and how a scope shares among experts."""
+
+    @pytest.mark.parametrize(
+        ("layer", "weight", "inputs"),
+        [
+            (nn.LSTM(4, 2), "weight_ih_l0", 1),
+            (nn.GRUCell(4, 4), "weight_hh", 1),
+            (nn.MultiheadAttention(4, 2), "in_proj_weight", 1),
+            (nn.MultiheadAttention(4, 2, kdim=8), "k_proj_weight", 1),
+            (nn.ConvTranspose2d(4, 3, 3), "weight", 0),
+            (nn.Bilinear(4, 3, 2), "weight", 1),
+        ],
+    )
+    def test_of_layers(self, layer, weight, inputs):
+        kept = lossprune.prune(layer, "MP", pattern="2:4", parameters=weight).mask[weight]
+        groups = kept.movedim(inputs, -1).unflatten(-1, (-1, 4)).sum(-1)
+        assert (groups == 2).all()
+
+    @pytest.mark.parametrize(("transposed", "inputs"), [(True, 1), (False, 2)])
+    def test_of_experts(self, transposed, inputs):
+        model = Experts()
+        model.is_transposed = transposed
+        for kept in lossprune.prune(model, "MP", pattern="2:4").mask.values():
+            assert (kept.movedim(inputs, -1).unflatten(-1, (-1, 4)).sum(-1) == 2).all()
+
+    def test_of_experts_that_do_not_say(self):
+        message = "which dimension these are is not known .*'gate_up_proj', 'down_proj'"
+        with pytest.raises(ValueError, match=message):
+            lossprune.prune(Experts(), "MP", pattern="2:4")
+
+    @pytest.mark.parametrize("scope", ["erdos-renyi", "erdos-renyi-kernel"])
+    def test_a_scope_takes_experts_for_layers(self, scope):
+        """As many go from three matrices in one parameter as from three layers."""
+        together = nn.Sequential(Experts(), nn.Linear(4, 4))
+        apart = nn.Sequential(
+            *(nn.Linear(4, 8) for _ in range(3)), *(nn.Linear(4, 4) for _ in range(4))
+        )
+        lost = {
+            name: kept.numel() - int(kept.sum())
+            for model in (together, apart)
+            for name, kept in lossprune.prune(model, "MP", sparsity=0.5, scope=scope)
+            .mask.items()
+        }  # fmt: skip
+        of_layers = [lost[f"{number}.weight"] for number in range(3, 6)]
+        assert abs(lost["0.down_proj"] - sum(of_layers)) <= 1
+
+
+class TestSkipped:
+    def test_kinds_and_sizes(self):
+        model = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), Experts(), Tables())
+        model.append(parametrizations.weight_norm(nn.Linear(4, 3)))
+        model.append(nn.Linear(4, 3))
+        result = lossprune.prune(model, "MP", sparsity=0.5, parameters="2")
+        assert {name: part.kind for name, part in result.skipped.items()} == {
+            "0.weight": "embedding",
+            "1.weight": "normalisation",
+            "2.scale": "matrix",
+            **{f"3.{name}": "matrix" for name, p in model[3].named_parameters() if p.ndim > 1},
+            "3.layer_scale": "vector",
+            "4.parametrizations.weight.original0": "parametrisation",
+            "4.parametrizations.weight.original1": "parametrisation",
+            "5.weight": "not chosen",
+        }
+        assert result.skipped["3.latents"].shape == (3, 4)
+        assert result.skipped["3.latents"].size == 12
+        total = sum(parameter.numel() for parameter in model.parameters())
+        assert result.model_parameters == total
+        assert result.model_sparsity == 72 / total
+
+    def test_nothing_is_skipped_of_linear_layers(self):
+        result = lossprune.prune(small(), "MP", sparsity=0.5)
+        assert not result.skipped
+        assert result.model_sparsity == 42 / 99
+
+    def test_considerable_matrices_are_warned_of_with_the_argument_that_takes_them_in(self):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Module())
+        model[1].register_parameter("mix", nn.Parameter(torch.randn(4, 4)))
+        with pytest.warns(UserWarning, match=r"^16 numbers in 1\.mix ") as told:
+            lossprune.prune(model, "MP", sparsity=0.5)
+        (warning,) = told
+        assert "parameters=['*', '1.mix'] takes them in" in str(warning.message)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            taken = lossprune.prune(model, "MP", sparsity=0.5, parameters=["*", "1.mix"])
+            assert list(taken.mask) == ["0.weight", "1.mix"]
+            lossprune.prune(model, "MP", sparsity=0.5, parameters="*")
+
+    def test_embeddings_tables_and_few_matrices_are_no_cause(self):
+        embedding, positions = nn.Embedding(100, 4), nn.Module()
+        positions.register_parameter("positions", nn.Parameter(torch.zeros(1, 50, 4)))
+        positions.register_parameter("mix", nn.Parameter(torch.zeros(2, 1)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            lossprune.prune(
+                nn.Sequential(embedding, positions, nn.Linear(6, 3)), "MP", sparsity=0.5
+            )
+
+    def test_many_are_not_all_written_out(self):
+        model = nn.Sequential(nn.Linear(2, 2), *(nn.Module() for _ in range(6)))
+        for module in model[1:]:
+            module.register_parameter("mix", nn.Parameter(torch.randn(2, 2)))
+        with pytest.warns(UserWarning, match="4.mix and 2 more .*for n, part in result.skipped"):
+            result = lossprune.prune(model, "MP", sparsity=0.5)
+        names = [n for n, part in result.skipped.items() if part.kind == "matrix"]
+        assert lossprune.Mask.dense(model, parameters=["*", *names]).total == 28
 
 
 def batches():

@@ -219,5 +219,7 @@ def test_a_scope_of_ones_own():
 
 
 def test_unknown_scope():
-    with pytest.raises(ValueError, match=f"unknown scope 'local'; choose one of: {', '.join(SCOPES)}"):
+    with pytest.raises(
+        ValueError, match=f"unknown scope 'local'; choose one of: {', '.join(SCOPES)}"
+    ):
         lossprune.prune(network(), "MP", sparsity=0.5, scope="local")

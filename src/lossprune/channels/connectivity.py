@@ -1,7 +1,8 @@
 """How much of a network a mask leaves connected, layer by layer."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor, fx, nn
 
@@ -9,7 +10,7 @@ from lossprune.channels.analysis import Analysis, analyse
 from lossprune.channels.calls import Fixed
 from lossprune.channels.tracing import UntraceableError
 from lossprune.channels.values import Channels, Unknown
-from lossprune.pruning.prunable import input_dimensions
+from lossprune.pruning.prunable import input_dimensions, stacked_weights
 
 _NEVER = "the network never uses it"
 
@@ -90,11 +91,11 @@ def connectivity_of(
     ``fixed`` are the arguments of the network's calls that are no tensors (``calls.py``).  The
     analysis is None where the network cannot be traced, which ``left_dense`` then says.
     """
-    inputs = input_dimensions(masked)
+    units = partial(_units, input_dimensions(masked), stacked_weights(masked))
     try:
         analysis = analyse(masked, mask, fixed)
     except UntraceableError as error:
-        layers = tuple(_dense(name, kept, inputs.get(name)) for name, kept in mask.items())
+        layers = tuple(_dense(name, kept, units(name, kept)) for name, kept in mask.items())
         return Connectivity(layers, {}).with_reason(str(error)), None
     known = analysis.layers()
     reasons = _reasons(analysis, [_layer(name) for name in mask])
@@ -106,7 +107,7 @@ def connectivity_of(
             dead = len(paths) - int(paths.any(1).sum())
             layers.append(_counted(name, kept, int(paths.sum()), len(paths), dead))
         else:
-            counts = _dense(name, kept, inputs.get(name))
+            counts = _dense(name, kept, units(name, kept))
             if reasons.get(layer) == _NEVER:
                 counts = replace(counts, live=0, dead_units=counts.units)
             layers.append(counts)
@@ -117,9 +118,16 @@ def _layer(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
-def _dense(name: str, kept: Tensor, inputs: int | None) -> LayerConnectivity:
-    """With all kept weights live, and dead units where there are none; ``inputs``: a dimension."""
-    units = kept.transpose(0, 1) if inputs == 0 else kept
+def _units(inputs: Mapping[str, int], stacked: Collection[str], name: str, kept: Tensor) -> Tensor:
+    """The mask with a row for each output unit; for each expert, where units are not known."""
+    dimension = inputs.get(name)
+    if name in stacked:
+        return kept if dimension is None else kept.movedim(dimension, -1).flatten(0, 1)
+    return kept.transpose(0, 1) if dimension == 0 else kept
+
+
+def _dense(name: str, kept: Tensor, units: Tensor) -> LayerConnectivity:
+    """With all kept weights live, and dead units where there are none."""
     dead = len(units) - int(units.reshape(len(units), -1).any(1).sum())
     return _counted(name, kept, int(kept.sum()), len(units), dead)
 

@@ -146,7 +146,7 @@ def do(config: PruneConfig, build: str | None = None) -> int:
             outcome = outcome_of(network, mask, found)
             mask.apply_(network)
             after = _tested(network, config, functions, progress)
-        rows, notes = rows_of(found, pruning.unused), _notes(found, pruning)
+        rows, notes = rows_of(found, pruning.unused), _notes(found, pruning, outcome)
         if before is not None and after is not None:
             notes.insert(1, told_tests(before, after))
             outcome["test"] = {"before": asdict(before), "after": asdict(after)}
@@ -155,6 +155,7 @@ def do(config: PruneConfig, build: str | None = None) -> int:
             "settings": _settings(config, build),
             **outcome,
             "unused": pruning.unused,
+            "skipped": {name: asdict(part) for name, part in pruning.skipped.items()},
             "untraced": found.left_dense,
             "stages": [asdict(stage) for stage in stages],
             "seconds": time.perf_counter() - began,
@@ -179,8 +180,15 @@ def _tested(
     return loss_and_error(network, batches, functions["loss"], functions["forward"])
 
 
-def _notes(found: "Connectivity", pruning: "Stages") -> list[str]:
-    notes = [f"effective sparsity {found.effective_sparsity:.5f}"]
+def _notes(found: "Connectivity", pruning: "Stages", outcome: Mapping[str, Any]) -> list[str]:
+    notes = [
+        f"effective sparsity {found.effective_sparsity:.5f}",
+        f"of all {outcome['model_parameters']:,} parameters of the network: "
+        f"{outcome['model_sparsity']:.1%} removed",
+    ]
+    if pruning.left_out:
+        names = ",".join(["*", *pruning.left_out])
+        notes.append(f"note: {pruning.told_left_out()}; --parameters '{names}' takes them in")
     if pruning.unused:
         names = ",".join(pruning.unused_modules)
         notes.append(f"note: {pruning.told_unused()}; --exclude {names} leaves them out")

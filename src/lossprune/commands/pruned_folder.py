@@ -90,7 +90,9 @@ def outcome_of(network: "nn.Module", mask: "Mask", found: "Connectivity") -> dic
     """Return what the record tells of the network as it was and of what is left of it."""
     from lossprune.experiment.environment import environment_of
     from lossprune.experiment.network_file import weights_sha256
+    from lossprune.pruning.skipped import numbers_in
 
+    numbers = numbers_in(network)
     return {
         "environment": environment_of(next(network.parameters()).device),
         "network": {
@@ -100,6 +102,8 @@ def outcome_of(network: "nn.Module", mask: "Mask", found: "Connectivity") -> dic
         "removed": mask.removed,
         "prunable": mask.total,
         "sparsity": mask.sparsity,
+        "model_parameters": numbers,
+        "model_sparsity": mask.removed / max(numbers, 1),
         "effective_sparsity": found.effective_sparsity,
         "layers": [
             {

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lossprune.pruning.schedules import sparsities as sparsities
     from lossprune.pruning.scopes import SCOPES as SCOPES
     from lossprune.pruning.scopes import Scope as Scope
+    from lossprune.pruning.skipped import Skipped as Skipped
     from lossprune.pruning.stages import StageRecord as StageRecord
     from lossprune.pruning.terms import STATISTICS as STATISTICS
 
@@ -58,6 +59,7 @@ _NAMES = {
     "prunable": "prunable_weights",
     "schedules": "SCHEDULES sparsities",
     "scopes": "Scope SCOPES",
+    "skipped": "Skipped",
     "stages": "StageRecord",
     "terms": "STATISTICS",
 }

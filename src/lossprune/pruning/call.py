@@ -1,8 +1,8 @@
 """The call: prune a network, at once or stage by stage."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -17,6 +17,7 @@ from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import listed
 from lossprune.pruning.scopes import Scope
 from lossprune.pruning.settings import Pruning
+from lossprune.pruning.skipped import Skipped, numbers_in
 from lossprune.pruning.stages import MOST_NAMED, StageRecord, Stages
 
 
@@ -31,11 +32,21 @@ class PruningResult:
             depend on in evaluation mode, by the graph, such as those of a head that is used in
             training only.  They count in the sparsity, and criteria that look at the loss remove
             them first.  Empty without data, as only a forward pass shows it.
+        skipped: the parameters that are not pruned, by name, without biases: what kind each is,
+            its shape and size.
+        model_parameters: numbers in all parameters of the network.
     """
 
     mask: Mask
     stages: tuple[StageRecord, ...]
     unused: tuple[str, ...] = ()
+    skipped: Mapping[str, Skipped] = field(default_factory=dict)
+    model_parameters: int = 0
+
+    @property
+    def model_sparsity(self) -> float:
+        """The fraction of all the network's parameters that the mask removes."""
+        return self.mask.removed / max(self.model_parameters, 1)
 
     def __repr__(self) -> str:
         count, mask = len(self.stages), self.mask
@@ -43,6 +54,9 @@ class PruningResult:
             f"{mask.criterion}, {count} {'stage' if count == 1 else 'stages'}",
             f"sparsity {mask.sparsity:.5g}, {mask.removed:,} of {mask.total:,} weights removed",
         ]
+        if self.skipped:
+            share = f"{self.model_sparsity:.5g} of all {self.model_parameters:,} parameters"
+            parts.append(share)
         if self.stages and self.stages[0].loss_before is not None:
             before, after = self.stages[0].loss_before, self.stages[-1].loss_after
             parts.append(f"loss {before:.5g} before, {after:.5g} after")
@@ -97,7 +111,7 @@ def prune(
             SynFlow, 1 for the others.
         schedule: ``"exponential"``, ``"linear"``, or a rising sequence of sparsities.
         reg: λ ≥ 0, the step-size penalty.
-        parameters: which weights to prune, if not those of all linear and convolution layers: a
+        parameters: which weights to prune, if not all that stand in products with activations: a
             name, glob pattern, type of module, module, function of (name, parameter, module), or a
             sequence of these; see :func:`lossprune.pruning.prunable_weights`.
         exclude: which of them not, in the same ways, or ``"first and last"`` for the first and
@@ -123,6 +137,9 @@ def prune(
     or a head that is used in training only, count in the sparsity, and criteria that look at the
     loss remove them first: a warning and ``result.unused`` name them, where there is data.
 
+    What is not pruned is in ``result.skipped``; where matrices of a considerable size are left out
+    and neither ``parameters`` nor ``exclude`` says so, a warning has what takes them in.
+
     Under an initialised ``torch.distributed`` group every process must call this with the same
     model, and with the same data or ``sharded``; they share the work, and each gets the same mask.
 
@@ -144,6 +161,8 @@ def prune(
     """
     # Each setting is a parameter here and a field there, of one name; here they are all there is.
     pruning = Stages(Pruning(**locals()))
+    if pruning.left_out:
+        warnings.warn(f"{pruning.told_left_out()}; {_taking_in(pruning.left_out)}", stacklevel=2)
     mask, records = Mask({}), []
     for after, record in pruning:
         if not records and pruning.unused:
@@ -152,7 +171,14 @@ def prune(
             warnings.warn(f"{pruning.told_unused()}; {instead} leaves them out", stacklevel=2)
         mask = after
         records.append(record)
-    return PruningResult(mask, tuple(records), pruning.unused)
+    return PruningResult(mask, tuple(records), pruning.unused, pruning.skipped, numbers_in(model))
+
+
+def _taking_in(names: Sequence[str]) -> str:
+    chosen = repr(["*", *names])
+    if len(names) > MOST_NAMED:
+        chosen = "['*', *(n for n, part in result.skipped.items() if part.kind == 'matrix')]"
+    return f"parameters={chosen} takes them in, parameters='*' is to leave them, without this word"
 
 
 def prune_by_stage(

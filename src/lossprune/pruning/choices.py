@@ -26,7 +26,8 @@ class LayerWeight:
     Attributes:
         name: the parameter's, as ``model.named_parameters()`` gives it.
         here: the same through this layer.
-        usual: whether it is the weight of a linear or convolution layer.
+        usual: whether it is pruned by default.
+        single: whether it is the one weight of a linear or convolution layer.
         computed: whether it is no parameter itself, but made from others.
     """
 
@@ -35,6 +36,7 @@ class LayerWeight:
     layer: nn.Module
     weight: Tensor
     usual: bool
+    single: bool
     computed: bool
 
 
@@ -72,7 +74,7 @@ def _matches(what: str, choice: Any, model: nn.Module, uses: Sequence[LayerWeigh
     usual = [use for use in uses if use.usual]
     if isinstance(choice, str):
         if choice in ENDS:
-            return {usual[end].name for end in ENDS[choice]} if usual else set()
+            return {ends(usual)[end].name for end in ENDS[choice]} if usual else set()
         return {use.name for use in usual if _is_like(use, choice)}
     if isinstance(choice, (type, nn.Module)):
         return _within(choice, model, uses)
@@ -85,8 +87,13 @@ def _matches(what: str, choice: Any, model: nn.Module, uses: Sequence[LayerWeigh
     )
 
 
+def ends(usual: Sequence[LayerWeight]) -> Sequence[LayerWeight]:
+    """Return what ``"first"`` and ``"last"`` are of: linear and convolution layers, if any."""
+    return [use for use in usual if use.single] or usual
+
+
 def _within(choice: Any, model: nn.Module, uses: Sequence[LayerWeight]) -> set[str]:
-    """Weights of linear and convolution layers in such modules, other parameters of their own."""
+    """What is pruned by default in such modules, other parameters of their own."""
     if isinstance(choice, nn.Module):
         tops = [choice]
     else:

@@ -3,8 +3,11 @@
 With N:M, in every group of M weights that are neighbours along a layer's inputs, N are kept in the
 end; hardware with sparse tensor cores runs 2:4 faster.  Inputs are dimension 1 of the weight of a
 linear layer or convolution (for the latter, groups are of input channels, at each output channel
-and kernel position), as in NVIDIA's Automatic Sparsity; they are dimension 0 in transposed
-convolutions and in the linear layers that ``transformers`` calls ``Conv1D``.
+and kernel position), as in NVIDIA's Automatic Sparsity, and of recurrent layers and attention's
+packed projections; they are dimension 0 in transposed convolutions and in the linear layers that
+``transformers`` calls ``Conv1D``.  The first of a bilinear layer's two inputs is dimension 1.
+Experts' matrices, (experts, outputs, inputs) or (experts, inputs, outputs), are grouped along what
+their module says by ``is_transposed``.
 
 Source: Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021.
 """
@@ -39,6 +42,13 @@ class Pattern:
         self, shapes: Mapping[str, tuple[int, ...]], inputs: Mapping[str, int]
     ) -> None:
         """Raise a ``ValueError`` unless groups fit into the inputs of every weight."""
+        unknown = [repr(name) for name in shapes if name not in inputs]
+        if unknown:
+            raise ValueError(
+                f"pattern {str(self)!r} goes along a layer's inputs, but which dimension these are "
+                "is not known (their module has no is_transposed); exclude these experts: "
+                f"{listed(unknown, most=len(unknown))}"
+            )
         misfits = [
             f"{name!r} ({shape[inputs[name]]})"
             for name, shape in shapes.items()

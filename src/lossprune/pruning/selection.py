@@ -33,6 +33,8 @@ class Selection:
         shapes: of the weights that are pruned, by parameter name.
         inputs: which of a weight's dimensions its inputs are, by name; for patterns.
         dense: name of the layer that the scope keeps dense, if any.
+        stacked: names of the weights that are a matrix for each expert: layers of their own, alike,
+            where a scope goes by the shape of a layer.
     """
 
     scope: Scope
@@ -40,10 +42,16 @@ class Selection:
     shapes: Mapping[str, torch.Size]
     inputs: Mapping[str, int]
     dense: str | None = None
+    stacked: frozenset[str] = frozenset()
 
     @property
     def _sizes(self) -> dict[str, int]:
         return {name: shape.numel() for name, shape in self.shapes.items()}
+
+    @property
+    def total(self) -> int:
+        """How many weights there are."""
+        return sum(self._sizes.values())
 
     def _most(self) -> dict[str, int]:
         """How many weights each layer may lose."""
@@ -76,7 +84,7 @@ class Selection:
         if self.pattern is not None:
             patterned = {n: shape for n, shape in self.shapes.items() if n != self.dense}
             self.pattern.check_shapes(patterned, self.inputs)
-        total, most = sum(self._sizes.values()), sum(self._most().values())
+        total, most = self.total, sum(self._most().values())
         if self.count(sparsity) >= total:
             raise PruningError(f"sparsity {sparsity} leaves none of the {total} prunable weights")
         if self.count(sparsity) > most:
@@ -117,7 +125,7 @@ class Selection:
         lost = _lost(kept)
         quota = quotas(
             self._sizes,
-            {name: self.scope.share(tuple(shape)) for name, shape in self.shapes.items()},
+            {name: self._share(name, tuple(shape)) for name, shape in self.shapes.items()},
             sum(lost.values()) + count,
             removed=lost,
             most=self._most(),
@@ -127,6 +135,12 @@ class Selection:
             one = {name: saliency}
             marked |= select_smallest(one, {name: free[name]}, quota[name] - lost[name])
         return marked
+
+    def _share(self, name: str, shape: tuple[int, ...]) -> float:
+        assert self.scope.share is not None
+        if name in self.stacked:
+            return shape[0] * self.scope.share(shape[1:])
+        return self.scope.share(shape)
 
 
 def _lost(kept: Mapping[str, Tensor]) -> dict[str, int]:

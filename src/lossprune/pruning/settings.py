@@ -19,7 +19,12 @@ from lossprune.pruning.curvature.network import PrunableNetwork
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import find_in
 from lossprune.pruning.patterns import final_sparsity, find_pattern
-from lossprune.pruning.prunable import check_mask, input_dimensions, last_layer
+from lossprune.pruning.prunable import (
+    check_mask,
+    input_dimensions,
+    last_layer,
+    stacked_weights,
+)
 from lossprune.pruning.schedules import sparsities
 from lossprune.pruning.scopes import Scope, find_scope
 from lossprune.pruning.selection import Selection
@@ -85,6 +90,7 @@ class Pruning:
             {name: weight.shape for name, weight in weights.items()},
             {} if pattern is None else input_dimensions(self.model),
             last if last in weights else None,
+            stacked_weights(self.model),
         )
         if self.start is not None:
             _check_start(self.start, weights, selection, final)

@@ -22,6 +22,7 @@ from lossprune.pruning.names import listed, together
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.scoring import Scoring
 from lossprune.pruning.settings import Pruning
+from lossprune.pruning.skipped import Skipped, find_skipped, left_out
 from lossprune.pruning.terms import TERMS
 
 # Names that a warning gives in full.
@@ -102,6 +103,26 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
 
     def __next__(self) -> tuple[Mask, StageRecord]:
         return next(self._results)
+
+    @property
+    def skipped(self) -> dict[str, Skipped]:
+        """As in :class:`PruningResult`."""
+        return find_skipped(self._pruning.model, self._pruning.network.names)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of matrices that are considerable, and left out without anybody asking for it."""
+        if self._pruning.parameters is not None or self._pruning.exclude is not None:
+            return ()
+        return left_out(self.skipped, self._pruning.selection.total)
+
+    def told_left_out(self) -> str:
+        """Return what to tell of them, in one sentence without its end."""
+        size = sum(self.skipped[name].size for name in self.left_out)
+        return (
+            f"{size:,} numbers in {listed(self.left_out, most=MOST_NAMED)} are in matrices that "
+            f"are not pruned by default, beside {self._pruning.selection.total:,} weights that are"
+        )
 
     @property
     def unused(self) -> tuple[str, ...]:
