@@ -25,6 +25,7 @@ MOST_BATCH = 1_000_000
 MOST_RUNS = 100_000  # of a plan: to list them takes seconds
 MOST_REG = 1e30  # times θ² it is still a number in single precision
 
+_LONGEST_OWN = 80  # of a name that is part of a folder's name
 _CPUS = os.cpu_count() or 1
 # A thread beyond the CPUs only waits for another.  Not fewer than a large machine has, as a run may
 # be planned on a small one.
@@ -238,6 +239,31 @@ def check_one_of(name: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise ValueError(
             f"--{name} must be one of {', '.join(choices)}, got {value!r}"
+            + did_you_mean(value, choices)
+        )
+
+
+def check_one_or_own(name: str, value: str, choices: Iterable[str], own: str) -> None:
+    """Check that a value is a choice, or names the user's own, which messages call ``own``.
+
+    Nothing is imported here.
+
+    >>> check_one_or_own("arch", "mine.models:build", ["MLP"], "MODULE:FUNCTION")
+    >>> check_one_or_own("arch", "mine.py:build", ["MLP"], "MODULE:FUNCTION")
+    Traceback (most recent call last):
+    ValueError: --arch must be MODULE:FUNCTION, as Python imports it, got 'mine.py:build'
+    """
+    if ":" in value:
+        module, _, attribute = value.partition(":")
+        words = (*module.split("."), *attribute.split("."))
+        good = all(map(str.isidentifier, words)) and not module.endswith(".py")
+        if not good or len(value) > _LONGEST_OWN:
+            raise ValueError(f"--{name} must be {own}, as Python imports it, got {value!r}")
+        return
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(
+            f"--{name} must be one of {', '.join(choices)}, or {own} of your own, got {value!r}"
             + did_you_mean(value, choices)
         )
 

@@ -1,16 +1,21 @@
 """Functions that a flag names, as ``package.module:function``, and what goes wrong in them."""
 
+import hashlib
 import importlib
+import inspect
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lossprune.flags import did_you_mean
+from lossprune.pruning.criteria import Criterion
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.names import did_you_mean
 
 # What is installed, Python's own modules and this library are nobody's own code.
 _OTHERS = tuple(
@@ -58,6 +63,53 @@ def find_object(named: str, what: str) -> Any:
             close = did_you_mean(part, [name for name in dir(value) if not name.startswith("_")])
             raise ValueError(f"{what} {named}: {module_name} has no {part!r}{close}") from None
     return value
+
+
+def find_criterion(named: str, what: str) -> Criterion:
+    """Return the criterion that ``named`` says, called by that name, as :func:`find_function`."""
+    value = find_object(named, what)
+    if not isinstance(value, Criterion):
+        raise ValueError(f"{what} {named} must be a lossprune.Criterion, it is {_a_kind_of(value)}")
+    return replace(value, name=named)
+
+
+def offering(
+    function: Callable[..., Any], offered: Mapping[str, Any], named: str
+) -> Callable[[], Any]:
+    """Return a call of the function with those arguments offered that its signature names.
+
+    Args:
+        function: of the user.
+        offered: arguments by name.
+        named: what messages call it.
+
+    Raises:
+        ValueError: it needs others.
+
+    >>> offering(lambda shape, depth=3: (shape, depth), {"shape": 8, "classes": 10}, "--arch a:b")()
+    (8, 3)
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # it is not written in Python
+        return function
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    taken = [name for name, one in parameters.items() if one.kind in either and name in offered]
+    any_number = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    for name, one in parameters.items():
+        if name not in taken and one.default is one.empty and one.kind not in any_number:
+            raise ValueError(
+                f"{named} needs an argument {name!r}: it can have {', '.join(offered)}, "
+                "and others need a default"
+            )
+    return partial(function, **{name: offered[name] for name in taken})
+
+
+def file_sha256(named: str) -> str | None:
+    """Return the SHA-256 of the file of an imported module; None where it has none."""
+    file = getattr(sys.modules.get(named.partition(":")[0]), "__file__", None)
+    path = None if file is None else Path(file)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else None
 
 
 def call(function: Callable[[], Any], named: str, what: str) -> Any:

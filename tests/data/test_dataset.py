@@ -176,8 +176,8 @@ def test_batches_refuses_at_once(options, message):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (torch.zeros(2, 3, 4, 4), [0, 1], "^images must be uint8 .* got torch.float32"),
-        (torch.zeros(2, 4, 4, dtype=torch.uint8), [0, 1], r"of shape \(2, 4, 4\)$"),
+        (torch.zeros(2, 3).double(), [0, 1], "^images must be uint8, .* got torch.float64"),
+        (torch.tensor(0.0), [0, 1], r"of shape \(\)$"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), [0], r"^labels must be int64 of shape \(2,\)"),
         (torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [0.5], "got torch.float32 of shape"),
         (torch.zeros(0, 1, 4, 4, dtype=torch.uint8), [], r"^images must not be empty"),
@@ -243,7 +243,8 @@ def test_a_missing_path_is_asked_for(name):
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=f"must be one of {', '.join(DATASETS)}, got 'x'"):
+    known = f"must be one of {', '.join(DATASETS)}, or MODULE:FUNCTION of your own, got 'x'"
+    with pytest.raises(ValueError, match=known):
         load("x", seed=0)
 
 

@@ -141,16 +141,16 @@ def test_what_starts_from_a_diverged_baseline_is_not_run(tmp_path, command):
 
 def test_a_run_that_fails_by_itself_is_retried_on_request(tmp_path, command):
     (tmp_path / "own.toml").write_text(
-        'arch = "MLP"\ndataset = "digits"\npe = 0\nnepochs = 0\npr = 0.5\nnex = [100, 5000]\n'
+        'arch = "MLP"\ndataset = "digits"\npe = 0\nnepochs = 0\npr = [0.5, 0.999999]\nnex = 100\n'
     )
     answer = command("sweep", "own.toml")
     assert answer.status == 2
-    assert "nex=5000: failed: --nex must be at most 1297" in answer.err
+    assert "pr=0.999999: failed: sparsity 0.999999 leaves none of" in answer.err
     assert "1 of 2 finished, 1 failed" in answer.err
     again = command("sweep", "own.toml")
     assert again.status == 2
     assert "(failed before; --retry tries again)" in again.err
-    (folder,) = (tmp_path / "results").glob("*nex=5000*")
+    (folder,) = (tmp_path / "results").glob("*pr=0.999999*")
     failed_at = (folder / "error.json").stat().st_mtime_ns
     retried = command("sweep", "own.toml", "--retry")
     assert retried.status == 2
@@ -158,7 +158,7 @@ def test_a_run_that_fails_by_itself_is_retried_on_request(tmp_path, command):
     assert (folder / "error.json").stat().st_mtime_ns > failed_at
     status = command("status", "results")
     assert "1 finished, 1 failed" in status.out
-    assert "--nex must be at most 1297" in status.out
+    assert "sparsity 0.999999 leaves none of" in status.out
 
 
 def test_a_run_whose_worker_always_dies_is_given_up(tmp_path, command, monkeypatch):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lossprune.commands import EXIT_OK
-from lossprune.data import DATASETS, MOST_IMAGE_SIZE
+from lossprune.data import DATA_PATH, DATA_PATH_HELP, DATASETS, MOST_IMAGE_SIZE
 from lossprune.flags import check_seed, check_whole, flag
 
 
@@ -18,7 +18,7 @@ class DataConfig:
         ValueError: a value that its flag does not accept.
     """
 
-    data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")
+    data_path: Path = flag(DATA_PATH, "data_path", DATA_PATH_HELP)
     mirror: str | None = flag(None, "mirror", "base URL to download missing files from")
     image_size: int = flag(0, "image_size", "height and width of inputs, for imagenet; 0: 224")
     seed: int = flag(1111, "seed", "seed of the split")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lossprune.commands import EXIT_OK
 from lossprune.commands.output import NETWORK, ONNX, TABLE, check_out, json_bytes, open_out
+from lossprune.data import DATA_PATH, DATA_PATH_HELP
 from lossprune.experiment.folder import MASK, RECORD
 from lossprune.flags import check, check_one_of, check_positive, check_threads, flag
 from lossprune.progress import shown_progress
@@ -36,7 +37,7 @@ class DeployConfig:
     """
 
     out: Path = flag(Path("deployed"), "out", "folder to write into")
-    data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")
+    data_path: Path = flag(DATA_PATH, "data_path", DATA_PATH_HELP)
     data: str | None = flag(
         None, "data", "MODULE:FUNCTION of batches to time on, for a folder of lossprune prune; if "
         "not given, the one it was pruned with"

@@ -18,8 +18,9 @@ def do(config: RunConfig) -> int:
         if record is None:
             from lossprune.experiment import run
             from lossprune.progress import shown_progress
+            from lossprune.user_code import blaming_users_code
 
-            with shown_progress(ranks.first) as progress:
+            with shown_progress(ranks.first) as progress, blaming_users_code():
                 progress.note(f"folder: {config.folder}")
                 record = run(config, progress)
                 progress.note(summarise(record))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lossprune.commands import EXIT_DIVERGED, EXIT_ERROR, EXIT_INTERRUPTED, EXIT_OK
+from lossprune.data import DATA_PATH, DATA_PATH_HELP
 from lossprune.experiment.config import DEVICES
 from lossprune.flags import (
     MOST_WORKERS,
@@ -56,7 +57,7 @@ class SweepConfig:
     )
     tensorboard: bool = flag(False, "tensorboard", "write TensorBoard files to PATH/tensorboard")
     path: Path = flag(Path("results"), "path", "folder of all results")
-    data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")
+    data_path: Path = flag(DATA_PATH, "data_path", DATA_PATH_HELP)
     mirror: str | None = flag(None, "mirror", "base URL to download a missing data set from")
     device: str = flag("auto", "device", "auto, cpu or cuda; auto takes CUDA where there is one")
     threads: int | None = flag(None, "threads", "CPU threads of a run; if not given, its cores")

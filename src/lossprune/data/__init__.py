@@ -14,6 +14,7 @@ cost.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from lossprune.data.dataset import Split as Split
 
 MOST_IMAGE_SIZE = 65_535  # of a JPEG
+DATA_PATH = Path(os.environ.get("LOSSPRUNE_DATA") or "data")
+"""The folder of the data sets where none is given."""
+DATA_PATH_HELP = "folder of the data sets; if not given, $LOSSPRUNE_DATA or data"
 
 __all__ = ["DATASETS", "Dataset", "DatasetEntry", "Source", "Split", "load"]
 
@@ -120,7 +124,8 @@ def load(
     batches are moved as they are used.
 
     Args:
-        name: a key of ``DATASETS``.
+        name: a key of ``DATASETS``, or ``MODULE:FUNCTION`` that loads a data set of one's own (see
+            :func:`lossprune.data.own.read_own`).
         path: the folder of the data; None is enough for the bundled digits.
         seed: draws the split where the data set has no fixed one.
         device: where the images and labels are held.
@@ -139,21 +144,33 @@ def load(
     Traceback (most recent call last):
     ValueError: image size (--image_size) is for imagenet, not for digits
     """
-    if name not in DATASETS:
-        raise ValueError(f"data set (--dataset) must be one of {', '.join(DATASETS)}, got {name!r}")
-    entry = DATASETS[name]
+    entry = DATASETS.get(name) or (_own(name) if ":" in name else None)
+    if entry is None:
+        raise ValueError(
+            f"data set (--dataset) must be one of {', '.join(DATASETS)}, or MODULE:FUNCTION of "
+            f"your own, got {name!r}"
+        )
     if entry.needs_path and path is None:
         raise ValueError(f"data set {name!r} needs a path (--data_path): {entry.summary}")
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed (--seed) must be a whole number of 64 bits, got {seed!r}")
     if image_size is not None:
-        _check_image_size(name, image_size)
+        _check_image_size(name, entry, image_size)
     source = Source(None if path is None else Path(path), seed, mirror, progress, image_size)
     return entry.read(source).to(device)
 
 
-def _check_image_size(name: str, image_size: int) -> None:
-    if not DATASETS[name].sized:
+def _own(name: str) -> DatasetEntry:
+    def read(source: Source) -> Dataset:
+        from lossprune.data.own import read_own
+
+        return read_own(name, source)
+
+    return DatasetEntry("of one's own", read, needs_path=False, sized=True)
+
+
+def _check_image_size(name: str, entry: DatasetEntry, image_size: int) -> None:
+    if not entry.sized:
         sized = ", ".join(other for other, entry in DATASETS.items() if entry.sized)
         raise ValueError(f"image size (--image_size) is for {sized}, not for {name}")
     if not 1 <= image_size <= MOST_IMAGE_SIZE:

@@ -21,7 +21,7 @@ PADDING = 4
 class Affine:
     """x ↦ x · ``factor`` − ``offset``: normalisation as one product and one difference.
 
-    Both are numbers, or float32 tensors of shape (channels, 1, 1). The two steps are kept apart:
+    Both are numbers, or float32 tensors of shape (channels, 1, …). The two steps are kept apart:
     a fused one rounds differently from device to device.
     """
 
@@ -30,23 +30,31 @@ class Affine:
 
     @staticmethod
     def standardising(
-        mean: Sequence[float], std: Sequence[float], scale: float, device: torch.device
+        mean: Sequence[float],
+        std: Sequence[float],
+        scale: float,
+        device: torch.device,
+        trailing: int = 2,
     ) -> Affine:
-        """Return x ↦ (x / scale − mean) / std."""
+        """Return x ↦ (x / scale − mean) / std, of inputs with ``trailing`` dimensions more."""
         factors = [1 / (scale * s) for s in std]
         offsets = [m / s for m, s in zip(mean, std, strict=True)]
-        return Affine(_constant(factors, device), _constant(offsets, device))
+        return Affine(*(_constant(values, device, trailing) for values in (factors, offsets)))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Map uint8 images (n, channels, height, width) to float32."""
+        """Map images (n, channels, …) to new float32 tensors; int64 is copied as it is."""
+        if images.dtype == torch.int64:
+            return images.clone()
+        if images.dtype == torch.float32:  # a network may change what it gets, but not the data
+            return images.mul(self.factor).sub_(self.offset)
         return images.to(torch.float32).mul_(self.factor).sub_(self.offset)
 
 
-def _constant(values: Sequence[float], device: torch.device) -> float | Tensor:
-    """One value as a number, which costs less to apply; more as a (channels, 1, 1) tensor."""
+def _constant(values: Sequence[float], device: torch.device, trailing: int) -> float | Tensor:
+    """One value as a number, which costs less to apply; more as a (channels, 1, …) tensor."""
     if len(values) == 1:
         return values[0]
-    return torch.tensor(values, dtype=torch.float32, device=device).reshape(-1, 1, 1)
+    return torch.tensor(values, dtype=torch.float32, device=device).reshape(-1, *[1] * trailing)
 
 
 class Change(Protocol):
@@ -74,7 +82,7 @@ def iterate(
     """Return an iterator over (inputs, labels), ``size`` examples at a time.
 
     Args:
-        images: uint8 (n, channels, height, width).
+        images: (n, …), as they are stored.
         labels: int64 (n,), on the device that the batches are wanted on.
         size: examples in a batch; the last one holds what is left.
         affine: normalises a batch, on the labels' device.

@@ -1,4 +1,4 @@
-"""A data set: raw images and labels of three splits, and the batches drawn from them."""
+"""A data set: inputs as they are stored and labels of three splits, and batches of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import torch
 from torch import Tensor
 
 from lossprune.data.batches import Affine, Change, Moves, iterate
+from lossprune.data.checks import check
 from lossprune.data.crops import Centre, RandomWindows
 
+KINDS = (torch.uint8, torch.float32, torch.int64)  # of inputs
 SHARE = 4  # images are moved to a GPU where they take at most one part in so many of what is free
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images as they are stored, with their labels.
+    """Images, or other inputs, as they are stored, with their labels.
 
     Attributes:
-        images: uint8, (examples, channels, height, width); on the labels' device, or, where they
-            are too many for it, on the CPU, possibly as a file mapped into memory.
+        images: (examples, …), of any shape; uint8 as images are, float32, or int64, such as tokens,
+            which networks get as they are.  On the labels' device, or, where they are too many for
+            it, on the CPU, possibly as a file mapped into memory.
         labels: int64, (examples,), on the device that batches are wanted on.
 
     Raises:
@@ -31,9 +34,9 @@ class Split:
     labels: Tensor
 
     def __post_init__(self):
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if self.images.dtype not in KINDS or self.images.ndim == 0:
             raise ValueError(
-                "images must be uint8 of shape (examples, channels, height, width), "
+                "images must be uint8, float32 or int64, of shape (examples, …), "
                 f"got {self.images.dtype} of shape {tuple(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
@@ -64,7 +67,12 @@ class Split:
 class Dataset:
     """Three splits and how their images become the inputs of a network.
 
-    An input is (image / ``scale`` − ``mean``) / ``std``, for each channel.
+    An input is (image / ``scale`` − ``mean``) / ``std``, for each channel, which is the first
+    dimension of an image; of int64 it is what is stored.
+
+    >>> points = Split(torch.randn(6, 2), torch.tensor([0, 1, 0, 1, 0, 1]))
+    >>> Dataset("points", points, points, points, ("left", "right"), (0.0,), (1.0,), 1.0).shape
+    (2,)
 
     Attributes:
         name: the data set's name, for records and messages.
@@ -80,8 +88,9 @@ class Dataset:
         score_every: loss and error on training images are those of every so many-th.
 
     Raises:
-        ValueError: a label outside the classes, splits of different image shapes, a class that is
-            missing from training, or a mean or std that cannot be used.
+        ValueError: a label outside the classes, splits of different image shapes or types, an input
+            that is not finite, a class that is missing from training, a mean or std that cannot be
+            used, or augmentation and crops of what is no image.
     """
 
     name: str
@@ -107,10 +116,15 @@ class Dataset:
         )
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an input."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, self.crop or height, self.crop or width
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an input: (channels, height, width) of an image."""
+        shape = tuple(self.train.images.shape[1:])
+        return shape if self.crop is None else (shape[0], self.crop, self.crop)
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether inputs are stored as bytes, as those of images are."""
+        return self.train.images.dtype == torch.uint8
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -130,13 +144,13 @@ class Dataset:
         They stay where they are if they would take more than a quarter of a GPU's free memory;
         batches are then moved as they are used.
         """
-        size = sum(split.images.numel() for split in self.splits.values())
+        size = sum(split.images.nbytes for split in self.splits.values())
         images = size <= _room(torch.device(device))
         moved = {name: split.to(device, images=images) for name, split in self.splits.items()}
         return replace(self, **moved)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Return uint8 ``images`` (n, channels, height, width) as float32 inputs of a network."""
+        """Return ``images`` (n, …), as they are stored, as inputs of a network."""
         if self.crop is not None:
             images = Centre(self.crop)(images)
         return self._affine(images.device)(images)
@@ -194,7 +208,8 @@ class Dataset:
         return None if self.crop is None else Centre(self.crop)
 
     def _affine(self, device: torch.device) -> Affine:
-        return Affine.standardising(self.mean, self.std, self.scale, device)
+        trailing = len(self.shape) - 1
+        return Affine.standardising(self.mean, self.std, self.scale, device, trailing)
 
 
 def _room(device: torch.device) -> float:
@@ -203,46 +218,6 @@ def _room(device: torch.device) -> float:
         return float("inf")
     free, _ = torch.cuda.mem_get_info(device)
     return free / SHARE
-
-
-def check(dataset: Dataset) -> None:
-    """Raise ValueError, naming what and where, unless ``dataset`` can be trained on."""
-    count = len(dataset.classes)
-    for name, split in dataset.splits.items():
-        if split.images.shape[1:] != dataset.train.images.shape[1:]:
-            raise ValueError(
-                f"data set {dataset.name!r}: {name} images have shape "
-                f"{tuple(split.images.shape[1:])}, train images {dataset.shape}"
-            )
-        wrong = ((split.labels < 0) | (split.labels >= count)).nonzero()
-        if len(wrong):
-            position = int(wrong[0])
-            raise ValueError(
-                f"data set {dataset.name!r}: {name} label {int(split.labels[position])} of example "
-                f"{position} is outside the {count} classes (0 to {count - 1})"
-            )
-    present = torch.bincount(dataset.train.labels, minlength=count)
-    for label, examples in enumerate(present.tolist()):
-        if examples == 0:
-            raise ValueError(
-                f"data set {dataset.name!r}: class {dataset.classes[label]!r} (label {label}) has "
-                "no training example"
-            )
-    _check_normalisation(dataset)
-
-
-def _check_normalisation(dataset: Dataset) -> None:
-    channels = dataset.shape[0]
-    if len(dataset.mean) != len(dataset.std) or len(dataset.std) not in (1, channels):
-        raise ValueError(
-            f"data set {dataset.name!r}: mean and std must hold 1 or {channels} values each, "
-            f"got {len(dataset.mean)} and {len(dataset.std)}"
-        )
-    if not all(0 < std < float("inf") for std in (*dataset.std, dataset.scale)):
-        raise ValueError(
-            f"data set {dataset.name!r}: std and scale must be above 0, got std {dataset.std} and "
-            f"scale {dataset.scale} (std is 0 where all training images are of one colour)"
-        )
 
 
 def moments(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lossprune.data import DATASETS, MOST_IMAGE_SIZE
+from lossprune.data import DATA_PATH, DATA_PATH_HELP, DATASETS, MOST_IMAGE_SIZE
 from lossprune.flags import (
     MOST_BATCH,
     MOST_EPOCHS,
@@ -18,6 +18,7 @@ from lossprune.flags import (
     check_fraction,
     check_not_negative,
     check_one_of,
+    check_one_or_own,
     check_positive,
     check_seed,
     check_threads,
@@ -47,18 +48,29 @@ class RunConfig:
     'arch=MLP,dec=1.0,dec_every=1,exp=True,l2=0.0005,lr=0.01,model_0=None,nepochs=200,nex=1000,pe=0,pi=14,pm=MP,pr=0.98847,reg=0.0,seed=1111'
     """
 
-    arch: str = flag("VGG11", "arch", f"network: {', '.join(NETWORKS)}", "always")
+    arch: str = flag(
+        "VGG11",
+        "arch",
+        f"network: {', '.join(NETWORKS)}; or MODULE:FUNCTION that builds your own",
+        "always",
+    )
     dataset: str | None = flag(
         None,
         "dataset",
-        f"data set: {', '.join(DATASETS)}; if not given, mnist for MLP and cifar10 for the others",
+        f"data set: {', '.join(DATASETS)}, or MODULE:FUNCTION that loads your own; if not given, "
+        "mnist for MLP and cifar10 for the others",
         "changed",
     )
     image_size: int = flag(
         0, "image_size", "height and width of inputs, for imagenet; 0: 224", "changed"
     )
     sparsity: float = flag(0.956, "pr", "fraction of the weights to remove, in [0, 1)", "always")
-    criterion: str = flag("MP", "pm", f"pruning criterion: {', '.join(CRITERIA)}", "always")
+    criterion: str = flag(
+        "MP",
+        "pm",
+        f"pruning criterion: {', '.join(CRITERIA)}; or MODULE:NAME of a lossprune.Criterion",
+        "always",
+    )
     stages: int = flag(1, "pi", "number of pruning stages π", "always")
     exponential: bool = flag(
         False, "exp", "remove the same fraction of what remains at each stage", "always"
@@ -100,7 +112,7 @@ class RunConfig:
     )
     seed: int = flag(1111, "seed", "seed of split, network, batches and examples", "always")
     path: Path = flag(Path("results"), "path", "folder of all results")
-    data_path: Path = flag(Path("data"), "data_path", "folder of the data sets")
+    data_path: Path = flag(DATA_PATH, "data_path", DATA_PATH_HELP)
     mirror: str | None = flag(None, "mirror", "base URL to download a missing data set from")
     device: str = flag("auto", "device", "auto, cpu or cuda; auto takes CUDA where there is one")
     threads: int | None = flag(None, "threads", "CPU threads; if not given, torch's own choice")
@@ -110,10 +122,14 @@ class RunConfig:
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
     def __post_init__(self) -> None:
-        check_one_of("arch", self.arch, NETWORKS)
+        check_one_or_own("arch", self.arch, NETWORKS, "MODULE:FUNCTION")
         if self.dataset is not None:
-            check_one_of("dataset", self.dataset, DATASETS)
-        check_one_of("pm", self.criterion, CRITERIA)
+            check_one_or_own("dataset", self.dataset, DATASETS, "MODULE:FUNCTION")
+        elif implied_dataset(self.arch) is None:
+            raise ValueError(
+                f"--dataset is missing: a network of your own, --arch {self.arch}, implies none"
+            )
+        check_one_or_own("pm", self.criterion, CRITERIA, "MODULE:NAME")
         check_one_of("device", self.device, DEVICES)
         check_one_of("train", self.train, TRAININGS)
         check_one_of("amp", self.amp, AMPS)
@@ -157,7 +173,7 @@ class RunConfig:
     @property
     def dataset_name(self) -> str:
         """The data set: the one asked for, or else the one that the network implies."""
-        return self.dataset or implied_dataset(self.arch)
+        return self.dataset or implied_dataset(self.arch) or ""
 
     @property
     def schedule(self) -> str:
@@ -194,6 +210,8 @@ class RunConfig:
         return self.path / self.name
 
 
-def implied_dataset(arch: str) -> str:
-    """Return the data set of a network where none is named."""
+def implied_dataset(arch: str) -> str | None:
+    """Return the data set of a network where none is named; None: it has to be."""
+    if ":" in arch:
+        return None
     return "mnist" if arch == "MLP" else "cifar10"

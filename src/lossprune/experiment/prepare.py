@@ -1,5 +1,6 @@
 """All that a run needs before it may write a byte: device, data, network, and their checks."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from lossprune.data import Dataset, load
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.environment import choose_device, environment_of
 from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
+from lossprune.experiment.own_code import build_network, code_of, criterion_of
 from lossprune.experiment.ranks import current
 from lossprune.experiment.record import RunRecord, Start
 from lossprune.kernels.compiler import compiler_available
-from lossprune.networks import NETWORKS
 from lossprune.pruning.settings import Pruning
 from lossprune.training.perceptron.structure import check_sparse
 from lossprune.training.precision import check_compiler
@@ -28,7 +29,14 @@ _EXAMPLES_PER_BATCH = 100
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run ready to begin."""
+    """A run ready to begin.
+
+    Attributes:
+        config, device, dataset, network: what is to be done, and with what.
+        start: the network it begins from.
+        environment: versions and hardware.
+        own: SHA-256 of the user's own code and data, as :class:`RunRecord` has them.
+    """
 
     config: RunConfig
     device: torch.device
@@ -36,6 +44,7 @@ class PreparedRun:
     network: nn.Module
     start: Start
     environment: Mapping[str, Any]
+    own: Mapping[str, str]
 
     @property
     def about_networks(self) -> dict[str, Any]:
@@ -83,12 +92,12 @@ class StageExamples:
     """The training examples of each pruning stage, drawn from the seed and the stage alone.
 
     So a run that resumes at a stage measures on the very examples it would have seen.  Without
-    augmentation; ``stage`` is set by whoever prunes.
+    augmentation; all of them where there are fewer; ``stage`` is set by whoever prunes.
     """
 
     def __init__(self, dataset: Dataset, examples: int, seed: int) -> None:
         self.dataset = dataset
-        self.examples = examples
+        self.examples = min(examples, len(dataset.train))
         self.seed = seed
         self.stage = 1
 
@@ -112,30 +121,18 @@ def prepare(
         cache: keeps the data set and the start network for the next run.
 
     Raises:
-        ValueError: no CUDA; wrong data; a network that does not fit them or ``--model_0``; fewer
-            training examples than ``--nex``; a sparsity that leaves nothing;
-            ``--train sparse``, ``--amp`` or ``--compile`` where that cannot be done.
+        ValueError: no CUDA; wrong data; a network that does not fit them or ``--model_0``; a
+            sparsity that leaves nothing; ``--train sparse``, ``--amp`` or ``--compile`` where that
+            cannot be done.
         FileNotFoundError: ``--model_0`` or the data set is not there.
     """
     device = choose_device(config.device, unfinished)
-    generator = torch.Generator().manual_seed(config.seed)
     cache = cache or Cache()
     start = None if config.start is None else _read_start(config.start, cache)
-    dataset = cache.get(
-        "dataset",
-        (*dataset_key(config), str(device)),
-        lambda: load(
-            config.dataset_name,
-            config.data_path,
-            seed=config.seed,
-            device=device,
-            mirror=config.mirror,
-            image_size=config.image_size or None,
-        ),
+    dataset, data = cache.get(
+        "dataset", (*dataset_key(config), str(device)), lambda: _load(config, device)
     )
-    network = NETWORKS[config.arch](
-        shape=dataset.shape, classes=len(dataset.classes), generator=generator
-    )
+    network = build_network(config, dataset)
     path = sha256 = None
     if config.start is not None and start is not None:
         weights, metadata, sha256 = start
@@ -152,7 +149,32 @@ def prepare(
         network=network,
         start=Start(path, sha256, weights_sha256(network.state_dict())),
         environment=environment_of(device),
+        own={**data, **code_of(config)},
     )
+
+
+def _load(config: RunConfig, device: torch.device) -> tuple[Dataset, dict[str, str]]:
+    """Return the data set and, of one of the user's own, its SHA-256 as ``data``."""
+    dataset = load(
+        config.dataset_name,
+        config.data_path,
+        seed=config.seed,
+        device=device,
+        mirror=config.mirror,
+        image_size=config.image_size or None,
+    )
+    return dataset, {"data": _sha256(dataset)} if ":" in config.dataset_name else {}
+
+
+def _sha256(dataset: Dataset) -> str:
+    """Return the SHA-256 of all examples, and of what makes inputs of them."""
+    tensors = {
+        f"{which}.{name}": tensor
+        for which, split in dataset.splits.items()
+        for name, tensor in vars(split).items()
+    }
+    values = {name: value for name, value in vars(dataset).items() if name not in dataset.splits}
+    return hashlib.sha256(f"{values} {weights_sha256(tensors)}".encode()).hexdigest()
 
 
 def dataset_key(config: RunConfig) -> tuple[str, str, int, int]:
@@ -176,10 +198,10 @@ def pruning_of(config: RunConfig, network: nn.Module, examples: StageExamples) -
     """
     return Pruning(
         network,
-        config.criterion,
+        criterion_of(config),
         sparsity=config.sparsity,
         data=examples,
-        examples=config.examples,
+        examples=examples.examples,
         stages=config.stages,
         schedule=config.schedule,
         reg=config.reg,
@@ -191,11 +213,6 @@ def pruning_of(config: RunConfig, network: nn.Module, examples: StageExamples) -
 def _check_pruning(config: RunConfig, dataset: Dataset, network: nn.Module) -> None:
     if not config.prunes:
         return
-    if config.examples > len(dataset.train):
-        raise ValueError(
-            f"--nex must be at most {len(dataset.train)}, the training examples of {dataset.name}, "
-            f"got {config.examples}"
-        )
     pruning_of(config, network, StageExamples(dataset, config.examples, config.seed))
 
 

@@ -87,6 +87,8 @@ class RunRecord:
             ``"compacted"``, ``"sparse"``, ``"stacked"`` or ``"distributed"``) and ``reason``;
             usually one.
         seconds: of computing, over all attempts that ended in a whole epoch or stage.
+        own: of code and data of the user's own, SHA-256 of the files of modules, by flag, and
+            of the examples as they were loaded, by ``data``.
     """
 
     config: Mapping[str, Any]
@@ -104,6 +106,7 @@ class RunRecord:
     epochs: tuple[EpochRecord, ...] = ()
     training: tuple[Mapping[str, Any], ...] = ()
     seconds: float = 0.0
+    own: Mapping[str, str] = field(default_factory=dict)
     format: str = field(default="lossprune record 1")
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ from lossprune.experiment.state import RunState
 from lossprune.experiment.store import RunStore
 from lossprune.experiment.story import Request, Trained, tell
 from lossprune.progress import Progress, Silent
+from lossprune.user_code import blaming_users_code
 
 
 class OpenRun:
@@ -117,7 +118,7 @@ def opened(
     ranks = current()
     folder = RunFolder(config.folder, ranks)
     unfinished = folder.record()
-    with ranks.together():
+    with ranks.together(), blaming_users_code():
         prepared = prepare(config, unfinished, cache)
     _check_start(prepared, ranks)
     with folder.locked():
@@ -127,12 +128,13 @@ def opened(
 
 
 def _check_start(prepared: PreparedRun, ranks: Ranks) -> None:
-    """Raise ValueError unless all processes begin from the same weights."""
-    here = prepared.start.weights_sha256.encode()
+    """Raise ValueError unless all processes begin from the same weights and data."""
+    here = f"{prepared.start.weights_sha256} {prepared.own.get('data')}".encode()
     first = ranks.from_first(lambda: here)
     with ranks.together():
         if here != first:
             raise ValueError(
                 "the start network of this process is not that of the first one: "
-                "--model_0 and torch must be the same on every machine"
+                "--model_0 and torch must be the same on every machine, and so must what functions "
+                "of your own return"
             )

@@ -52,6 +52,7 @@ class RunState(RecordBuilder):
                 environment=prepared.environment,
                 start=prepared.start,
                 prunable=sum(weight.numel() for weight in weights),
+                own=prepared.own,
             )
         )
         self._forward = Forward(self.network, self.config.amp, compiled=self.config.compiled)
@@ -78,8 +79,8 @@ class RunState(RecordBuilder):
 
     def conditions(self) -> tuple[object, ...]:
         """What a measurement of a network depends on beside the network, to the last bit."""
-        threads = torch.get_num_threads()
-        return *dataset_key(self.config), str(self.device), threads, self.ranks.world
+        where = str(self.device), torch.get_num_threads(), self.ranks.world
+        return self.config.arch, *dataset_key(self.config), *where
 
     def checkpoint(self) -> Checkpoint:
         """Return what the run could go on from; its tensors are those of the run itself."""

@@ -153,21 +153,27 @@ class RunStore:
         weights, _ = self._needed(BEST, network_in)
         return weights
 
-    def restore(self, start: Start) -> Checkpoint | None:
+    def restore(self, start: Start, data: str | None = None) -> Checkpoint | None:
         """Return what a run with this start network goes on from, where there is something.
+
+        Args:
+            start: the network.
+            data: the SHA-256 of data of the user's own.
 
         Raises:
             ValueError: it, or what it needs beside it, is damaged; or it was begun from another
-                start network.
+                start network, or with other data.
         """
         if not self._folder.has(CHECKPOINT):
             return None
         saved = self._checkpoint()
         record = saved.record
         if record.start.weights_sha256 != start.weights_sha256:
+            raise ValueError(f"{self._folder.path} {_begun_otherwise(record, start)}")
+        if record.own.get("data") != data:
             raise ValueError(
-                f"{self._folder.path} was begun from another start network "
-                f"({record.start.path}); give --path another folder"
+                f"{self._folder.path} was begun with other data than --dataset "
+                f"{record.config['dataset']} loads now; give --path another folder"
             )
         self.saved_epoch, self._best = len(record.epochs), None
         if record.after_pruning is not None and not record.is_just_pruned:
@@ -247,3 +253,12 @@ class RunStore:
         except ValueError as error:
             problem = str(error)
         raise ValueError(f"{problem}; remove {CHECKPOINT} beside it to begin this run again")
+
+
+def _begun_otherwise(record: RunRecord, start: Start) -> str:
+    if record.start.path is None and start.path is None:
+        return (
+            f"was begun from another network than --arch {record.config['arch']} builds now "
+            f"from seed {record.config['seed']}; give --path another folder"
+        )
+    return f"was begun from another start network ({record.start.path}); give --path another folder"

@@ -10,11 +10,12 @@ from enum import Enum, auto
 
 from lossprune.experiment.log import in_words, stage_in_words
 from lossprune.experiment.network_file import weights_sha256
+from lossprune.experiment.own_code import criterion_of
 from lossprune.experiment.prepare import Cache, StageExamples, pruning_of
 from lossprune.experiment.record import EpochRecord, RunStatus, Scores
 from lossprune.experiment.state import RunState, check_finite
 from lossprune.experiment.store import RunStore
-from lossprune.pruning import CRITERIA, Statistics
+from lossprune.pruning import Statistics
 from lossprune.pruning.stages import Stages
 from lossprune.training import DivergedError
 
@@ -95,9 +96,13 @@ def _start(state: RunState, store: RunStore, cache: Cache) -> None:
 
 def _restore(state: RunState, store: RunStore) -> bool:
     """Bring the run to where its checkpoint is; return whether there is one."""
-    saved = store.restore(state.record.start)
+    own = state.record.own
+    saved = store.restore(state.record.start, own.get("data"))
     if saved is None:
         return False
+    for flag, digest in own.items():
+        if saved.record.own.get(flag, digest) != digest:
+            state.progress.note(f"note: the code of --{flag} has changed since this run began")
     state.go_on_from(saved)
     store.derive(state.checkpoint())
     pruning = state.record.is_pruning
@@ -149,6 +154,11 @@ def _prune_stages(state: RunState, store: RunStore, cache: Cache) -> None:
     config, completed = state.config, len(state.record.stages)
     examples = StageExamples(state.dataset, config.examples, config.seed)
     examples.stage = completed + 1
+    if examples.examples < config.examples:
+        state.progress.note(
+            f"--nex {config.examples}: all {examples.examples} training examples are measured, as "
+            "there are no more"
+        )
 
     def recall(stage: int, measure: Callable[[], Statistics]) -> Statistics:
         """Share the first stage's: from the second one on each run has its own mask."""
@@ -169,7 +179,7 @@ def _prune_stages(state: RunState, store: RunStore, cache: Cache) -> None:
 
 def _measured(state: RunState) -> tuple[object, ...]:
     """What determines the statistics of a first stage."""
-    criterion = CRITERIA[state.config.criterion]
+    criterion = criterion_of(state.config)
     return (
         weights_sha256(state.network.state_dict()),
         (criterion.gradient, criterion.curvature, state.config.examples),

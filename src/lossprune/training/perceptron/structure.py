@@ -7,6 +7,7 @@ of the next layer; all outputs are live.  What leads to no live unit has a gradi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +121,8 @@ def check_fit(layers: Sequence[PerceptronLayer], dataset: Dataset) -> None:
     if processes() > 1:
         raise NotSparseError(f"sparse training is for one process, and there are {processes()}")
     pixels = dataset.train.images[0].numel()
+    if not dataset.is_bytes:
+        raise NotSparseError(f"its inputs are {dataset.train.images.dtype}, not bytes as of images")
     if dataset.augmented:
         raise NotSparseError("its training images are augmented")
     if layers[0].linear.in_features != pixels:
@@ -196,8 +199,7 @@ def _blocks(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def normalisation(dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Return factor and offset of every pixel, rounded as the dense batches round them."""
-    channels, height, width = dataset.shape
-    spread = [channels // len(dataset.std) * height * width] * len(dataset.std)
+    spread = [prod(dataset.shape) // len(dataset.std)] * len(dataset.std)
     factors = [1 / (dataset.scale * std) for std in dataset.std]
     offsets = [mean / std for mean, std in zip(dataset.mean, dataset.std, strict=True)]
     repeats = torch.tensor(spread)

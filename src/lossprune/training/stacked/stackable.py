@@ -109,6 +109,8 @@ def _check_dataset(dataset: Dataset, first: Dataset, number: int, device: torch.
         raise NotStackableError(
             f"data set {number} is on {dataset.train.labels.device}, the networks on {device}"
         )
+    if not _is_real(dataset):
+        raise NotStackableError(f"the inputs of data set {number} are whole numbers")
     sizes, expected = (
         [len(split) for split in (*one.splits.values(), one.scored["train"])]
         for one in (dataset, first)
@@ -118,6 +120,11 @@ def _check_dataset(dataset: Dataset, first: Dataset, number: int, device: torch.
             f"data set {number} has {sizes} examples (train, valid, test, scored of train) "
             f"of shape {dataset.shape}, data set 0 {expected} of {first.shape}"
         )
+
+
+def _is_real(dataset: Dataset) -> bool:
+    """Whether inputs are numbers of the networks' type, and not tokens."""
+    return dataset.train.images.dtype != torch.int64
 
 
 def _member(network: nn.Module, mask: Mapping[str, Tensor], number: int) -> StackMember:
@@ -157,7 +164,7 @@ def worthwhile(network: nn.Module, dataset: Dataset) -> bool:
     (docs/training.md has the measurements).
     """
     cuda = next(network.parameters()).device.type == "cuda"
-    return cuda or perceptron_layers(network, dataset) is not None
+    return _is_real(dataset) and (cuda or perceptron_layers(network, dataset) is not None)
 
 
 def bytes_per_member(network: nn.Module, dataset: Dataset, batch_size: int = 100) -> int:
