@@ -136,8 +136,8 @@ def test_snip_ranks_as_the_linear_model(criterion):
     slopes = torch.autograd.grad(loss, list(masks.values()))
     total = sum(slope.abs().sum() for slope in slopes)
     scores = {name: s.abs() / total for name, s in zip(masks, slopes, strict=True)}
-    mask = lossprune.prune(model, criterion, sparsity=SHARE, data=[(x, y)], stages=1).mask
-    assert_mask(mask, kept_by(scores))
+    settings = {"sparsity": SHARE, "data": [(x, y)], "stages": 1, "reg": 0.0}
+    assert_mask(lossprune.prune(model, criterion, **settings).mask, kept_by(scores))
 
 
 def test_empirical_fisher_obd():

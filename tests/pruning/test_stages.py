@@ -104,6 +104,15 @@ class TestCounts:
         own = dataclasses.replace(lossprune.CRITERIA["LM"], name="own", stages=1)
         assert len(lossprune.prune(network(), own, **settings).stages) == 1
 
+    @pytest.mark.parametrize("criterion", ["MP", "LM", "QM", "OBD"])
+    def test_a_penalty_is_taken_where_none_is_given(self, criterion):
+        settings = {"sparsity": 0.6, "data": [pool()], "stages": 5}
+        expected = 0.01 if criterion in ("LM", "QM") else 0.0
+        taken = lossprune.prune(network(), criterion, **settings).mask
+        assert taken == lossprune.prune(network(), criterion, **settings, reg=expected).mask
+        if expected:
+            assert taken != lossprune.prune(network(), criterion, **settings, reg=0.0).mask
+
     def test_literal_counts(self):
         result = lossprune.prune(network(), "MP", sparsity=0.956, stages=4)
         # round(119 · (1 − 0.044^(i/4))), by hand: 64.50, 94.04, 107.57, 113.76
@@ -627,7 +636,7 @@ class TestUnusedParts:
         assert lossprune.prune(network(), "MP", **settings).unused == ()
 
 
-@pytest.mark.parametrize("reg", [-1e-9, math.nan, math.inf, None, "1", 10**400])
+@pytest.mark.parametrize("reg", [-1e-9, math.nan, math.inf, "1", 10**400])
 def test_reg_must_be_a_number_of_at_least_zero(reg):
     with pytest.raises(ValueError, match=f"reg must be .* got {reg!r}"):
         lossprune.prune(network(), "MP", sparsity=0.5, reg=reg)

@@ -64,7 +64,9 @@ class PruneConfig:
     criterion: str = flag("QM", "criterion", f"one of {', '.join(CRITERIA)}")
     stages: int | None = flag(None, "stages", "number of pruning stages π; the criterion's default")
     schedule: str = flag("exponential", "schedule", f"one of {', '.join(SCHEDULES)}")
-    reg: float = flag(0.0, "reg", "step-size penalty λ on every saliency")
+    reg: float | None = flag(
+        None, "reg", "step-size penalty λ on every saliency; the criterion's default"
+    )
     examples: int | None = flag(None, "examples", "examples to read at each stage; none: all")
     loss: str = flag("cross_entropy", "loss", "name of a loss, or MODULE:LOSS of your own")
     forward: str | None = flag(
@@ -105,7 +107,8 @@ class PruneConfig:
             raise ValueError("--sparsity is missing: the fraction of the weights to remove")
         if self.sparsity is not None:
             check_fraction("sparsity", self.sparsity)
-        check_not_negative("reg", self.reg, MOST_REG)
+        if self.reg is not None:
+            check_not_negative("reg", self.reg, MOST_REG)
         check_seed("seed", self.seed)
         check_whole("stages", self.stages, 1, MOST_STAGES)
         check_whole("examples", self.examples, 1)

@@ -74,7 +74,7 @@ def prune(
     examples: int | None = None,
     stages: int | None = None,
     schedule: str | Sequence[float] = "exponential",
-    reg: float = 0.0,
+    reg: float | None = None,
     parameters: Choices | None = None,
     exclude: Choices | None = None,
     scope: str | Scope = "global",
@@ -110,7 +110,8 @@ def prune(
         stages: π; if not given, what the criterion says: 14 for LM, QM, OBD and EF-OBD, 100 for
             SynFlow, 1 for the others.
         schedule: ``"exponential"``, ``"linear"``, or a rising sequence of sparsities.
-        reg: λ ≥ 0, the step-size penalty.
+        reg: λ ≥ 0, the step-size penalty; if not given, what the criterion says: 0.01 for LM and
+            QM, 0 for the others.
         parameters: which weights to prune, if not all that stand in products with activations: a
             name, glob pattern, type of module, module, function of (name, parameter, module), or a
             sequence of these; see :func:`lossprune.pruning.prunable_weights`.

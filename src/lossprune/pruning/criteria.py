@@ -44,6 +44,7 @@ class Criterion:
         statistic: a name in ``lossprune.pruning.STATISTICS``: what the formulas get for h instead
             of the curvature; None: the curvature.
         stages: how many stages :func:`lossprune.prune` takes where it is not told.
+        reg: the λ that it takes where it is not told.
 
     >>> import lossprune, torch
     >>> double = lossprune.Criterion("|gθ|²", lambda theta, g, h: (g * theta) ** 2, gradient=True)
@@ -59,11 +60,16 @@ class Criterion:
     description: str = ""
     statistic: str | None = None
     stages: int = 1
+    reg: float = 0.0
 
 
 # A model of the loss holds near the weights that it was measured at, and one stage goes far from
 # them.  So many are the middle one of 1, 14 and 140, which the published experiments compare.
 _STAGES = 14
+# A saliency made of g may be small by chance, of a large weight too, which ½ λ θ² then keeps.
+# ½ h θ² is small where the loss is flat, and the penalty spoils it.
+# ``python -m benchmarks.defaults`` measures what they come to.
+_REG = 1e-2
 
 CRITERIA: dict[str, Criterion] = {
     "MP": Criterion(
@@ -77,6 +83,7 @@ CRITERIA: dict[str, Criterion] = {
         change=lambda theta, g, h: -g * theta,
         gradient=True,
         stages=_STAGES,
+        reg=_REG,
         description="linear model of the loss: |g θ|",
     ),
     "QM": Criterion(
@@ -86,6 +93,7 @@ CRITERIA: dict[str, Criterion] = {
         gradient=True,
         curvature=True,
         stages=_STAGES,
+        reg=_REG,
         description="quadratic model of the loss: |−g θ + ½ h θ²|",
     ),
     "OBD": Criterion(

@@ -41,6 +41,7 @@ class Pruning:
         network: the model with its prunable weights.
         selection: which weights a stage removes.
         steps: the sparsity after each stage.
+        penalty: λ, as given or by the criterion.
 
     Raises:
         ValueError, PruningError: at construction, as :func:`lossprune.prune` before its first
@@ -55,7 +56,7 @@ class Pruning:
     examples: int | None = None
     stages: int | None = None
     schedule: str | Sequence[float] = "exponential"
-    reg: float = 0.0
+    reg: float | None = None
     parameters: Choices | None = None
     exclude: Choices | None = None
     scope: str | Scope = "global"
@@ -71,6 +72,7 @@ class Pruning:
     network: PrunableNetwork = field(init=False)
     selection: Selection = field(init=False)
     steps: tuple[float, ...] = field(init=False)
+    penalty: float = field(init=False)
 
     def __post_init__(self) -> None:
         criterion = find_criterion(self.criterion)
@@ -97,7 +99,13 @@ class Pruning:
             # above it by less than one weight
             began = min(final, selection.sparsity(self.start.removed))
             steps = sparsities(self.schedule, final, stages, began)
-        for name, value in {"network": network, "selection": selection, "steps": steps}.items():
+        found = {
+            "network": network,
+            "selection": selection,
+            "steps": steps,
+            "penalty": criterion.reg if self.reg is None else self.reg,
+        }
+        for name, value in found.items():
             object.__setattr__(self, name, value)
         find_loss(self.loss)
         find_estimator(self.estimator)
@@ -106,8 +114,9 @@ class Pruning:
         selection.check(steps[-1])
 
     def _check_numbers(self, total: int) -> None:
-        if not (isinstance(self.reg, (int, float)) and 0 <= self.reg <= sys.float_info.max):
-            raise ValueError(f"reg must be a number of at least 0, got {self.reg!r}")
+        reg = self.penalty
+        if not (isinstance(reg, (int, float)) and 0 <= reg <= sys.float_info.max):
+            raise ValueError(f"reg must be a number of at least 0, got {reg!r}")
         check_examples(self.examples)
         if self.seed is not None and not isinstance(self.seed, Integral):
             raise ValueError(f"seed must be a whole number or None, got {self.seed!r}")

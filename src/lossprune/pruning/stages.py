@@ -232,7 +232,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         pruning = self._pruning
         scoring = Scoring(self._criterion, pruning.network.weights, statistics, term)
         count = pruning.selection.count(sparsity) - mask.removed
-        marked = pruning.selection.mark(scoring.saliencies(pruning.reg), mask, count)
+        marked = pruning.selection.mark(scoring.saliencies(pruning.penalty), mask, count)
         return marked, scoring.predicted_change(marked)
 
 
