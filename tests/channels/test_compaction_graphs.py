@@ -1,6 +1,7 @@
 """Compaction of networks of every make: what it folds, what it leaves dense."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lossprune import Mask, compact
+from lossprune.deployment import count_live
 from tests.channels.random_networks import masks, networks, randomised
 
 FLOAT64 = 1e-12  # of the largest output
@@ -274,20 +276,24 @@ class Odd(nn.Module):
         return self.last(torch.sigmoid(self.second(x)))
 
 
+KEEPS = "what it reads keeps all channels (channels are not followed through "
+NEEDS = "what reads it needs all channels (channels are not followed through "
+
+
 @pytest.mark.parametrize(
     ("how", "layer", "reason"),
     [
-        ("norm", "first", "what reads it is not traced: LayerNorm is not traced"),
-        ("norm", "second", "what it reads is not traced: LayerNorm is not traced"),
-        ("softmax", "first", "what reads it is not traced: the method 'softmax' is not traced"),
+        ("norm", "first", f"{NEEDS}LayerNorm)"),
+        ("norm", "second", f"{KEEPS}LayerNorm)"),
+        ("softmax", "first", f"{NEEDS}the method 'softmax')"),
         ("twice", "first", "the network uses it 2 times"),
         ("functional", "first", "the network also uses its parameters outside of it"),
         ("tied", "first", "it shares a parameter with another layer"),
         ("hook", "first", "it has hooks"),
         ("size", "last", "the network's code computes with the sizes of its layers"),
-        ("literal", "second", "what it reads is not traced: the method 'reshape' is not traced"),
-        ("dropout", "first", "what reads it is not traced: the function 'dropout' is not traced"),
-        ("values", "second", "the network cannot be traced: its code branches on the value"),
+        ("literal", "second", f"{KEEPS}the method 'reshape')"),
+        ("dropout", "first", f"{NEEDS}the function 'dropout')"),
+        ("values", "second", "the code of Odd could not be followed (its code branches on the"),
     ],
 )
 def test_what_cannot_be_followed_is_left_dense_and_said(how, layer, reason):
@@ -328,9 +334,9 @@ def test_groups_are_left_dense():
     mask = {"0.weight": without(model[0].weight, rows=[0])}
     compaction = checked(model, mask, torch.randn(2, 2, 5, 5))
     assert compaction.left_dense == {
-        "0": "what reads it is not traced: its channels are in groups",
+        "0": "what reads it needs all channels (its channels are in groups)",
         "1": "its channels are in groups",
-        "2": "what it reads is not traced: its channels are in groups",
+        "2": "what it reads keeps all channels (its channels are in groups)",
     }
 
 
@@ -359,6 +365,44 @@ def test_a_part_that_cannot_be_traced_leaves_the_rest_to_be_compacted():
     compaction = checked(model, mask, torch.randn(7, 3))
     assert widths(compaction.model) == [(4, 3), (4, 4), (4, 4), (4, 4), (2, 4)]
     assert list(compaction.left_dense) == ["2", "3.inner", "4"]
+    assert compaction.notes == [
+        f"all channels are kept, with the same outputs, in {where}" for where in (
+            f"2: {NEEDS}Block)", "3.inner: channels are not followed through Block",
+            f"4: {KEEPS}Block)",
+        )
+    ]  # fmt: skip
+
+
+def test_layers_of_one_reason_are_one_note():
+    class Asks(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) if len(x) else x
+
+    model = Asks(*(nn.Linear(3, 3) for _ in range(11)))
+    (note,) = compact(model, Mask.dense(model)).notes
+    reason = "the code of Asks could not be followed (its code asks for the length of a tensor)"
+    where = f"in 11 layers (0, 1 and 9 more): {reason}"
+    assert note == f"all channels are kept, with the same outputs, {where}"
+    (note,) = count_live(model, Mask.dense(model)).notes
+    assert note == f"unreachable units could not all be found {where}"
+
+
+def test_a_decorated_forward_method_of_any_arguments_is_said_to_be_one():
+    def decorated(forward):
+        @functools.wraps(forward)
+        def called(self, *given, **named):
+            return forward(self, *given, **named)
+
+        return called
+
+    class Decorated(nn.Linear):
+        @decorated
+        def forward(self, x, **options):
+            return super().forward(x)
+
+    model = Decorated(3, 2)
+    (reason,) = compact(model, Mask.dense(model)).left_dense.values()
+    assert reason.endswith("(its forward method has a decorator and takes any number of arguments)")
 
 
 def test_a_layer_that_is_never_used_is_on_no_path():
@@ -393,7 +437,7 @@ def test_parameters_of_other_kinds_are_masked_and_left():
     counts = {c.name: (c.kept, c.live, c.dead_units) for c in compaction.layers}
     assert counts["attention.in_proj_weight"] == (40, 40, 2)
     assert compaction.left_dense["attention"] == (
-        "MultiheadAttention with other arguments than a tensor is not traced"
+        "channels are not followed through MultiheadAttention with several arguments"
     )
     assert compaction.mask["attention.in_proj_weight"].equal(mask["attention.in_proj_weight"])
 
@@ -430,9 +474,7 @@ def test_several_inputs_and_outputs():
     expected = kept.apply_(copy.deepcopy(model))(x, y)
     got = compaction.model(x, y)
     assert all(torch.allclose(got[name], expected[name], rtol=FLOAT64) for name in expected)
-    assert (
-        compaction.left_dense["a"] == "what reads it is not traced: the method 'sum' is not traced"
-    )
+    assert compaction.left_dense["a"] == f"{NEEDS}the method 'sum')"
 
 
 @settings(max_examples=80, deadline=None)

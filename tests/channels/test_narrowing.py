@@ -134,7 +134,7 @@ class Looking(Dropping):
         (nn.Sequential(nn.Linear(3, 4), nn.RReLU(), nn.Linear(4, 2)), "1 draws random numbers"),
         (Dropping(), "otherwise in training than in evaluation"),
         (Sized(), "computes with the sizes of its layers"),
-        (Looking(), "cannot be traced"),
+        (Looking(), "could not be followed"),
     ],
 )
 def test_what_cannot_be_trained_so_is_told(model, reason):

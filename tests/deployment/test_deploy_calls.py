@@ -306,5 +306,5 @@ def test_blocks_of_vision_networks(build, shape):
     torch.manual_seed(0)
     x = torch.randn(*shape)
     fast, masked = deployed(build().eval(), x, density=0.1)
-    assert not any("left out" in note or "traced" in note for note in fast.notes)
+    assert not any("left out" in note or "followed" in note for note in fast.notes)
     assert_same(fast, masked, x)

@@ -57,3 +57,18 @@ def test_deployed(name):
     assert tensors
     for name in tensors:
         assert torch.allclose(found[name], expected[name], rtol=0, atol=1e-5)
+
+
+def test_generating_text_runs_the_deployed_network():
+    torch.manual_seed(0)
+    build, config, options, _ = NETWORKS["Llama"]
+    network = getattr(transformers, build)(getattr(transformers, config)(**options)).eval()
+    mask = lossprune.prune(network, "MP", sparsity=0.9).mask
+    fast = lossprune.deploy(network, mask, IDS, seconds=0.01)
+    calls = []
+    fast.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    expected = mask.apply_(network).generate(IDS, **options)
+    assert torch.equal(fast.generate(IDS, **options), expected)
+    assert len(calls) == 3
+    assert (fast.config.vocab_size, fast.device, fast.dtype) == (20, IDS.device, torch.float32)

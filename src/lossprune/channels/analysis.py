@@ -124,7 +124,7 @@ def _forward(
     try:
         return _operate(analysis, node, operation)
     except UnknownEffectError as error:
-        return _refuse(analysis, node, f"it is not traced through {error}")
+        return _refuse(analysis, node, f"channels are not followed through {error}")
 
 
 def _operate(analysis: Analysis, node: fx.Node, operation: Operation) -> Value:

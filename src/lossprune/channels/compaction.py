@@ -18,7 +18,12 @@ from lossprune.channels.calls import (
     same_outputs,
     usual_fixed,
 )
-from lossprune.channels.connectivity import Connectivity, LayerConnectivity, connectivity_of
+from lossprune.channels.connectivity import (
+    Connectivity,
+    LayerConnectivity,
+    connectivity_of,
+    grouped,
+)
 from lossprune.channels.costs import multiply_adds
 from lossprune.channels.slicing import slice_
 from lossprune.channels.tracing import UntraceableError, apart, trace
@@ -57,6 +62,11 @@ class Compaction:
     parameters_after: int
     multiply_adds_before: int | None = None
     multiply_adds_after: int | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What ``left_dense`` says, with the layers of each reason together."""
+        return grouped(self.left_dense, "all channels are kept, with the same outputs,")
 
     def __repr__(self) -> str:
         parts = [

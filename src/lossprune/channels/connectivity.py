@@ -10,6 +10,7 @@ from lossprune.channels.analysis import Analysis, analyse
 from lossprune.channels.calls import Fixed
 from lossprune.channels.tracing import UntraceableError
 from lossprune.channels.values import Channels, Unknown
+from lossprune.pruning.names import listed
 from lossprune.pruning.prunable import input_dimensions, stacked_weights
 
 _NEVER = "the network never uses it"
@@ -74,6 +75,11 @@ class Connectivity:
         """The fraction of the weights that is removed or on no path from input to output."""
         return self._without("live")
 
+    @property
+    def notes(self) -> list[str]:
+        """What ``left_dense`` says, with the layers of each reason together."""
+        return grouped(self.left_dense, "unreachable units could not all be found")
+
     def with_reason(self, reason: str) -> "Connectivity":
         """The same, with every layer left dense for ``reason``."""
         return replace(self, left_dense={_layer(layer.name): reason for layer in self.layers})
@@ -81,6 +87,22 @@ class Connectivity:
     def _without(self, count: str) -> float:
         total = sum(layer.total for layer in self.layers)
         return (total - sum(getattr(layer, count) for layer in self.layers)) / max(total, 1)
+
+
+def grouped(left_dense: Mapping[str, str], what: str) -> list[str]:
+    """Return a note for each reason: ``what`` is so of which layers, and why.
+
+    >>> grouped({"a": "it has hooks", "b": "it has hooks", "c": "it is tied"}, "nothing is known")
+    ['nothing is known in 2 layers (a, b): it has hooks', 'nothing is known in c: it is tied']
+    """
+    layers: dict[str, list[str]] = {}
+    for layer, reason in left_dense.items():
+        layers.setdefault(reason, []).append(layer or "the network itself")
+    notes = []
+    for reason, names in layers.items():
+        where = f"{len(names)} layers ({listed(names, most=2)})" if len(names) > 1 else names[0]
+        notes.append(f"{what} in {where}: {reason}")
+    return notes
 
 
 def connectivity_of(
@@ -179,7 +201,7 @@ def _required(analysis: Analysis) -> dict[int, str]:
 def _known_reason(analysis: Analysis, node: fx.Node, required: dict[int, str]) -> str | None:
     (before,), after = analysis.inputs(node), analysis.values[node]
     if isinstance(before, Unknown) and before.reason:
-        return f"what it reads is not traced: {before.reason}"
+        return f"what it reads keeps all channels ({before.reason})"
     assert isinstance(after, Channels)
     reason = required.get(int(after.groups[0])) if len(after) else None
-    return f"what reads it is not traced: {reason}" if reason else None
+    return f"what reads it needs all channels ({reason})" if reason else None

@@ -33,10 +33,10 @@ def interpret(
         return _module(name, model.get_submodule(name), node, mask)
     if node.op == "call_method":
         operation = Flatten() if _flattens(node, known) else read_call(node)
-        return operation or f"the method {node.target!r} is not traced"
+        return operation or f"channels are not followed through the method {node.target!r}"
     if node.op == "call_function":
         called = getattr(node.target, "__name__", str(node.target))
-        return read_call(node) or f"the function {called!r} is not traced"
+        return read_call(node) or f"channels are not followed through the function {called!r}"
     return f"it depends on the network's attribute {node.target!r}"
 
 
@@ -67,7 +67,7 @@ def _module(
 ) -> Operation | str:
     kind = type(module)
     if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
-        return f"{kind.__name__} with other arguments than a tensor is not traced"
+        return f"channels are not followed through {kind.__name__} with several arguments"
     for tensor in (*module.parameters(), *module.buffers()):
         # Constants are followed as real numbers; an integer buffer counts batches.
         if tensor.dtype not in _REAL and not (tensor.dim() == 0 and tensor.dtype == torch.int64):
@@ -79,7 +79,7 @@ def _module(
         kept = mask.get(f"{name}.weight")
         kept = torch.ones_like(operation.weight, dtype=torch.bool) if kept is None else kept
         return layer_operation(name, operation, kept) or "its channels are in groups"
-    return operation or f"{kind.__name__} is not traced"
+    return operation or f"channels are not followed through {kind.__name__}"
 
 
 def _flattens(node: fx.Node, known: Container[fx.Node]) -> bool:

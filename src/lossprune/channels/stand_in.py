@@ -6,6 +6,7 @@ a tensor, and the graph is that of another network.  Here whatever asks is refus
 """
 
 import dis
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
@@ -20,8 +21,12 @@ from torch.fx.proxy import Attribute, TraceError
 _MOSTLY_NONE = frozenset({"grad", "grad_fn", "_base", "_grad"})
 # These are single objects, which code may tell apart by ``is``.
 _SINGLE = frozenset({"dtype", "device", "layout"})
+_OPEN = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 # Torch's own code may ask for types where it knows what a stand-in is.
 _KNOWING = ("torch.fx.", "torch.utils._pytree", "torch.overrides")
+
+
+_LONGEST = 120  # characters of an error that it raised
 
 
 class UnfollowedError(Exception):
@@ -52,11 +57,18 @@ def follow(root: nn.Module, whole: frozenset[nn.Module], fixed: Mapping[str, Any
     try:
         graph = tracer.trace(root)
     except Exception as error:  # whatever the network's own code raises on a stand-in
-        said = tracer.refusal or " ".join(str(error).split()) or type(error).__name__
+        said = tracer.refusal or _short(error)
         raise UnfollowedError(said, tracer.culprit) from error
     if tracer.refusal is not None:  # the network's code took the error for something else
         raise UnfollowedError(tracer.refusal, tracer.culprit)
     return graph
+
+
+def _short(error: Exception) -> str:
+    """Return the first sentence of an error, which may go on about what to do with torch.fx."""
+    first = " ".join(str(error).split()).split(". ")[0]
+    kind = type(error).__name__
+    return f"{kind}: {first if len(first) <= _LONGEST else first[:_LONGEST] + '…'}".rstrip(": ")
 
 
 class _Tracer(fx.Tracer):
@@ -82,6 +94,9 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
+        plain = inspect.unwrap(root_fn)
+        if plain is not root_fn and plain.__code__.co_flags & _OPEN:  # which torch.fx confuses
+            self.refuse("its forward method has a decorator and takes any number of arguments")
         function, stand_ins = super().create_args_for_root(root_fn, is_module, concrete_args)
         arguments = []
         for given in stand_ins:

@@ -55,9 +55,10 @@ def trace(model: nn.Module, fixed: Mapping[str, Any]) -> Trace:
             does not do the same every time.
     """
     root, whole = apart(model), frozenset[nn.Module]()
+    what = f"the code of {type(model).__name__} could not be followed"
     parts = frozenset(part for part in root.modules() if part is not root)
     if "forward" in vars(root):
-        raise UntraceableError("the network cannot be traced: its forward method was replaced")
+        raise UntraceableError(f"{what} (its forward method was replaced)")
     while True:
         try:
             with torch.random.fork_rng(devices=[]):
@@ -68,11 +69,10 @@ def trace(model: nn.Module, fixed: Mapping[str, Any]) -> Trace:
             break
         except UnfollowedError as error:
             if error.culprit not in parts - whole:
-                reason = f"the network cannot be traced: {error}"
-                raise UntraceableError(reason) from error.__cause__
+                raise UntraceableError(f"{what} ({error})") from error.__cause__
             whole |= parts & {error.culprit}
     if not first.same(second):
-        raise UntraceableError("the network cannot be traced: it does not do the same every time")
+        raise UntraceableError(f"{what} (it does not do the same every time)")
     return first
 
 
@@ -139,7 +139,7 @@ def untouchable(model: nn.Module, graph: fx.Graph) -> dict[str, str]:
         if count > 1:
             reasons[name] = f"the network uses it {count} times"
         elif id(module) in inside:
-            reasons[name] = "it is also part of a module that is not traced"
+            reasons[name] = "it is also part of a module that is not followed"
         elif any(owners[id(tensor)] > 1 for tensor in tensors):
             reasons[name] = "it shares a parameter with another layer"
         elif name in read:

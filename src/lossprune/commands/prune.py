@@ -195,9 +195,7 @@ def _notes(found: "Connectivity", pruning: "Stages", outcome: Mapping[str, Any])
     if pruning.unused:
         names = ",".join(pruning.unused_modules)
         notes.append(f"note: {pruning.told_unused()}; --exclude {names} leaves them out")
-    for name, reason in found.left_dense.items():
-        notes.append(f"note: units of {name} could not all be followed: {reason}")
-    return notes
+    return [*notes, *(f"note: {note}" for note in found.notes)]
 
 
 def _prune(

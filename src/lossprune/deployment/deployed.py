@@ -23,12 +23,14 @@ from lossprune.deployment.layer_by_layer import (
     replaced_layers,
     with_semi_structured,
 )
+from lossprune.deployment.original import Original, refuse_to_set
 from lossprune.deployment.sparse.network import check_conversion
 from lossprune.deployment.sparse.parts import in_parts, sparse_networks
 from lossprune.deployment.sparse.tuning import sparse_seconds, tune_
 from lossprune.deployment.sparse_layers import csr_layer, sparse_layer
 from lossprune.deployment.traced import TracedNetwork, traced
 from lossprune.kernels.compiler import compiler_available
+from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 
 
@@ -55,8 +57,15 @@ class LayerChoice:
     dense_seconds: float
 
 
+_OWN = frozenset({"network", "layers", "seconds", "notes"})
+
+
 class Deployed(nn.Module):
     """A pruned network for inference; an ordinary module, always in evaluation mode.
+
+    It is called as the network itself, by position or by name, and has its other attributes and
+    methods, of which ``forward`` is the deployed one (``original.py``).  Its parameters are the
+    kept weights.
 
     Attributes:
         network: what computes.
@@ -84,6 +93,40 @@ class Deployed(nn.Module):
         network = self._modules["network"]
         assert network is not None
         return network(*inputs, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "network" not in self.__dict__.get("_modules", {}) or name.startswith("__"):
+                raise
+        return getattr(self.network, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        network = self.__dict__.get("_modules", {}).get("network")
+        own = name in _OWN or name in vars(self) or hasattr(type(self), name)
+        if network is None or own:
+            super().__setattr__(name, value)
+        elif not isinstance(network, TracedNetwork):
+            setattr(network, name, value)  # which its code reads
+        elif network.original.has(name):
+            refuse_to_set(network.original, name)
+        else:
+            super().__setattr__(name, value)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """Load the state of a network that was deployed in the same way.
+
+        Raises:
+            PruningError: it is of another, such as the network itself.
+        """
+        try:
+            return super().load_state_dict(state_dict, *args, **options)
+        except RuntimeError as error:
+            raise PruningError(
+                "a deployed network takes the state dict of one that was deployed in the same way: "
+                "load other weights into the network itself, and deploy that"
+            ) from error
 
     def train(self, mode: bool = True) -> "Deployed":
         """Stay in evaluation mode: batch norms are part of the weights."""
@@ -188,13 +231,13 @@ def _add_from_graph(candidates: Candidates, small: nn.Module, seconds: float) ->
     try:
         trace, arguments = traced(small, call.example)
     except UntraceableError as error:
-        candidates.notes.append(str(error))
+        candidates.notes.append(f"{error}, so its layers are looked at one by one")
         return False
     graph = trace.module(small)
     values = Call(tuple(arguments(call.inputs, call.named)), {})
     made = candidates.attempt("sparse", lambda: _sparse(graph, values, small, call, seconds))
     for name, network in (made or {}).items():
-        candidates.add(name, TracedNetwork(network, arguments))
+        candidates.add(name, TracedNetwork(network, arguments, Original.of(small)))
     working = made is not None and made.keys() <= candidates.networks.keys()
     return working and not _hides_layers(graph)
 
@@ -237,7 +280,9 @@ def _fastest(candidates: Candidates, small: nn.Module, seconds: float) -> Deploy
     sparse = {*times, *replaced_layers(network)}
     dense = dense_seconds(small, call, seconds)
     layers = _choices(small, call, dict.fromkeys(sparse, "sparse"), times, dense)
-    note = f"{best} was fastest" + ("" if sparse else ": torch's dense layers all through")
+    note = f"torch's dense layers are fastest here, all through ({best})"
+    if sparse:
+        note = f"{len(sparse)} of {len(layers)} layers are sparse, which is fastest here ({best})"
     return Deployed(network, layers, taken, [*candidates.notes, note])
 
 

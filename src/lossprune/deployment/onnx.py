@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossprune.deployment.deployed import Deployed
 from lossprune.files import check_folder_of, replacing
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.wholeness import check_whole, unwrapped
@@ -48,12 +49,18 @@ def export_onnx(
         ValueError: ``example`` is not one tensor, or a batch of one.
         ImportError: the extra ``onnx`` is not installed.
         FileNotFoundError: the folder to write into does not exist.
-        PruningError: torch cannot export the model; onnxruntime cannot run it, or gives something
-            else. Nothing is written then.
+        PruningError: the model is a deployed one; torch cannot export it; onnxruntime cannot run
+            it, or gives something else. Nothing is written then.
     """
     _check_installed()
     check_whole(model)
     model = unwrapped(model)
+    if isinstance(model, Deployed):
+        raise PruningError(
+            "a deployed network runs kernels made for this machine, which ONNX has no words for: "
+            "export the compacted one, by "
+            "lossprune.export_onnx(lossprune.compact(network, mask).model, path, example)"
+        )
     path = Path(path)
     check_folder_of(path)
     if not isinstance(example, Tensor):

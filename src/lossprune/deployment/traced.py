@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lossprune.channels.calls import fixed_by, usual_fixed
 from lossprune.channels.tracing import Trace, UntraceableError, trace
+from lossprune.deployment.original import Original
 from lossprune.pruning.errors import PruningError
 
 
@@ -21,6 +22,7 @@ class GraphInputs:
     def __init__(self, model: nn.Module, order: Sequence[str], fixed: Mapping[str, Any]) -> None:
         """Take the names that the graph reads, in order, and the values that others must have."""
         signature = inspect.signature(type(model).forward)
+        self._called = f"{type(model).__name__}.forward()"
         self._signature = signature.replace(parameters=list(signature.parameters.values())[1:])
         self._order, self._fixed = tuple(order), dict(fixed)
         parameters = self._signature.parameters
@@ -33,10 +35,14 @@ class GraphInputs:
 
         Raises:
             PruningError: an argument is not as it was in the example.
+            TypeError: the network does not take these arguments.
         """
         if self._usual and not named and len(inputs) == len(self._order):
             return inputs  # by far the most calls: nothing to look up
-        given = self._signature.bind(*inputs, **named)
+        try:
+            given = self._signature.bind(*inputs, **named)
+        except TypeError as error:
+            raise TypeError(f"{self._called} {error}") from None
         given.apply_defaults()
         for name, value in self._fixed.items():
             key = name.lstrip("*")
@@ -49,12 +55,24 @@ class GraphInputs:
 
 
 class TracedNetwork(nn.Module):
-    """A network made from a graph, and the way to call it."""
+    """A network made from a graph, and the way to call it; with the attributes of the original."""
 
-    def __init__(self, network: nn.Module, arguments: GraphInputs) -> None:
-        """Take what computes, and where it finds its inputs."""
+    def __init__(self, network: nn.Module, arguments: GraphInputs, original: Original) -> None:
+        """Take what computes, where it finds its inputs, and what it was made of."""
         super().__init__()
         self.network, self.arguments = network, arguments
+        self.original = original
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            original = vars(self).get("original")
+            if original is None or name.startswith("__"):  # it is being copied
+                raise
+        if name in original.gone:
+            original.refuse(name)
+        return original.attribute(name, self)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return what the network returns."""

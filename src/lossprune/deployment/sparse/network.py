@@ -44,7 +44,8 @@ class Tuning:
 class SparseNetwork(nn.Module):
     """Steps of a network whose removed weights are not multiplied with.
 
-    It has buffers and no parameters: it computes, it does not train, in float32 on the CPU.
+    It computes, it does not train, in float32 on the CPU: its parameters, the kept weights, ask for
+    no gradients.
     Threads may share it; it may be copied, saved and moved to another process, which lays it out
     anew.  What it computes is out of sight of all that records torch's operations: tracing is
     refused.
@@ -68,9 +69,14 @@ class SparseNetwork(nn.Module):
         self.tuning = Tuning()
         for k, weight in enumerate(weights):
             for name in _FIELDS:
-                self.register_buffer(f"{name}_{k}", getattr(weight, name))
+                tensor = getattr(weight, name)
+                if tensor.is_floating_point():
+                    tensor = nn.Parameter(tensor, requires_grad=False)
+                    self.register_parameter(f"{name}_{k}", tensor)
+                else:
+                    self.register_buffer(f"{name}_{k}", tensor)
         self._plans: dict[tuple[bool, tuple[Shape, ...]], SparsePlan] = {}
-        self._laid_out = tuple(self._buffers.values())
+        self._laid_out = self._tensors()
         self.eval()
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -113,9 +119,9 @@ class SparseNetwork(nn.Module):
         blocked = inputs[0].shape[0] >= self.tuning.few
         shapes = tuple([image_shape(tensor) for tensor in inputs])
         key = (blocked, shapes)
-        buffers = tuple(self._buffers.values())
-        if not all(map(operator.is_, buffers, self._laid_out)):
-            self._plans, self._laid_out = {}, buffers  # as torch.func.functional_call puts others
+        tensors = self._tensors()
+        if not all(map(operator.is_, tensors, self._laid_out)):
+            self._plans, self._laid_out = {}, tensors  # as torch.func.functional_call puts others
         if key not in self._plans:
             self._plans[key] = planned(
                 self.steps, self.weights(), dict(zip(self.inputs, shapes, strict=True)),
@@ -123,10 +129,13 @@ class SparseNetwork(nn.Module):
             )  # fmt: skip
         return self._plans[key]
 
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        return (*self._parameters.values(), *self._buffers.values())
+
     def weights(self) -> list[Weights]:
         """Return the weights of every step."""
         return [
-            Weights(*(self.get_buffer(f"{name}_{k}") for name in _FIELDS))
+            Weights(*(getattr(self, f"{name}_{k}") for name in _FIELDS))
             for k in range(len(self.steps))
         ]
 
@@ -160,7 +169,7 @@ class SparseNetwork(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._laid_out = tuple(self._buffers.values())
+        self._laid_out = self._tensors()
 
     def extra_repr(self) -> str:
         """Name the layers."""
