@@ -7,7 +7,7 @@ stands below, and closing the other closes it as well.
 
 import os
 import sys
-import textwrap
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,27 +55,13 @@ class Silent:
         """Say nothing."""
 
 
-class Within:
-    """Counts of something that is a part of what another is told: how far it is, and no more."""
-
-    def __init__(self, whole: Progress) -> None:
-        self._whole = whole
-        self.close = whole.close
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
-
-    def advance(self, what: str, done: int, total: int, text: str = "") -> None:
-        """Say how many are done."""
-        self._whole.advance(what, done, total)
-
-
 class ProgressLines:
-    """Plain lines, for logs, pipes and notebooks."""
+    """Plain lines, for logs, pipes and notebooks; none before ``after`` seconds have gone by."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: float = 0.0) -> None:
         self._lines: dict[str, int] = {}
         self._said = time.monotonic()
+        self._first = self._said + after
 
     def note(self, text: str) -> None:
         """Print the text."""
@@ -89,7 +75,7 @@ class ProgressLines:
             due = lines < _LINES or done == total or silent >= _LINE_SECONDS
         else:
             due = done > 0 and silent >= _SILENT_SECONDS
-        if due:
+        if due and time.monotonic() >= self._first:
             self._lines[what] = lines + 1
             self.note(f"{what} {done}/{total}" + (f": {text}" if text else ""))
 
@@ -133,12 +119,17 @@ class Count:
 
 
 class Bars:
-    """A bar for each count, redrawn in place; none is left at the end."""
+    """A bar for each count, redrawn in place; none is left at the end.
 
-    def __init__(self) -> None:
+    There is nothing to see before ``after`` seconds have gone by since the first count.
+    """
+
+    def __init__(self, after: float = 0.0) -> None:
         from rich.console import Console
         from rich.live import Live
 
+        self._after = after
+        self._starter: threading.Timer | None = None
         self._counts: dict[str, Count] = {}
         self._console = Console(stderr=True)
         self._live = Live(
@@ -151,11 +142,7 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print the text above the bars."""
-        for line in text.splitlines():
-            width = self._console.width
-            lines = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
-            # A folder longer than that is left whole, so that it can be copied.
-            self._console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, what: str, done: int, total: int, text: str = "") -> None:
         """Move the bar of ``what``."""
@@ -165,8 +152,12 @@ class Bars:
         else:
             counted.advance(done, total, text, now)
         # Not before there is something to draw: until then others may draw bars, as of a download.
-        if not self._live.is_started:
+        if not self._after:
             self._live.start(refresh=True)
+        elif self._starter is None:
+            self._starter = threading.Timer(self._after, self._live.start, kwargs={"refresh": True})
+            self._starter.daemon = True
+            self._starter.start()
 
     def close(self, what: str) -> None:
         """Take its bar away, and the bars below."""
@@ -176,6 +167,9 @@ class Bars:
 
     def end(self) -> None:
         """Take all bars away."""
+        if self._starter is not None:
+            self._starter.cancel()
+            self._starter.join()
         self._live.stop()
 
     def _drawn(self) -> Any:
@@ -260,19 +254,30 @@ def redraws() -> bool:
     """
     in_notebook = "JPY_PARENT_PID" in os.environ or "inline" in os.environ.get("MPLBACKEND", "")
     dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
-    return sys.stderr.isatty() and not (in_notebook or dumb)
+    return sys.stderr is not None and sys.stderr.isatty() and not (in_notebook or dumb)
+
+
+def is_watched() -> bool:
+    """Whether somebody reads standard error as it is written: on a terminal or in a notebook."""
+    stream = sys.stderr  # None where there is none
+    return stream is not None and (
+        stream.isatty() or type(stream).__module__.partition(".")[0] == "ipykernel"
+    )
 
 
 @contextmanager
-def shown_progress(show: bool = True) -> Iterator[Progress]:
-    """Give bars where standard error is a terminal, else plain lines; silence if not ``show``."""
+def shown_progress(show: bool = True, after: float = 0.0) -> Iterator[Progress]:
+    """Give bars where standard error is a terminal, else plain lines; silence if not ``show``.
+
+    Nothing is shown of what ends within ``after`` seconds.
+    """
     if not show:
         yield Silent()
         return
     if not redraws():
-        yield ProgressLines()
+        yield ProgressLines(after)
         return
-    bars = Bars()
+    bars = Bars(after)
     try:
         yield bars
     finally:

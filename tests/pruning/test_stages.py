@@ -592,8 +592,9 @@ class TestUnusedParts:
     @pytest.mark.parametrize("criterion", lossprune.CRITERIA)
     def test_are_named_whatever_the_criterion(self, criterion):
         model, settings = Parts(), {"sparsity": 0.5, "data": parts_data(True), "stages": 2}
-        with pytest.warns(UserWarning, match="do not depend") as told:
+        with pytest.warns(UserWarning, match="do not depend") as every:
             result = lossprune.prune(model, criterion, **settings)
+        told = [warning for warning in every if "do not depend" in str(warning.message)]
         assert result.unused == ("auxiliary.weight", "average.first.weight", "average.head.weight")
         (warning,) = told
         assert str(warning.message) == (
@@ -681,9 +682,13 @@ def test_wrong_arguments_are_answered_before_any_data_is_read():
 
 
 def test_settings_are_those_of_the_call():
-    """What ``prune`` takes and what it is checked and kept as have the same names and defaults."""
+    """What ``prune`` takes and what it is checked and kept as have the same names and defaults.
+
+    But for who watches, which is no setting of what is done.
+    """
     fields = inspect.signature(Pruning).parameters.values()
-    parameters = inspect.signature(lossprune.prune).parameters.values()
+    *parameters, progress, on_stage = inspect.signature(lossprune.prune).parameters.values()
+    assert (progress.name, on_stage.name) == ("progress", "on_stage")
     assert [(field.name, field.kind, field.default) for field in fields] == [
         (parameter.name, parameter.kind, parameter.default) for parameter in parameters
     ]

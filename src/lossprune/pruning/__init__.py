@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lossprune.pruning.call import PruningResult as PruningResult
     from lossprune.pruning.call import prune as prune
     from lossprune.pruning.call import prune_by_stage as prune_by_stage
     from lossprune.pruning.criteria import CRITERIA as CRITERIA
@@ -34,7 +33,10 @@ if TYPE_CHECKING:
     from lossprune.pruning.interoperation import write_torch_pruning_ as write_torch_pruning_
     from lossprune.pruning.mask import LayerCounts as LayerCounts
     from lossprune.pruning.mask import Mask as Mask
+    from lossprune.pruning.pace import Forecast as Forecast
+    from lossprune.pruning.pace import LongPruningWarning as LongPruningWarning
     from lossprune.pruning.prunable import prunable_weights as prunable_weights
+    from lossprune.pruning.result import PruningResult as PruningResult
     from lossprune.pruning.schedules import SCHEDULES as SCHEDULES
     from lossprune.pruning.schedules import sparsities as sparsities
     from lossprune.pruning.scopes import SCOPES as SCOPES
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from lossprune.pruning.terms import STATISTICS as STATISTICS
 
 _NAMES = {
-    "call": "prune prune_by_stage PruningResult",
+    "call": "prune prune_by_stage",
     "criteria": "CRITERIA Criterion",
     "curvature.cross_entropy": "CrossEntropy",
     "curvature.elementwise": "BinaryCrossEntropy MeanSquaredError",
@@ -56,7 +58,9 @@ _NAMES = {
     "interoperation": "MaskParametrization read_mask remove_masks_ "
     "write_parametrizations_ write_torch_pruning_",
     "mask": "LayerCounts Mask",
+    "pace": "Forecast LongPruningWarning",
     "prunable": "prunable_weights",
+    "result": "PruningResult",
     "schedules": "SCHEDULES sparsities",
     "scopes": "Scope SCOPES",
     "skipped": "Skipped",

@@ -1,12 +1,11 @@
 """The call: prune a network, at once or stage by stage."""
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
+from lossprune.progress import Progress
 from lossprune.pruning.choices import Choices
 from lossprune.pruning.criteria import Criterion
 from lossprune.pruning.curvature.batch import Forward
@@ -14,55 +13,21 @@ from lossprune.pruning.curvature.estimators import Estimator
 from lossprune.pruning.curvature.losses import Loss, LossFunction
 from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.mask import Mask
-from lossprune.pruning.names import listed
+from lossprune.pruning.pace import Forecast
+from lossprune.pruning.result import PruningResult
 from lossprune.pruning.scopes import Scope
 from lossprune.pruning.settings import Pruning
-from lossprune.pruning.skipped import Skipped, numbers_in
-from lossprune.pruning.stages import MOST_NAMED, StageRecord, Stages
-
-
-@dataclass(frozen=True)
-class PruningResult:
-    """A mask, and how it came about stage by stage.
-
-    Attributes:
-        mask: which weights are kept.
-        stages: one record each.
-        unused: names of the prunable weights that the outputs of the first stage's examples do not
-            depend on in evaluation mode, by the graph, such as those of a head that is used in
-            training only.  They count in the sparsity, and criteria that look at the loss remove
-            them first.  Empty without data, as only a forward pass shows it.
-        skipped: the parameters that are not pruned, by name, without biases: what kind each is,
-            its shape and size.
-        model_parameters: numbers in all parameters of the network.
-    """
-
-    mask: Mask
-    stages: tuple[StageRecord, ...]
-    unused: tuple[str, ...] = ()
-    skipped: Mapping[str, Skipped] = field(default_factory=dict)
-    model_parameters: int = 0
-
-    @property
-    def model_sparsity(self) -> float:
-        """The fraction of all the network's parameters that the mask removes."""
-        return self.mask.removed / max(self.model_parameters, 1)
-
-    def __repr__(self) -> str:
-        count, mask = len(self.stages), self.mask
-        parts = [
-            f"{mask.criterion}, {count} {'stage' if count == 1 else 'stages'}",
-            f"sparsity {mask.sparsity:.5g}, {mask.removed:,} of {mask.total:,} weights removed",
-        ]
-        if self.skipped:
-            share = f"{self.model_sparsity:.5g} of all {self.model_parameters:,} parameters"
-            parts.append(share)
-        if self.stages and self.stages[0].loss_before is not None:
-            before, after = self.stages[0].loss_before, self.stages[-1].loss_after
-            parts.append(f"loss {before:.5g} before, {after:.5g} after")
-        if self.unused:
-            parts.append(f"unused: {listed(self.unused, MOST_NAMED)}")
-        return f"PruningResult({', '.join(parts)})"
+from lossprune.pruning.skipped import numbers_in
+from lossprune.pruning.stages import StageRecord, Stages
+from lossprune.pruning.watching import (
+    check_watching,
+    described,
+    shown,
+    warn_of_the_first,
+    warn_of_what_is_left_out,
+    warning_here,
+    warning_of_long,
+)
 
 
 def prune(
@@ -86,6 +51,8 @@ def prune(
     seed: int | None = None,
     sharded: bool = False,
     start: Mask | None = None,
+    progress: bool | None = None,
+    on_stage: Callable[[Mask, StageRecord], Any] | None = None,
 ) -> PruningResult:
     """Find which weights of ``model`` to remove so that a model of its loss rises least.
 
@@ -133,6 +100,13 @@ def prune(
         start: the mask of a network that is pruned already, to prune it further: what it removes
             stays removed, and the schedule begins at its sparsity κ₀ (see
             :func:`lossprune.sparsities`).  ``sparsity`` is still of all prunable weights.
+        progress: whether to show stages, examples and the time that is left on standard error; if
+            not given, where that is a terminal or a notebook, and the work takes over two seconds.
+        on_stage: ``on_stage(mask, record)`` is called after each stage.  What it returns does not
+            matter; what it raises ends the pruning.
+
+    Exact curvature that will take over five minutes in all is foretold, in a warning that says what
+    would shorten it, as soon as a few seconds of measuring show it.
 
     Weights that the network's outputs do not depend on in evaluation mode, such as those of a copy
     or a head that is used in training only, count in the sparsity, and criteria that look at the
@@ -160,26 +134,23 @@ def prune(
     >>> [stage.removed for stage in result.stages]
     [71, 116, 144]
     """
-    # Each setting is a parameter here and a field there, of one name; here they are all there is.
-    pruning = Stages(Pruning(**locals()))
-    if pruning.left_out:
-        warnings.warn(f"{pruning.told_left_out()}; {_taking_in(pruning.left_out)}", stacklevel=2)
-    mask, records = Mask({}), []
-    for after, record in pruning:
-        if not records and pruning.unused:
-            names = list(pruning.unused_modules)
-            instead = f"exclude={names if len(names) <= MOST_NAMED else 'result.unused'}"
-            warnings.warn(f"{pruning.told_unused()}; {instead} leaves them out", stacklevel=2)
-        mask = after
-        records.append(record)
-    return PruningResult(mask, tuple(records), pruning.unused, pruning.skipped, numbers_in(model))
-
-
-def _taking_in(names: Sequence[str]) -> str:
-    chosen = repr(["*", *names])
-    if len(names) > MOST_NAMED:
-        chosen = "['*', *(n for n, part in result.skipped.items() if part.kind == 'matrix')]"
-    return f"parameters={chosen} takes them in, parameters='*' is to leave them, without this word"
+    settings = locals()  # each is a parameter here and a field of Pruning, but for these two
+    del settings["progress"], settings["on_stage"]
+    check_watching(progress, on_stage)
+    pruning, warn = Pruning(**settings), warning_here()
+    mask, records, total = Mask({}), [], len(pruning.steps)
+    with shown(progress) as told:
+        running = Stages(pruning, progress=told, on_long=warning_of_long(warn))
+        warn_of_what_is_left_out(running, warn)
+        told.advance("stage", 0, total)
+        for mask, record in running:
+            if not records:
+                warn_of_the_first(running, warn)
+            records.append(record)
+            told.advance("stage", record.stage, total, described(record))
+            if on_stage is not None:
+                on_stage(mask, record)
+    return PruningResult(mask, tuple(records), running.unused, running.skipped, numbers_in(model))
 
 
 def prune_by_stage(
@@ -190,6 +161,8 @@ def prune_by_stage(
     completed: int = 0,
     origin: Mask | None = None,
     recall: Callable[[int, Callable[[], Statistics]], Statistics] | None = None,
+    progress: Progress | None = None,
+    on_long: Callable[[Forecast], Any] | None = None,
     **settings: Any,
 ) -> Stages:
     """Prune as :func:`prune`, giving mask and record after every stage.
@@ -206,7 +179,11 @@ def prune_by_stage(
     ``recall(stage, measure)`` gives a stage's statistics where given: ``measure()``, or what that
     returned before for the same network, mask, examples and criterion.
 
-    ``settings`` are the other arguments of :func:`prune`.
+    ``progress.advance("example", done, total, text)`` is called as examples of a stage are
+    measured, and ``on_long(forecast)`` where exact curvature will take long, in the place of the
+    warning; ``forecast.told()`` is its sentence.
+
+    ``settings`` are the other arguments of :func:`prune`, but for ``on_stage``.
 
     Between two stages the network may be trained or get other values: each stage looks at its
     parameters and buffers anew.  Which parameters are pruned stays as it was at the call.
@@ -218,4 +195,6 @@ def prune_by_stage(
         PruningError: as :func:`prune`, when the stage is reached; or a parameter that is pruned is
             no longer there.
     """
-    return Stages(Pruning(model, criterion, start=origin, **settings), start, completed, recall)
+    pruning, warn = Pruning(model, criterion, start=origin, **settings), warning_here()
+    on_long = on_long or warning_of_long(warn)
+    return Stages(pruning, start, completed, recall, progress, on_long)

@@ -45,6 +45,7 @@ class Criterion:
             of the curvature; None: the curvature.
         stages: how many stages :func:`lossprune.prune` takes where it is not told.
         reg: the λ that it takes where it is not told.
+        before_training: whether it is made for networks that are not trained.
 
     >>> import lossprune, torch
     >>> double = lossprune.Criterion("|gθ|²", lambda theta, g, h: (g * theta) ** 2, gradient=True)
@@ -61,6 +62,7 @@ class Criterion:
     statistic: str | None = None
     stages: int = 1
     reg: float = 0.0
+    before_training: bool = False
 
 
 # A model of the loss holds near the weights that it was measured at, and one stage goes far from
@@ -117,6 +119,7 @@ CRITERIA: dict[str, Criterion] = {
         "SNIP",
         saliency=lambda theta, g, h: (g * theta).abs(),
         gradient=True,
+        before_training=True,
         description="connection sensitivity: |g θ|, ranked as LM",
     ),
     # Removing a weight changes ‖g‖² by −2 θ H g; those go first whose going raises it most.
@@ -124,6 +127,7 @@ CRITERIA: dict[str, Criterion] = {
         "GraSP",
         saliency=lambda theta, g, hg: theta * hg,
         statistic="hessian-gradient",
+        before_training=True,
         description="gradient signal preservation: θ (H g), H the Hessian of the loss",
     ),
     "SynFlow": Criterion(
@@ -131,12 +135,14 @@ CRITERIA: dict[str, Criterion] = {
         saliency=lambda theta, g, r: r * theta.abs(),
         statistic="synaptic-flow",
         stages=100,
+        before_training=True,
         description="synaptic flow: |θ| ∂R/∂|θ|, R the output of |θ| on ones; made for --pi 100",
     ),
     "random": Criterion(
         "random",
         saliency=lambda theta, g, u: u,
         statistic="uniform",
+        before_training=True,
         description="uniformly at random",
     ),
 }

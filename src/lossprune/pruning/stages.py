@@ -1,5 +1,6 @@
 """The stage loop: measure → score → select."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lossprune.progress import Progress, Silent
 from lossprune.pruning.criteria import find_criterion
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.estimators import find_estimator
@@ -19,6 +21,7 @@ from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import listed, together
+from lossprune.pruning.pace import Forecast, Pace
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.scoring import Scoring
 from lossprune.pruning.settings import Pruning
@@ -27,6 +30,8 @@ from lossprune.pruning.terms import TERMS
 
 # Names that a warning gives in full.
 MOST_NAMED = 4
+# A loss of this share of that of guessing has learned no more than noise may be.
+_KNOWS_NOTHING = 0.95
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         mask: after ``completed`` stages; what the pruning starts from if not given.
         completed: how many stages are done.
         recall: as in :func:`lossprune.pruning.prune_by_stage`.
+        progress: is told how many examples of a stage are measured.
+        on_long: gets the forecast, once, where exact curvature will take long.
 
     Raises:
         ValueError: as there.
@@ -82,6 +89,8 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         mask: Mask | None = None,
         completed: int = 0,
         recall: Callable[[int, Callable[[], Statistics]], Statistics] | None = None,
+        progress: Progress | None = None,
+        on_long: Callable[[Forecast], None] = lambda forecast: None,
     ) -> None:
         if not 0 <= completed < len(pruning.steps):
             last = len(pruning.steps) - 1
@@ -96,6 +105,8 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         self._criterion = find_criterion(pruning.criterion)
         self._recall = recall or (lambda stage, measure: measure())
         self._unused: tuple[str, ...] | None = None  # known after the first stage, given data
+        self._guess: tuple[float, float] | None = None  # as well
+        self._pace = Pace(len(pruning.steps) - completed, progress or Silent(), on_long)
         self._results = self._run(mask.to(pruning.network.device), completed)
 
     def __repr__(self) -> str:
@@ -144,6 +155,23 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             "criteria that look at the loss remove them first"
         )
 
+    def told_guess(self) -> str | None:
+        """Return what to tell, after the first stage, of a network that knows no more than chance.
+
+        Nothing of a criterion that is made for networks before training, of a network that was
+        pruned before, and of a loss that is not cross-entropy.
+        """
+        if self._guess is None or self._criterion.before_training:
+            return None
+        loss, chance = self._guess
+        if loss < _KNOWS_NOTHING * chance:
+            return None
+        return (
+            f"the network's loss before pruning is {loss:.4g}, and that of guessing among "
+            f"{math.exp(chance):,.0f} classes {chance:.4g}: is it trained, and are its weights "
+            "loaded?"
+        )
+
     def _run(self, mask: Mask, completed: int) -> Iterator[tuple[Mask, StageRecord]]:
         steps = self._pruning.steps
         # Processes that prune together draw together: their loaders shuffle alike.
@@ -170,6 +198,10 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         )
         before = None if statistics is None else statistics.loss
         after = objective.measure(mask).loss if given else None
+        self._pace.end()
+        if before is not None and stage == 1 and self._pruning.start is None:
+            chance = objective.chance
+            self._guess = None if chance is None else (before, chance)
         return mask, StageRecord(
             stage=stage,
             sparsity=mask.sparsity,
@@ -190,6 +222,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
                 batches = list(
                     take(pruning.data, pruning.examples, pruning.forward, sharded=pruning.sharded)
                 )
+        self._pace.begin(distributed.own_examples(batches, sharded=pruning.sharded))
         return Objective(
             pruning.network,
             batches,
@@ -197,6 +230,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             memory=checked_memory(pruning.memory, pruning.network.device),
             generator=lambda: _generator(pruning.seed, stage),
             sharded=pruning.sharded,
+            heard=self._pace,
         )
 
     def _measure(self, objective: Objective, mask: Mask, stage: int) -> Statistics:

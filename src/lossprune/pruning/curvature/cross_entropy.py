@@ -177,7 +177,7 @@ class CrossEntropy:
             raise PruningError(
                 f"the exact curvature of outputs {tuple(outputs.shape[1:])} needs a factor of "
                 f"{size} numbers for an example, more than {_MOST}: give "
-                "estimator='monte-carlo:10' (or another number of draws)"
+                "estimator='monte-carlo'"
             )
         rows = outputs.movedim(self.class_dim, -1)
         factor = _cholesky(rows.reshape(-1, classes))

@@ -23,6 +23,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Return which of them this process is, from 0."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
 def part_of(count: int) -> slice:
     """Return this process's part of so many: contiguous, the parts of near-equal size."""
     if processes() == 1:
@@ -43,6 +48,15 @@ def share(batches: Iterable[Batch]) -> Iterator[Batch]:
         part = batch[part_of(len(batch))]
         if len(part):
             yield part
+
+
+def own_examples(batches: Iterable[Batch], *, sharded: bool) -> int:
+    """Return how many examples of these this process takes; 0 where a batch is kept whole."""
+    sizes = [batch.size for batch in batches]
+    if None in sizes:
+        return 0
+    parts = [slice(0, size) if sharded else part_of(size) for size in sizes if size is not None]
+    return sum(part.stop - part.start for part in parts)
 
 
 def check_undivided(data: Any) -> None:

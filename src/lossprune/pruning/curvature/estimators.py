@@ -206,8 +206,8 @@ def _check_passes(
         raise PruningError(
             f"the exact curvature takes {passes} backward passes for one example, whose outputs "
             f"are {tuple(outputs.shape[1:])}, and no more than {estimator.most} are begun: give "
-            f"estimator='monte-carlo', or estimator={replace(estimator, most=passes)} to go on "
-            "all the same"
+            f"estimator='monte-carlo' ({MonteCarlo().labels} passes), or "
+            f"estimator={replace(estimator, most=passes)} to go on all the same"
         )
 
 

@@ -1,5 +1,6 @@
 """Measuring a network on data: mean loss, its gradient and the diagonal of its GGN matrix."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from lossprune.pruning.choices import Choices
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Batch, Forward
-from lossprune.pruning.curvature.estimators import Estimator, find_estimator
+from lossprune.pruning.curvature.cross_entropy import CrossEntropy
+from lossprune.pruning.curvature.estimators import Estimator, Exact, Tolerance, find_estimator
 from lossprune.pruning.curvature.examples import peek, regroup, take
 from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import MaskedNetwork, PrunableNetwork
@@ -129,6 +131,8 @@ class Objective:
         memory: bytes that a measurement may take at once.
         generator: gives a CPU generator of what is drawn, for each measurement.
         sharded: whether the batches are this process's share of the data of several.
+        heard: ``heard(examples, passes)`` is called as examples are measured: how many more, 0 at
+            first; and backward passes for each, where these give exact curvature.
     """
 
     network: PrunableNetwork
@@ -138,6 +142,7 @@ class Objective:
     memory: int
     generator: Callable[[], torch.Generator]
     sharded: bool
+    heard: Callable[[int, int], None] = lambda examples, passes: None
 
     _costs: Costs | None = field(default=None, init=False)
     _known: tuple[Mapping[str, Tensor] | None, Statistics] | None = field(default=None, init=False)
@@ -179,6 +184,13 @@ class Objective:
             self._known = mask, replace(statistics, gradient={}, ggn_diagonal={}, skipped=0.0)
         return statistics
 
+    @property
+    def chance(self) -> float | None:
+        """The cross-entropy of guessing, ln C of C classes, once measured; None of other losses."""
+        if self._costs is None or not isinstance(self.loss, CrossEntropy):
+            return None
+        return math.log(self._costs.outputs.shape[self.loss.class_dim])
+
     def _add(self, sums: Sums, batches: Iterable[Batch]) -> None:
         """Add examples, in chunks that keep to the budget."""
         device = self.network.device
@@ -189,6 +201,9 @@ class Objective:
         sums.unrecorded = costs.unrecorded
         budget = Budget(self.memory, costs.graph_bytes, costs.column_bytes)
         columns, most = self._columns(costs, sums.estimator)
+        passes = columns if isinstance(sums.estimator, (Exact, Tolerance)) else 0
+        sums.heard = lambda examples: self.heard(examples, passes)
+        sums.heard(0)
         if sums.estimator is not None and sums.estimator.packs:
             for batch in regroup(batches, min(_WINDOW, most)):
                 sums.add_packed(batch, budget)

@@ -1,7 +1,7 @@
 """Loss, gradient and GGN diagonal: their sums over the examples read so far, and their means."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,7 @@ class Sums:
         self.estimator = estimator
         self.generator = generator
         self.chunks = 0
+        self.heard: Callable[[int], None] = lambda examples: None  # called after each chunk
         self.unrecorded: Collection[str] = ()  # as the first examples show them
         # loss, examples, trace of the output Hessian, share of it that was skipped, what the
         # examples count
@@ -101,14 +102,14 @@ class Sums:
         self.scalars[1] += len(logits)
         self.chunks += 1
         self.scalars[4] += self.loss.amount(logits, targets).sum()
-        if not outputs.requires_grad:  # nothing was asked for, or no layer reaches the outputs
-            return
-        if self.gradient:
-            self._add_gradient(outputs, targets)
-        if self.estimator is not None:
-            if columns is None:
-                columns = self.estimator.columns(logits, targets, self.loss, self.generator)
-            self._add_curvature(batch, outputs, recorder.calls, columns, budget)
+        if outputs.requires_grad:  # else nothing was asked for, or no layer reaches the outputs
+            if self.gradient:
+                self._add_gradient(outputs, targets)
+            if self.estimator is not None:
+                if columns is None:
+                    columns = self.estimator.columns(logits, targets, self.loss, self.generator)
+                self._add_curvature(batch, outputs, recorder.calls, columns, budget)
+        self.heard(len(logits))
 
     def _recorded(self) -> dict[str, Tensor]:
         """The weights whose curvature can be found from what their layers see and give."""
