@@ -7,6 +7,7 @@ stands below, and closing the other closes it as well.
 
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,21 @@ class Silent:
 
     def close(self, what: str) -> None:
         """Say nothing."""
+
+
+class Within:
+    """Counts of something that is a part of what another is told: how far it is, and no more."""
+
+    def __init__(self, whole: Progress) -> None:
+        self._whole = whole
+        self.close = whole.close
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def advance(self, what: str, done: int, total: int, text: str = "") -> None:
+        """Say how many are done."""
+        self._whole.advance(what, done, total)
 
 
 class ProgressLines:
@@ -142,7 +158,11 @@ class Bars:
 
     def note(self, text: str) -> None:
         """Print the text above the bars."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        for line in text.splitlines():
+            width = self._console.width
+            lines = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+            # A folder longer than that is left whole, so that it can be copied.
+            self._console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, what: str, done: int, total: int, text: str = "") -> None:
         """Move the bar of ``what``."""

@@ -1,15 +1,32 @@
 """Tables as text: drawn on a terminal, aligned elsewhere, or as Markdown."""
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 Row = Sequence[str]
+_NAME = 24  # signs that are left of a long name in the first column, at least
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a table that fits a terminal: its columns and their widths, with a frame or not."""
+
+    places: Sequence[int]
+    widths: Sequence[int]
+    framed: bool = False
 
 
 def print_table(
     title: str, columns: Row, rows: Sequence[Row], *, left: int = 1, ruled: int = 0
 ) -> None:
     """Print a table: drawn on a terminal, plain and aligned elsewhere.
+
+    On a terminal no word is broken.  Where the table is too wide for it, the frame goes, then the
+    middle of long names in the first column; then it comes in parts, each with that column.
 
     Args:
         title: above it.
@@ -23,14 +40,91 @@ def print_table(
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
-    for place, column in enumerate(columns):
-        justify = "left" if place < left else "right"
-        table.add_column(column, justify=justify, overflow="fold")
-    for number, row in enumerate(rows, start=1):
-        table.add_row(*row, end_section=ruled > 0 and number % ruled == 0)
-    Console().print(table)
+    console = Console()
+    print_lines([title])
+    for part in _parts(columns, rows, console.width):
+        table = Table() if part.framed else Table(**_unframed())
+        for place, width in zip(part.places, part.widths, strict=True):
+            justify = "left" if place < left else "right"
+            table.add_column(Text(columns[place]), width=width, justify=justify)
+        for number, row in enumerate(rows, start=1):
+            cells = zip(part.places, part.widths, strict=True)
+            shown = [Text(without_middle(row[place], width)) for place, width in cells]
+            table.add_row(*shown, end_section=ruled > 0 and number % ruled == 0)
+        console.print(table)
+
+
+def _unframed() -> dict[str, Any]:
+    from rich.box import SIMPLE_HEAD
+
+    return {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
+
+
+def _parts(columns: Row, rows: Sequence[Row], width: int) -> list[_Part]:
+    from rich.cells import cell_len
+
+    cells = [max(map(cell_len, column), default=0) for column in zip(*rows, strict=True)]
+    cells = cells or [0] * len(columns)
+    in_one_line = [max(cell_len(head), cell) for head, cell in zip(columns, cells, strict=True)]
+    least = [
+        max(cell, *map(cell_len, head.split()), 0)
+        for head, cell in zip(columns, cells, strict=True)
+    ]
+    for framed in (True, False):
+        for widths in (in_one_line, least):
+            around = 3 * len(widths) + 1 if framed else 2 * (len(widths) - 1)
+            if sum(widths) + around <= width:
+                return [_Part(range(len(widths)), widths, framed)]
+    name = max(min(least[0], _NAME), *map(cell_len, columns[0].split()), 0)
+    groups, room = [[]], width - name
+    for place, needed in enumerate(least[1:], start=1):
+        if groups[-1] and needed + 2 > room:
+            groups.append([])
+            room = width - name
+        groups[-1].append(place)
+        room -= needed + 2
+    return [
+        _Part(
+            [0, *group],
+            [min(least[0], max(name, width - sum(least[place] + 2 for place in group)))]
+            + [least[place] for place in group],
+        )
+        for group in groups
+    ]
+
+
+def without_middle(text: str, width: int) -> str:
+    """Return a text of at most ``width`` signs, of a longer one both ends.
+
+    >>> without_middle("features.denseblock3.denselayer12.conv1.weight", 24)
+    'features.de…conv1.weight'
+    """
+    if len(text) <= width:
+        return text
+    end = width // 2
+    return f"{text[: width - end - 1]}…{text[len(text) - end :]}"
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines of text; on a terminal a long one goes on below after a word, not within one."""
+    for line in lines:
+        print(wrapped(line, shutil.get_terminal_size().columns) if sys.stdout.isatty() else line)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text with its lines broken between words, as far as there is a place for that.
+
+    >>> print(wrapped("note: units of a could not be followed", 24))
+    note: units of a could
+    not be followed
+    """
+    lines = [
+        textwrap.fill(line, max(width, 1), break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    ]
+    return "\n".join(lines)
 
 
 def aligned(rows: Sequence[Row], *, left: int = 1) -> list[str]:

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from lossprune.commands import EXIT_OK
 from lossprune.experiment import RunConfig, RunRecord
 from lossprune.experiment.folder import BEST
 from lossprune.flags import check_threads, flag
-from lossprune.progress import Progress, shown_progress
+from lossprune.progress import Progress, Within, shown_progress
+from lossprune.pruning.names import counted
 from lossprune.text_table import print_table
 
 TRAINING_EPOCHS, FINE_TUNING_EPOCHS = 60, 20
@@ -25,8 +27,8 @@ _COMMON = {"arch": "MLP", "dataset": "digits", "device": "cpu"}
 _TITLE = "MLP on digits: training loss and test error before pruning, after it, and fine-tuned"
 _COLUMNS = (
     *("criterion", "π"),
-    *("loss before", "pruned", "fine-tuned"),
-    *("error before", "pruned", "fine-tuned"),
+    *("loss before", "loss pruned", "loss fine-tuned"),
+    *("error before", "error pruned", "error fine-tuned"),
     "sparsity",
 )
 
@@ -61,10 +63,12 @@ def _compute(folder: Path, threads: int, progress: Progress) -> list[RunRecord]:
     common: dict[str, Any] = {**_COMMON, "threads": threads, "path": folder}
     progress.note(f"training an MLP on 1,297 digits for {TRAINING_EPOCHS} epochs")
     dense = RunConfig(prune_epoch=-1, epochs=TRAINING_EPOCHS, **common)
-    run(dense)
+    run(dense, Within(progress))
+    progress.close("epoch")
     plan = [(criterion, stages) for criterion in CRITERIA for stages in STAGES]
     progress.note(f"pruning it in {len(plan)} ways, fine-tuning {FINE_TUNING_EPOCHS} epochs each")
     records = []
+    progress.advance("way", 0, len(plan))
     for done, (criterion, stages) in enumerate(plan, start=1):
         config = RunConfig(
             criterion=criterion,
@@ -75,9 +79,11 @@ def _compute(folder: Path, threads: int, progress: Progress) -> list[RunRecord]:
             start=dense.folder / BEST,
             **common,
         )
-        records.append(run(config))
-        text = f"{criterion} π {stages}: training loss {_losses(records[-1])[1]:.3f} after pruning"
-        progress.advance("way", done, len(plan), text)
+        records.append(run(config, Within(progress)))
+        progress.close("epoch")
+        loss = _losses(records[-1])[1]
+        how = f"{criterion} in {counted(stages, 'stage')}"
+        progress.advance("way", done, len(plan), f"{how}, training loss {loss:.3f} after pruning")
     return records
 
 
@@ -118,12 +124,25 @@ def _what_next() -> str:
     comments = (
         "the same in 140 stages with a step-size penalty, kept in results/",
         "MNIST, downloaded into data/ if it is not there",
-        "the published network on MNIST: train, prune to 1.2 % of the weights, fine-tune",
+        "the published network on MNIST: train, prune to 1.2 %, fine-tune",
     )
     lines = ["", "More stages make the loss model local: compare π 1 and 14. Next, try", ""]
     for comment, command in zip(comments, next_commands(), strict=True):
-        lines += [f"  # {comment}", f"  {_program()} {shlex.join(command)}"]
+        lines += [f"  # {comment}", _in_lines(command)]
     return "\n".join(lines)
+
+
+def _in_lines(arguments: Sequence[str]) -> str:
+    """Return a command as a shell takes it, in lines that no terminal breaks."""
+    text = textwrap.fill(
+        shlex.join(arguments),
+        width=70,
+        initial_indent=f"  {_program()} ",
+        subsequent_indent=" " * 6,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return text.replace("\n", " \\\n")
 
 
 def _program() -> str:

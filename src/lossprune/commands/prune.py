@@ -20,7 +20,7 @@ from lossprune.commands.pruned_folder import (
     write_folder,
 )
 from lossprune.experiment.config import DEVICES
-from lossprune.experiment.log import describe_stage
+from lossprune.experiment.log import stage_in_words
 from lossprune.flags import (
     MOST_REG,
     check_fraction,
@@ -35,9 +35,10 @@ from lossprune.flags import (
 from lossprune.progress import Progress, shown_progress
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS
+from lossprune.pruning.names import counted
 from lossprune.pruning.schedules import MOST_STAGES, SCHEDULES
 from lossprune.pruning.scopes import SCOPES
-from lossprune.text_table import print_table
+from lossprune.text_table import print_lines, print_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -164,9 +165,8 @@ def do(config: PruneConfig, build: str | None = None) -> int:
             "seconds": time.perf_counter() - began,
         }
         write_folder(out, network, mask, record, table_of(rows, notes))
-    times = "1 stage" if len(stages) == 1 else f"{len(stages)} stages"
-    print_table(f"{build}, {mask.criterion}, {times}", COLUMNS, rows)
-    print("\n".join([*notes, *told_files(config.out)]))
+    print_table(f"{build}, {mask.criterion}, {counted(len(stages), 'stage')}", COLUMNS, rows)
+    print_lines([*notes, *told_files(config.out)])
     return EXIT_OK
 
 
@@ -226,10 +226,7 @@ def _prune(
     for mask, stage in pruning:
         pruned = mask
         stages.append(stage)
-        told = f"sparsity {stage.sparsity:.5f}"
-        if stage.loss_before is not None:
-            told = describe_stage(asdict(stage), total).split(": ", 1)[1]
-        progress.advance("stage", stage.stage, total, told)
+        progress.advance("stage", stage.stage, total, stage_in_words(asdict(stage)))
     return pruned, stages, pruning
 
 

@@ -59,6 +59,26 @@ def _pruning_lines(record: RunRecord) -> list[str]:
     return lines
 
 
+def in_words(scores: Scores) -> str:
+    """Return the scores that a person follows, the one that matters most first."""
+    return (
+        f"validation error {scores.valid_error:.1%}, training loss {scores.train_loss:.3f}, "
+        f"test error {scores.test_error:.1%}"
+    )
+
+
+def stage_in_words(stage: Mapping[str, Any]) -> str:
+    """Return what came of one pruning stage; without data it has no losses."""
+    before, after = stage["loss_before"], stage["loss_after"]
+    sparsity = f"sparsity {stage['sparsity']:.5f}"
+    if before is None and after is None:
+        return sparsity
+    predicted = stage["predicted_change"]
+    return f"training loss {_number(before, '.4f')} -> {_number(after, '.4f')}, {sparsity}" + (
+        "" if predicted is None else f", predicted change {predicted:.4f}"
+    )
+
+
 def describe(scores: Scores) -> str:
     """Return the six scores in one line, named as the columns of the log."""
     names = LOG_HEADER.split("\t")[1:-1]
@@ -88,9 +108,9 @@ def legible(text: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in cut)
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None, form: str = ".5f") -> str:
     """JSON has no NaN: a loss that was not finite is null there."""
-    return "nan" if value is None else format(value, ".5f")
+    return "nan" if value is None else format(value, form)
 
 
 def summarise(record: RunRecord) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from dataclasses import asdict
 from enum import Enum, auto
 
-from lossprune.experiment.log import describe, describe_stage
+from lossprune.experiment.log import in_words, stage_in_words
 from lossprune.experiment.network_file import weights_sha256
 from lossprune.experiment.own_code import criterion_of
 from lossprune.experiment.prepare import Cache, StageExamples, pruning_of
@@ -43,6 +43,8 @@ def tell(state: RunState, store: RunStore, cache: Cache) -> Story:
     try:
         if not _restore(state, store):
             _start(state, store, cache)
+        if not state.is_trained:
+            state.progress.advance("epoch", state.epoch, state.config.epochs)
         while True:
             if state.prunes_now:
                 yield Request.PRUNING
@@ -72,7 +74,7 @@ def _epoch(state: RunState, store: RunStore) -> Story:
     if isinstance(scores, DivergedError):
         raise DivergedError(f"epoch {state.epoch + 1}: {scores}")
     best = state.add_epoch(scores, seconds)
-    state.progress.advance("epoch", state.epoch, state.config.epochs, describe(scores))
+    state.progress.advance("epoch", state.epoch, state.config.epochs, in_words(scores))
     stops = state.is_trained or state.prunes_now
     if stops or store.due:
         yield Request.WEIGHTS_TO_SAVE
@@ -86,7 +88,7 @@ def _start(state: RunState, store: RunStore, cache: Cache) -> None:
     computed = state.config.amp, state.config.compiled
     key = (state.record.start.weights_sha256, computed, *state.conditions())
     scores = cache.get("scores", key, state.evaluate)
-    state.progress.note(f"start: {describe(scores)}")
+    state.progress.note(f"start: {in_words(scores)}")
     now = EpochRecord(0, scores)
     _commit(state, store, best=now, last=now)
     check_finite(scores, "of the start network")
@@ -144,7 +146,7 @@ def _prune(state: RunState, store: RunStore, cache: Cache) -> None:
     pruned = EpochRecord(state.epoch, state.evaluate())
     removed = state.mask.removed
     _commit(state, store, after_pruning=pruned, best=pruned, last=pruned, removed=removed)
-    state.progress.note(f"pruned: {describe(pruned.scores)}")
+    state.progress.note(f"pruned: {in_words(pruned.scores)}")
     check_finite(pruned.scores, "after pruning")
 
 
@@ -163,15 +165,16 @@ def _prune_stages(state: RunState, store: RunStore, cache: Cache) -> None:
         return measure() if stage > 1 else cache.get("statistics", _measured(state), measure)
 
     pruning = pruning_of(config, state.network, examples)
+    state.progress.advance("stage", completed, config.stages)
     for mask, stage in Stages(pruning, state.mask, completed, recall):
         state.mask = mask
         done = asdict(stage)
         state.change(stages=(*state.record.stages, done), removed=mask.removed)
         if store.due:
             store.save(state.checkpoint())
-        told = describe_stage(done, config.stages).split(": ", 1)[1]
-        state.progress.advance("stage", stage.stage, config.stages, told)
+        state.progress.advance("stage", stage.stage, config.stages, stage_in_words(done))
         examples.stage += 1
+    state.progress.close("stage")
 
 
 def _measured(state: RunState) -> tuple[object, ...]:

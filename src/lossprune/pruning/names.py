@@ -1,4 +1,4 @@
-"""Names: of parameters, what wrappers put before them and which was meant; of a table's entries."""
+"""Names: of parameters, what wrappers put before them and which was meant; how many, and lists."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -80,6 +80,15 @@ def find_in(table: Mapping[str, T], name: str, what: str, otherwise: str = "") -
     if name not in table:
         raise ValueError(f"unknown {what} {name!r}; choose one of: {', '.join(table)}{otherwise}")
     return table[name]
+
+
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """Return so many of something, in words.
+
+    >>> counted(1, "run"), counted(1234, "run"), counted(2, "criterion", "criteria")
+    ('1 run', '1,234 runs', '2 criteria')
+    """
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
 
 
 def listed(names: Iterable[str], most: int = 10) -> str:
