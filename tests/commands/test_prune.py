@@ -56,6 +56,16 @@ def batches():
     generator = torch.Generator().manual_seed(7)
     return [(torch.randn(25, 12, generator=generator), torch.arange(25) % 3) for _ in range(4)]
 
+def build_for(shape, classes, generator):
+    net = nn.Sequential(nn.Linear(*shape, 20), nn.Tanh(), nn.Linear(20, classes))
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    return net
+
+def load():
+    inputs, targets = (torch.cat(part) for part in zip(*batches()))
+    return {"train": (inputs[:80], targets[:80]), "test": (inputs[80:], targets[80:])}
+
 def several():
     return [(x, torch.stack([x[:, 0] > 0, x[:, 1] > 1, y == 0], 1).float()) for x, y in batches()]
 
@@ -293,6 +303,28 @@ def test_loss_and_error_on_test_data_before_and_after(command, mine, tmp_path, l
     assert line in (tmp_path / "pruned" / "table.md").read_text()
 
 
+def test_a_data_set_as_runs_take_it_is_pruned_and_tested_on(command, mine, tmp_path):
+    flags = ("--dataset", f"{mine}:load", "--examples", 40, "--stages", 2, "--sparsity", 0.8)
+    answer = command("prune", f"{mine}:build_for", *flags)
+    assert answer.status == 0, answer.err
+    record = json.loads((tmp_path / "pruned" / "record.json").read_text())
+    user = sys.modules[mine]
+    network = user.build_for((12,), 3, torch.Generator().manual_seed(1111))
+    inputs, targets = user.load()["test"]
+    mask = lossprune.Mask.load(tmp_path / "pruned" / "mask.safetensors")
+    for when in ("before", "after"):
+        with torch.no_grad():
+            error = float((network(inputs).argmax(1) != targets).double().mean())
+        assert record["test"][when]["error"] == pytest.approx(error)
+        mask.apply_(network)
+    # A run prunes on the same examples of each stage.
+    flags = ("--dataset", f"{mine}:load", "--nex", 40, "--pi", 2, "--exp", "--pr", 0.8)
+    more = ("--arch", f"{mine}:build_for", "--pm", "QM", "--reg", 0.01, "--pe", 0, "--nepochs", 1)
+    assert command("run", *flags, *more).status == 0
+    (folder,) = (tmp_path / "results").iterdir()
+    assert lossprune.Mask.load(folder / "mask.safetensors") == mask
+
+
 def test_it_goes_on_from_an_earlier_mask(command, mine, tmp_path):
     flags = ("prune", f"{mine}:build", "--criterion", "MP")
     assert command(*flags, "--sparsity", 0.5).status == 0
@@ -336,6 +368,9 @@ def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, min
             f"--criterion must be one of {', '.join(CRITERIA)}",
         ),
         ("MINE:build --sparsity .5 --scope layers", f"--scope must be one of {', '.join(SCOPES)}"),
+        ("MINE:build --sparsity .5 --dataset MINE:lod", "--dataset MINE:lod: MINE has no 'lod'"),
+        ("MINE:build --sparsity .5 --dataset minst", "--dataset must be one of"),
+        ("MINE:build --sparsity .5 --dataset MINE:load --data MINE:batches", "given instead of"),
         ("MINE:build --sparsity .5 --device gpu", "--device must be one of auto, cpu, cuda, got"),
         ("MINE:build --sparsity .5 --memory 2X", "--memory must be a number of bytes of at least"),
         ("MINE:build --sparsity .5 --memory 0", "--memory must be a number of bytes of at least"),

@@ -18,7 +18,8 @@ from lossprune.channels.costs import inputs_of
 from lossprune.commands.evaluation import loss_and_error
 from lossprune.commands.output import NETWORK, format_of
 from lossprune.commands.pruned_folder import FORMAT as PRUNED
-from lossprune.commands.user_network import build_network, on_device, users_loss
+from lossprune.commands.user_data import UsersData, batches_of
+from lossprune.commands.user_network import build_network, on_device, users_forward, users_loss
 from lossprune.deployment.sparse_file import load_sparse
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.environment import environment_of
@@ -33,7 +34,6 @@ from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.forms import default_forward
 from lossprune.torch_state import seeded
 from lossprune.training import evaluate
-from lossprune.user_code import Batches, find_function
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def deployable(
         record = parse_json((folder / RECORD).read_text(encoding="utf-8"))
         settings = _settings(folder, record, data)
         with seeded(settings["seed"]):
-            yield _pruned(folder, settings, record.get("test"))
+            yield _pruned(folder, settings, data_path, record.get("test"))
     else:
         yield _run(folder, {"data_path": data_path, "mirror": mirror})
 
@@ -154,9 +154,11 @@ def _settings(folder: Path, record: Mapping[str, Any], data: str | None) -> dict
         name in settings and isinstance(settings[name], kind) for name, kind in _KINDS.items()
     ):
         raise ValueError(f"{folder / RECORD} does not tell how lossprune prune was called")
-    settings = {"test": None, **settings}  # in which older records do not have it
-    settings["data"] = data or settings["data"] or settings["test"]
-    if settings["data"] is None:
+    # Older records do not have all of them.
+    settings = {"test": None, "dataset": None, "examples": None, **settings}
+    if data is not None:
+        settings |= {"data": data}
+    if settings["data"] is settings["test"] is settings["dataset"] is None:
         raise ValueError(
             f"{folder} was pruned without data, and a network is deployed for examples of what it "
             "takes: give --data MODULE:FUNCTION, which returns batches"
@@ -164,14 +166,15 @@ def _settings(folder: Path, record: Mapping[str, Any], data: str | None) -> dict
     return settings
 
 
-def _pruned(folder: Path, settings: Mapping[str, Any], scores: Any) -> Deployable:
+def _pruned(folder: Path, settings: Mapping[str, Any], data_path: Path, scores: Any) -> Deployable:
     _check_there(folder, NETWORK, MASK)
-    dense = on_device(build_network(settings["build"]), "cpu").eval()
+    data = UsersData.of(settings, data_path)
+    dense = on_device(build_network(settings["build"], offered=data.offered), "cpu").eval()
     masked = copy.deepcopy(dense)
     mask = load_sparse(folder / NETWORK, masked)
     if mask != Mask.load(folder / MASK):
         raise ValueError(f"{folder / MASK} is not the mask of {folder / NETWORK}")
-    call = _first_call(masked, settings)
+    call = _first_call(masked, settings, data)
     leaves = tree_leaves((call.inputs, call.named))
     size = next(len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim())
 
@@ -190,22 +193,21 @@ def _pruned(folder: Path, settings: Mapping[str, Any], scores: Any) -> Deployabl
         masked,
         mask,
         inputs,
-        *_accuracy(settings, scores),
+        *_accuracy(settings, data, scores),
     )
 
 
 def _accuracy(
-    settings: Mapping[str, Any], scores: Any
+    settings: Mapping[str, Any], data: UsersData, scores: Any
 ) -> tuple[Callable[[nn.Module], float] | None, float | None]:
     """Return what finds a network's accuracy, and what it was before pruning, if that was told."""
     try:
         before = scores["before"]["error"]
     except (TypeError, LookupError):  # it was pruned without --test
         return None, None
-    if not isinstance(before, float) or settings["test"] is None:
+    if not isinstance(before, float) or (batches := data.test) is None:
         return None, None
-    loss, forward = users_loss(settings["loss"]), _forward(settings)
-    batches = Batches(find_function(settings["test"], "--test"), settings["test"], "--test")
+    loss, forward = users_loss(settings["loss"]), users_forward(settings["forward"])
 
     def accuracy(network: nn.Module) -> float:
         error = loss_and_error(network, batches, loss, forward).error
@@ -214,18 +216,14 @@ def _accuracy(
     return accuracy, 1 - before
 
 
-def _forward(settings: Mapping[str, Any]) -> Callable[..., Any] | None:
-    named = settings["forward"]
-    return None if named is None else find_function(named, "--forward")
-
-
-def _first_call(network: nn.Module, settings: Mapping[str, Any]) -> Call:
+def _first_call(network: nn.Module, settings: Mapping[str, Any], data: UsersData) -> Call:
     """Return how the network is called for the first batch of the data."""
-    forward = _forward(settings)
-    data = Batches(find_function(settings["data"], "--data"), settings["data"], "--data")
-    batch = next(iter(data), None)
+    forward = users_forward(settings["forward"])
+    batches = batches_of(settings["data"], "--data") or data.train or data.test or ()
+    batch = next(iter(batches), None)
+    named = settings["data"] or settings["dataset"] or settings["test"]
     if batch is None:
-        raise ValueError(f"--data {settings['data']} has no batches")
+        raise ValueError(f"{named} has no batches")
     batch, run = Batch.of(batch, forward).value, forward or default_forward
     with torch.no_grad():
         seen = inputs_of(network, lambda called: run(called, batch), [network])
@@ -233,7 +231,7 @@ def _first_call(network: nn.Module, settings: Mapping[str, Any]) -> Call:
     if call is None or not any(
         isinstance(leaf, Tensor) and leaf.dim() for leaf in tree_leaves((call.inputs, call.named))
     ):
-        raise ValueError(f"--data {settings['data']}: the network gets no tensor of its batches")
+        raise ValueError(f"the network gets no tensor of the batches of {named}")
     if not (call.inputs and call.named):
         return call
     # One example is of either; the names of the first are those of the network's arguments.

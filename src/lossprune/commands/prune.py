@@ -19,6 +19,7 @@ from lossprune.commands.pruned_folder import (
     told_files,
     write_folder,
 )
+from lossprune.data import DATA_PATH, DATA_PATH_HELP, DATASETS
 from lossprune.experiment.config import DEVICES
 from lossprune.experiment.log import stage_in_words
 from lossprune.flags import (
@@ -26,6 +27,7 @@ from lossprune.flags import (
     check_fraction,
     check_not_negative,
     check_one_of,
+    check_one_or_own,
     check_seed,
     check_threads,
     check_whole,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
     from lossprune.channels.connectivity import Connectivity
     from lossprune.commands.evaluation import LossAndError
+    from lossprune.commands.user_data import UsersData
     from lossprune.pruning import Mask, StageRecord
     from lossprune.pruning.stages import Stages
 
@@ -60,6 +63,11 @@ class PruneConfig:
     data: str | None = flag(
         None, "data", "MODULE:FUNCTION that returns batches of (inputs, targets); MP needs none"
     )
+    dataset: str | None = flag(
+        None, "dataset", f"instead of --data and --test: {', '.join(DATASETS)}, or MODULE:FUNCTION "
+        "as for lossprune run"
+    )  # fmt: skip
+    data_path: Path = flag(DATA_PATH, "data_path", DATA_PATH_HELP)
     sparsity: float | None = flag(None, "sparsity", "fraction of the weights to remove, in [0, 1)")
     criterion: str = flag("QM", "criterion", f"one of {', '.join(CRITERIA)}")
     stages: int | None = flag(None, "stages", "number of pruning stages π; the criterion's default")
@@ -115,6 +123,10 @@ class PruneConfig:
         check_threads(self.threads)
         check_one_of("device", self.device, DEVICES)
         _ = self.memory_bytes
+        if self.dataset is not None:
+            check_one_or_own("dataset", self.dataset, DATASETS, "MODULE:FUNCTION")
+            if self.data is not None or self.test is not None:
+                raise ValueError("--dataset is given instead of --data and --test")
 
     @property
     def memory_bytes(self) -> int | None:
@@ -133,7 +145,8 @@ def do(config: PruneConfig, build: str | None = None) -> int:
         raise ValueError("prune takes MODULE:BUILD, such as mine.networks:build")
     from lossprune.channels.compaction import count_live
     from lossprune.commands.evaluation import told_tests
-    from lossprune.commands.user_network import build_network, on_device
+    from lossprune.commands.user_data import UsersData
+    from lossprune.commands.user_network import build_network, on_device, users_forward, users_loss
     from lossprune.torch_state import seeded, using_threads
     from lossprune.user_code import blaming_users_code
 
@@ -141,15 +154,17 @@ def do(config: PruneConfig, build: str | None = None) -> int:
     out = config.out.absolute()  # the user's code may change the working folder
     began = time.perf_counter()
     with seeded(config.seed), using_threads(config.threads), blaming_users_code():
-        network = on_device(build_network(build, config.weights), config.device)
-        functions = _users_functions(config)
+        data = UsersData.of(vars(config), config.data_path)
+        network = build_network(build, config.weights, data.offered)
+        network = on_device(network, config.device)
+        functions = {"loss": users_loss(config.loss), "forward": users_forward(config.forward)}
         with shown_progress() as progress:
-            before = _tested(network, config, functions, progress)
-            mask, stages, pruning = _prune(network, config, functions, progress)
+            before = _tested(network, data, functions, progress)
+            mask, stages, pruning = _prune(network, config, data, functions, progress)
             found = count_live(network, mask)
             outcome = outcome_of(network, mask, found)
             mask.apply_(network)
-            after = _tested(network, config, functions, progress)
+            after = _tested(network, data, functions, progress)
         rows, notes = rows_of(found, pruning.unused), _notes(found, pruning, outcome)
         if before is not None and after is not None:
             notes.insert(1, told_tests(before, after))
@@ -171,16 +186,14 @@ def do(config: PruneConfig, build: str | None = None) -> int:
 
 
 def _tested(
-    network: "nn.Module", config: PruneConfig, functions: Mapping[str, Any], progress: Progress
+    network: "nn.Module", data: "UsersData", functions: Mapping[str, Any], progress: Progress
 ) -> "LossAndError | None":
-    if config.test is None:
+    if data.test is None:
         return None
     from lossprune.commands.evaluation import loss_and_error
-    from lossprune.user_code import Batches, find_function
 
     progress.note("testing")
-    batches = Batches(find_function(config.test, "--test"), config.test, "--test")
-    return loss_and_error(network, batches, functions["loss"], functions["forward"])
+    return loss_and_error(network, data.test, **functions)
 
 
 def _notes(found: "Connectivity", pruning: "Stages", outcome: Mapping[str, Any]) -> list[str]:
@@ -199,14 +212,20 @@ def _notes(found: "Connectivity", pruning: "Stages", outcome: Mapping[str, Any])
 
 
 def _prune(
-    network: "nn.Module", config: PruneConfig, functions: Mapping[str, Any], progress: Progress
+    network: "nn.Module",
+    config: PruneConfig,
+    data: "UsersData",
+    functions: Mapping[str, Any],
+    progress: Progress,
 ) -> "tuple[Mask, list[StageRecord], Stages]":
+    from lossprune.experiment.prepare import StageExamples
     from lossprune.pruning import Mask, prune_by_stage
 
     pruning = prune_by_stage(
         network,
         config.criterion,
         sparsity=config.sparsity,
+        data=data.train,
         examples=config.examples,
         stages=config.stages,
         schedule=config.schedule,
@@ -226,21 +245,10 @@ def _prune(
     for mask, stage in pruning:
         pruned = mask
         stages.append(stage)
+        if isinstance(data.train, StageExamples):
+            data.train.stage = stage.stage + 1  # of which the examples are drawn next
         progress.advance("stage", stage.stage, total, stage_in_words(asdict(stage)))
     return pruned, stages, pruning
-
-
-def _users_functions(config: PruneConfig) -> dict[str, Any]:
-    """Return data, loss and forward function as the flags name them."""
-    from lossprune.commands.user_network import users_loss
-    from lossprune.user_code import Batches, find_function
-
-    data = forward = None
-    if config.data is not None:
-        data = Batches(find_function(config.data, "--data"), config.data, "--data")
-    if config.forward is not None:
-        forward = find_function(config.forward, "--forward")
-    return {"data": data, "forward": forward, "loss": users_loss(config.loss)}
 
 
 def _start(path: Path | None) -> "Mask | None":
@@ -260,7 +268,7 @@ def _listed(names: str | None) -> Any:
 
 def _settings(config: PruneConfig, build: str) -> dict[str, Any]:
     values = asdict(config)
-    for name in ("out", "overwrite", "debug", "threads"):
+    for name in ("out", "overwrite", "debug", "threads", "data_path"):
         del values[name]
     paths = {name: values[name] and str(values[name]) for name in ("weights", "start")}
     return {"build": build, **values, **paths}

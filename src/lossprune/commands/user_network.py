@@ -1,5 +1,6 @@
 """The network that a user's function builds, with the weights of a file; a loss of their own."""
 
+from collections.abc import Callable, Mapping
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from lossprune.deployment.sparse_file import is_sparse_file, load_sparse
 from lossprune.experiment.environment import choose_device
 from lossprune.experiment.network_file import load_weights_, read_network
 from lossprune.pruning import LOSSES
-from lossprune.user_code import call, find_function, find_object
+from lossprune.user_code import call, find_function, find_object, offering
 
 
-def build_network(build: str, weights: Path | None = None) -> nn.Module:
+def build_network(
+    build: str, weights: Path | None = None, offered: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Return the network that the user's function makes, with the weights of a file if given.
+
+    It is called with those of the arguments ``offered`` that it names.
 
     Raises:
         ValueError: there is no such function, it fails, or it makes something else; or the file
@@ -22,6 +27,8 @@ def build_network(build: str, weights: Path | None = None) -> nn.Module:
     """
     here = Path.cwd()  # the function may change it
     function = find_function(build, "MODULE:BUILD")
+    if offered:
+        function = offering(function, offered, f"MODULE:BUILD {build}")
     network = call(function, build, "MODULE:BUILD")
     if not isinstance(network, nn.Module):
         raise ValueError(
@@ -50,6 +57,11 @@ def on_device(network: nn.Module, device: str) -> nn.Module:
     if kinds <= {chosen.type} or (device == "auto" and kinds != {"cpu"}):
         return network
     return network.to(chosen)
+
+
+def users_forward(named: str | None) -> Callable[..., Any] | None:
+    """Return the function that ``--forward`` names, if it is given."""
+    return None if named is None else find_function(named, "--forward")
 
 
 def users_loss(named: str) -> Any:

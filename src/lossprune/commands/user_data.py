@@ -1,0 +1,64 @@
+"""What a network of one's own is pruned, tested and timed on: a user's batches, or a data set."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lossprune.data import Dataset, load
+from lossprune.experiment.prepare import StageExamples
+from lossprune.user_code import Batches, find_function
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class UsersData:
+    """What flags of ``lossprune prune`` name.
+
+    Attributes:
+        train: batches to prune on, if any.
+        test: batches to test on, if any.
+        offered: what the function that builds the network may ask for, by name.
+    """
+
+    train: Iterable[Any] | None
+    test: Iterable[Any] | None
+    offered: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], data_path: Path) -> "UsersData":
+        """Return what ``--data``, ``--test`` or ``--dataset`` names; nothing is asked for yet.
+
+        Raises:
+            ValueError, FileNotFoundError: there is no such function or data set.
+        """
+        if (name := settings["dataset"]) is None:
+            train, test = (batches_of(settings[flag], f"--{flag}") for flag in ("data", "test"))
+            return cls(train, test)
+        seed = settings["seed"]
+        dataset = load(name, data_path, seed=seed)
+        return cls(
+            StageExamples(dataset, settings["examples"] or len(dataset.train), seed),
+            _TestBatches(dataset),
+            {
+                "shape": dataset.shape,
+                "classes": len(dataset.classes),
+                "generator": torch.Generator().manual_seed(seed),
+            },
+        )
+
+
+def batches_of(named: str | None, what: str) -> Batches | None:
+    """Return the batches of the function that a flag names."""
+    return None if named is None else Batches(find_function(named, what), named, what)
+
+
+@dataclass(frozen=True)
+class _TestBatches:
+    dataset: Dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.dataset.batches(self.dataset.test, _BATCH)
