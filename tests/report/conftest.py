@@ -120,6 +120,36 @@ def maker(tmp_path) -> Maker:
 
 
 @pytest.fixture(scope="session")
+def sparsity_results(tmp_path_factory) -> Path:
+    """Real results of one network at three sparsities: two seeds on the digits, by a sweep."""
+    folder = tmp_path_factory.mktemp("sparsities")
+    plan = folder / "plan.toml"
+    plan.write_text(SPARSITY_PLAN)
+    path = folder / "results"
+    assert main(["sweep", str(plan), "--path", str(path), "--workers", "1", "--threads", "1"]) == 0
+    return path
+
+
+SPARSITY_PLAN = """
+arch = "MLP"
+dataset = "digits"
+pr = [0.8, 0.9, 0.95]
+pm = ["MP", "QM"]
+pi = 1
+reg = [0.0, 1e-3]
+nepochs = 1
+seed = [1111, 1112]
+
+[baseline]
+nepochs = 8
+
+[[drop]]
+pm = "MP"
+reg = 1e-3
+"""
+
+
+@pytest.fixture(scope="session")
 def digits_results(tmp_path_factory) -> Path:
     """A folder of real results: two seeds on the digits, by the command line."""
     path = tmp_path_factory.mktemp("real") / "results"

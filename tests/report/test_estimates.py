@@ -44,6 +44,21 @@ def test_one_measurement_has_a_mean_and_no_spread():
     assert math.isnan(estimate([]).mean)
 
 
+def test_two_measurements_have_a_spread_and_no_interval():
+    found = estimate([0.01, 0.03])
+    assert (found.n, found.mean, found.std) == (2, 0.02, pytest.approx(0.02 / math.sqrt(2)))
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_an_interval_ends_where_values_do():
+    low, high = 0.02 - 0.0248435, 0.02 + 0.0248435  # 4.302653 · 0.01 / √3
+    free = estimate([0.01, 0.02, 0.03])
+    assert (free.low, free.high) == (pytest.approx(low, abs=2e-5), pytest.approx(high, abs=2e-5))
+    assert estimate([0.01, 0.02, 0.03], within=(0, 1)).low == 0
+    assert estimate([0.97, 0.98, 0.99], within=(0, 1)).high == 1
+
+
 # Ten people's IQ and hours of television: rho = -29/165, worked in many textbooks.
 IQ = np.array([106.0, 100, 86, 101, 99, 103, 97, 113, 112, 110])
 HOURS = np.array([7.0, 27, 2, 50, 28, 29, 20, 12, 6, 17])

@@ -72,8 +72,8 @@ def test_it_draws_every_figure_table_and_run_without_a_complaint(page, digits_re
         "Error after fine-tuning against stages",
         "Loss change against error gap after fine-tuning",
         "Predicted against realised loss change, stage by stage",
-        "Sparsity layer by layer",
-        "Training curves",
+        "Weights kept, layer by layer",
+        "Validation error while fine-tuning",
     ]
     assert page.run("return document.querySelectorAll('#charts .empty').length") == 0
     marks = page.run(
@@ -93,7 +93,9 @@ def test_marks_are_where_the_numbers_are(page):
         """const bad = [];
         for (const mark of document.querySelectorAll('#charts circle')) {
           const [x, y] = [mark.cx.baseVal.value, mark.cy.baseVal.value];
-          if (!(x >= 0 && x <= 320 && y >= 0 && y <= 220)) bad.push(mark.outerHTML);
+          const {width, height} = mark.ownerSVGElement;
+          if (!(x >= 0 && x <= width.baseVal.value && y >= 0 && y <= height.baseVal.value))
+            bad.push(mark.outerHTML);
         }
         for (const line of document.querySelectorAll('#charts path'))
           if (/NaN|Infinity|undefined/.test(line.getAttribute('d'))) bad.push(line.outerHTML);
@@ -144,6 +146,125 @@ def test_a_line_is_the_mean_of_the_seeds_that_are_shown(page, digits_results):
     assert first_point().endswith("n = 2")
     choose(page, "seed", "1111")
     assert first_point().endswith("n = 1")
+
+
+@pytest.fixture(scope="module")
+def sparsity_report(sparsity_results, tmp_path_factory) -> Path:
+    return draw(sparsity_results, tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture
+def sparsities(window, sparsity_report) -> Browser:
+    window.size(1280, 900)
+    window.scheme("light")
+    window.open(sparsity_report / "index.html")
+    return window
+
+
+def tiles(page: Browser) -> dict[str, str]:
+    return dict(
+        page.run(
+            """return [...document.querySelectorAll('.tile')].map((tile) =>
+            [tile.querySelector('dt').textContent, tile.querySelector('dd').textContent])"""
+        )
+    )
+
+
+def dots_of_first_figure(page: Browser) -> list[str]:
+    return page.run(
+        """return [...document.querySelector('#charts .figure').querySelectorAll('circle title')]
+        .map((title) => title.textContent)"""
+    )
+
+
+def test_error_against_sparsity_is_over_all_sparsities_and_obeys_filters(sparsities):
+    page = sparsities
+    titles = page.run(
+        "return [...document.querySelectorAll('#charts h3')].map((h) => h.textContent)"
+    )
+    assert titles[0] == "Loss and error against sparsity"
+    assert all(title.endswith(", 80 % removed") for title in titles[1:])
+    means = [text for text in dots_of_first_figure(page) if "kept" in text]
+    assert len(means) == 3 * 2 * 3  # panels, criteria, sparsities
+    assert all(text.endswith("n = 2") for text in means)
+    levels = page.run(
+        """return [...document.querySelectorAll('#charts .figure')[0]
+        .querySelectorAll('line.dash title')].map((title) => title.textContent)"""
+    )
+    assert len(levels) == 3
+    assert all(text.startswith("dense: ") for text in levels)
+    choose(page, "criterion", "QM")
+    choose(page, "seed", "1112")
+    choose(page, "reg", "1e-3")
+    means = [text for text in dots_of_first_figure(page) if "kept" in text]
+    assert len(means) == 3 * 3
+    assert all("λ 1e-3: " in text and text.endswith("n = 1") for text in means)
+    assert page.console() == []
+
+
+def test_the_sparsity_chosen_is_that_of_all_else(sparsities):
+    page = sparsities
+    assert len(column(page, "runs", "seed")) == 6 + 2  # and the dense networks
+    assert len(column(page, "error-against-sparsity", "removed")) == 2 * 6
+    page.run(
+        "const s = document.getElementById('sparsity'); s.selectedIndex = 2;"
+        "s.dispatchEvent(new Event('change'))"
+    )
+    assert {"0.95", "–"} >= {text[:4] for text in column(page, "runs", "sparsity")}
+    assert "at 95 % removed" in tiles(page)["Lowest loss change by pruning"]
+    assert len(column(page, "error-against-sparsity", "removed")) == 2 * 6
+    assert page.console() == []
+
+
+def test_tiles_are_of_the_runs_shown_and_say_best_of_what(sparsities, sparsity_results):
+    runs = read_results(sparsity_results).runs.query("prunes and sparsity == 0.8")
+    page = sparsities
+
+    def expected(own):
+        by_method = own.groupby(["criterion", "reg"])[["best_valid_error", "best_test_error"]]
+        best = by_method.mean().sort_values("best_valid_error", kind="stable").iloc[0]
+        return f"{100 * best['best_test_error']:.2f} %"
+
+    shown = tiles(page)
+    assert shown["runs"] == "8of 20 in the report"
+    best = shown["Test error at the lowest validation error"]
+    assert best.startswith(expected(runs))
+    assert "of 3 criteria, π and λ at 80 % removed, 6 runs" in best
+    choose(page, "criterion", "MP")
+    shown = tiles(page)
+    assert shown["runs"] == "2of 20 in the report"
+    best = shown["Test error at the lowest validation error"]
+    assert best.startswith(expected(runs[runs["criterion"] == "MP"]))
+    assert "of 1 criterion, π and λ at 80 % removed, 2 runs" in best
+    choose(page, "criterion", "MP")
+
+
+def test_the_rank_correlation_of_a_part_is_that_of_its_runs(page, digits_results):
+    runs = read_results(digits_results).runs
+    part = runs[runs["prunes"] & (runs["criterion"] == "QM") & (runs["stages"] == 5)]
+    rho = part["loss_change"].rank().corr(part["error_gap"].rank())
+    whole = tiles(page)["Loss change and error gap, Spearman’s ρ"]
+    assert "95 % interval" in whole
+    choose(page, "criterion", "QM")
+    choose(page, "stages", "5")
+    shown = tiles(page)["Loss change and error gap, Spearman’s ρ"]
+    assert shown == f"{rho:.2f}of the runs shown, n = 4 runs, 2 epochs"
+
+
+@pytest.mark.parametrize("width", [1280, 700, 390])
+def test_text_of_figures_has_one_size_at_any_width(page, width):
+    page.size(width, 900)  # without loading the page again
+    page.wait(
+        """const charts = document.getElementById('charts');
+        return [...charts.querySelectorAll('.panels')].every((panels) => [...panels.children]
+          .every((panel) => panel.getBoundingClientRect().right
+            <= charts.getBoundingClientRect().right + 1));"""
+    )
+    sizes = page.run(
+        """return [...new Set([...document.querySelectorAll('#charts svg text')].map((text) =>
+        getComputedStyle(text).fontSize + text.ownerSVGElement.getAttribute('viewBox')))]"""
+    )
+    assert sizes == ["12pxnull"]
 
 
 def test_tables_sort_by_number_up_and_down(page):
@@ -232,7 +353,7 @@ def test_two_networks_are_shown_one_at_a_time(window, maker, tmp_path):
     window.open(draw(maker.root, tmp_path, embed=0) / "index.html")
     assert column(window, "runs", "loss after") == ["1", "1"]
     window.run(
-        "const s = document.getElementById('network'); s.value = '1';"
+        "const s = document.getElementById('sparsity'); s.value = '1';"
         "s.dispatchEvent(new Event('change'))"
     )
     assert column(window, "runs", "status") == ["diverged", "finished", "finished"]

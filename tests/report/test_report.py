@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lossprune.report.follow_up import write_plans
 from lossprune.report.page import write_page
 from lossprune.report.page_data import as_json, embedded_details
 from lossprune.report.reading import read_results
@@ -95,15 +96,30 @@ def test_the_plan_of_the_best_penalties_is_what_a_sweep_does(command, maker, tmp
     }
 
 
-def test_several_networks_have_plans_of_their_own_and_unknown_starts_none(command, maker, tmp_path):
+def test_several_networks_have_plans_of_their_own_and_unknown_starts_none(maker, tmp_path):
     start = f"results/{maker.baseline(1111).name}/best_model.pt"
-    maker.run("QM", 1, 0.0, start=start, sparsity=0.9)
-    maker.run("QM", 1, 0.0, start=start, sparsity=0.8)
-    maker.run("QM", 1, 0.0, sparsity=0.7)
-    assert command("report", maker.root, "--out", "out").status == 0
-    plans = sorted((tmp_path / "out").glob("*.toml"))
+    maker.run("QM", 1, 0.0, start=start, examples=1000)
+    maker.run("QM", 1, 0.0, start=start, examples=500)
+    maker.run("QM", 1, 0.0, examples=100)
+    plans = write_plans(read_results(maker.root).runs, tmp_path)
     assert [plan.name for plan in plans] == ["best-1.toml", "best-2.toml"]
-    assert ["pr = 0.8\n" in plan.read_text() for plan in plans] == [True, False]
+    assert ["nex = 1000\n" in plan.read_text() for plan in plans] == [True, False]
+
+
+def test_one_plan_is_of_all_sparsities_of_a_network(command, maker, tmp_path):
+    start = f"results/{maker.baseline(1111).name}/best_model.pt"
+    for sparsity, best in ((0.8, 0.1), (0.9, 0.0)):
+        for reg in (0.0, 0.1):
+            loss = 1.0 if reg == best else 2.0
+            maker.run("QM", 1, reg, sparsity=sparsity, valid_loss=loss, start=start)
+    (plan,) = write_plans(read_results(maker.root).runs, tmp_path)
+    assert "# MLP on mnist: of each criterion and π at each sparsity the λ" in plan.read_text()
+    lines = command("sweep", plan, "--dry-run").out.splitlines()
+    assert lines[-1] == "3 runs: 1 baselines, 2 prunings"
+    folders = [Path(line).name for line in lines if line.startswith("results/")]
+    flags = [dict(part.split("=") for part in folder.split(",")) for folder in folders]
+    chosen = {(run["pr"], run["reg"]) for run in flags if run["pe"] == "0"}
+    assert chosen == {("0.8", "0.1"), ("0.9", "0.0")}
 
 
 def test_the_table_is_what_the_records_say(digits_results):

@@ -12,7 +12,7 @@ from lossprune.report.tables import all_tables
 
 
 def tables(maker):
-    pruning, tuning, pairs, _ = all_tables(read_results(maker.root).runs)
+    pruning, tuning, pairs, *_ = all_tables(read_results(maker.root).runs)
     return pruning, tuning, pairs
 
 
@@ -210,14 +210,17 @@ def test_the_formats(maker):
     markdown = to_markdown(tuning)
     assert "## MLP on mnist, 95.6 % removed" in markdown
     assert (
-        "| MP | 1 |  | 2 epochs | best λ | 0 | 2 | 0 | 0 | 14.29 % | 0.00 % | 14.29 % | 14.29 % "
-        "| +12.29 |" in markdown
+        "| MP | 1 |  | 2 epochs | best λ | 0 | 2 | 0 | 0 | 14.29 % | 0.00 % "
+        "| 14.29 % * | 14.29 % * | +12.29 |" in markdown
     )
     assert "lowest mean validation loss right after pruning" in markdown
     latex = to_latex(pruning)
     assert r"95.6 \% removed" in latex
-    # The interval is 0.25 ± 12.706 · 0.2357 / √2.
-    assert r"MP & 1 &  & best $\lambda$ & 0 & 2 & 0 & +0.2500 & 0.2357 & -1.8677 & +2.3677" in latex
+    # The two seeds, 1/3 − 1/4 and 2/3 − 1/4: of two there is no interval.
+    row = r"MP & 1 &  & best $\lambda$ & 0 & 2 & 0 & +0.2500 & 0.2357 & +0.0833 * & +0.4167 *"
+    assert row in latex
+    assert "* Two seeds have no interval" in latex
+    assert read["low"].isna().all()
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 1
     assert "Nothing to show yet." in to_markdown(pairs)
 

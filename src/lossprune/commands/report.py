@@ -31,6 +31,7 @@ class ReportConfig:
     epochs: int | None = flag(
         None, "epochs", "take longer fine-tunings as if they had ended after so many epochs"
     )
+    pdf: bool = flag(False, "pdf", "write the figures as PDF too, for papers")
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
     def __post_init__(self) -> None:
@@ -50,6 +51,7 @@ def do(config: ReportConfig, results: str = "results") -> int:
         embed=config.embed_mb * _MEGABYTE,
         records=config.records,
         epochs=config.epochs,
+        pdf=config.pdf,
     )
     print("\n".join(map(legible, summarise_report(written).splitlines())))
     return EXIT_OK

@@ -28,6 +28,7 @@ def write_report(
     embed: float,
     records: Path | None = None,
     epochs: int | None = None,
+    pdf: bool = False,
 ) -> Written:
     """Report a folder of results, or a file of their records.
 
@@ -37,6 +38,7 @@ def write_report(
         embed: bytes of compressed logs and records inside the page.
         records: a file to write all records into, if any.
         epochs: take longer fine-tunings as if they had ended after so many, if given.
+        pdf: write the figures as PDF as well.
 
     Raises:
         FileNotFoundError: there is neither.
@@ -53,7 +55,7 @@ def write_report(
         files.append(out / "tables" / "runs.csv")
         results.runs.to_csv(files[-1], index=False, lineterminator="\n")
         files += write_plans(results.runs, out)
-        figures = write_figures(results, out / "figures")
+        figures = write_figures(results, out / "figures", pdf=pdf)
         names = [path.relative_to(out).as_posix() for path in figures]
         page = write_page(results, tables, out, names, embed)
     except OSError as error:

@@ -24,12 +24,12 @@ def one_per_seed(runs: pd.DataFrame) -> pd.DataFrame:
     return longest.drop_duplicates(keys).sort_index()
 
 
-def best_reg(runs: pd.DataFrame, by: str, within: list[str]) -> pd.DataFrame:
-    """Return for each group of ``within`` the λ whose mean of ``by`` over seeds is lowest.
+def ranked_regs(runs: pd.DataFrame, by: str, within: list[str]) -> pd.DataFrame:
+    """Return the λ of each group of ``within`` by their ``rank``: 0 has the lowest mean of ``by``.
 
-    Only those λ compete that were measured on the most seeds, so that an unfinished plan does not
-    choose by luck.  A λ with a value that is not finite loses to all without; of equal ones the
-    smallest λ is taken.
+    Means are over seeds.  Those λ that were measured on the most seeds come first, so that an
+    unfinished plan does not choose by luck; ``among`` says how many they are.  A λ with a value
+    that is not finite loses to all without; of equal ones the smallest λ is taken.
 
     Args:
         runs: one row per method, λ and seed.
@@ -38,15 +38,33 @@ def best_reg(runs: pd.DataFrame, by: str, within: list[str]) -> pd.DataFrame:
     """
     values = runs.assign(value=runs[by].where(np.isfinite(runs[by]), np.inf))
     means = values.groupby([*within, "reg"])["value"].agg(["count", "mean"]).reset_index()
-    most = means.groupby(within)["count"].transform("max")
-    means = means[means["count"] == most]
-    best = means.sort_values([*within, "mean", "reg"]).drop_duplicates(within)
+    means["fewer"] = means["count"] < means.groupby(within)["count"].transform("max")
+    means["among"] = (~means["fewer"]).groupby([means[name] for name in within]).transform("sum")
+    means = means.sort_values([*within, "fewer", "mean", "reg"], ignore_index=True)
+    means["rank"] = means.groupby(within).cumcount()
+    return means[[*within, "reg", "rank", "among"]]
+
+
+def best_reg(runs: pd.DataFrame, by: str, within: list[str]) -> pd.DataFrame:
+    """Return the λ of rank 0 of each group; arguments as :func:`ranked_regs`."""
+    ranked = ranked_regs(runs, by, within)
+    best = ranked[ranked["rank"] == 0]
     return best[[*within, "reg"]].reset_index(drop=True)
 
 
 def pruned_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row per pruning that has been done, of whatever came after it."""
     return one_per_seed(runs[runs["pruned"]])
+
+
+def trained_on(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the prunings that are to be trained on, finished or not."""
+    return runs[runs["prunes"] & (runs["epochs"] > runs["prune_epoch"].clip(lower=0))]
+
+
+def ranked_after_pruning(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the λ of each method by their mean validation loss right after pruning."""
+    return ranked_regs(pruned_runs(runs), BY_LOSS, ["network", *METHOD])
 
 
 def best_reg_after_pruning(runs: pd.DataFrame) -> pd.DataFrame:
@@ -63,8 +81,7 @@ def choices_of(runs: pd.DataFrame) -> pd.DataFrame:
 def tuned_choices(runs: pd.DataFrame) -> Iterator[tuple[str, dict[str, Any], pd.DataFrame]]:
     """Give tuning, choice and the runs of it, tuning by tuning; unfinished runs are among them."""
     choices = choices_of(runs)
-    trains = runs[runs["prunes"] & (runs["epochs"] > runs["prune_epoch"].clip(lower=0))]
-    for (network, tuning), group in trains.groupby(["network", "tuning"]):
+    for (network, tuning), group in trained_on(runs).groupby(["network", "tuning"]):
         tuned = group[group["tuned"]]
         by_error = best_reg(tuned, BY_ERROR, ["network", *METHOD]).assign(choice=BEST_TUNED)
         here = pd.concat([choices[choices["network"] == network], by_error])

@@ -12,6 +12,7 @@ Array = NDArray[np.float64]
 
 LEVEL = 0.95
 RESAMPLES, SEED = 2000, 0
+_LEAST_SEEDS = 3  # of two the interval is 12.7 standard errors to each side, and says nothing
 _LEAST = 4  # below this a rank correlation says nothing, and its resamples are mostly ties
 
 
@@ -23,7 +24,7 @@ class Estimate:
         n: measurements that are numbers.
         mean: NaN where there is none.
         std: with n − 1 in the denominator; NaN below two.
-        low, high: the 95 % t-interval of the mean, mean ± t · std / √n; NaN below two.
+        low, high: the 95 % t-interval of the mean, mean ± t · std / √n; NaN below three.
     """
 
     n: int
@@ -33,8 +34,12 @@ class Estimate:
     high: float
 
 
-def estimate(values: Iterable[float]) -> Estimate:
+def estimate(
+    values: Iterable[float], within: tuple[float, float] = (-math.inf, math.inf)
+) -> Estimate:
     """Return mean, standard deviation and 95 % t-interval; what is not finite is left out.
+
+    ``within`` is what a value can be, such as (0, 1) of an error: the interval is cut off there.
 
     >>> estimate([1.0, 2.0, 3.0])
     Estimate(n=3, mean=2.0, std=1.0, low=-0.484..., high=4.484...)
@@ -48,8 +53,10 @@ def estimate(values: Iterable[float]) -> Estimate:
     if n == 1:
         return Estimate(1, mean, math.nan, math.nan, math.nan)
     std = float(sample.std(ddof=1))
+    if n < _LEAST_SEEDS:
+        return Estimate(n, mean, std, math.nan, math.nan)
     half = t_quantile(n - 1) * std / math.sqrt(n)
-    return Estimate(n, mean, std, mean - half, mean + half)
+    return Estimate(n, mean, std, max(mean - half, within[0]), min(mean + half, within[1]))
 
 
 @cache

@@ -1,7 +1,7 @@
-"""The plan that comes after a report: the best λ of each criterion and π, for ``lossprune sweep``.
+"""The plan after a report: the best λ of each criterion, π and sparsity, for ``lossprune sweep``.
 
 A grid is evaluated right after pruning, which is cheap; what is then worth training is one λ of
-each criterion and π.  Which one it is, a report knows; the plan says it to the sweep.
+each criterion, π and sparsity.  Which one it is, a report knows; the plan says it to the sweep.
 """
 
 from pathlib import Path, PurePath
@@ -11,7 +11,7 @@ import pandas as pd
 
 from lossprune.experiment.folder import BEST
 from lossprune.report.choice import best_reg_after_pruning
-from lossprune.report.layout import METHOD, rows_of
+from lossprune.report.layout import METHOD, dense_names, rows_of
 from lossprune.report.settings import SETTINGS
 
 _TRAINING = ("epochs", "batch_size", "lr", "decay", "decay_every", "l2")
@@ -20,13 +20,14 @@ _FIELDS = {flag.field: name for name, flag in SETTINGS.items() if name != "model
 
 
 def write_plans(runs: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write ``best.toml``, or ``best-1.toml`` and so on where there are several networks.
+    """Write ``best.toml``, or ``best-1.toml`` and so on where there are several dense networks.
 
     Only of prunings of trained networks that are runs of the same results: a plan trains the
     networks that its runs start from, or finds them trained.
     """
+    pruned = runs[runs["pruned"]]
     texts = [
-        text for _, group in runs[runs["pruned"]].groupby("network") if (text := _plan(group, runs))
+        text for _, group in pruned.groupby(dense_names(pruned)) if (text := _plan(group, runs))
     ]
     names = ["best"] if len(texts) == 1 else [f"best-{n}" for n in range(1, len(texts) + 1)]
     paths = [folder / f"{name}.toml" for name in names]
@@ -40,15 +41,19 @@ def _plan(pruned: pd.DataFrame, runs: pd.DataFrame) -> str | None:
     if baseline is None:
         return None
     first = rows_of(pruned.sort_values("epochs"))[0]
-    best = best_reg_after_pruning(pruned).merge(
-        pruned[[*METHOD, "exponential"]].drop_duplicates(), on=METHOD
-    )
+    sparsities = sorted(pruned["sparsity"].unique().tolist())
+    of_the_method = (*_METHOD_FIELDS, *(["sparsity"] if len(sparsities) > 1 else []))
+    methods = pruned[["network", *METHOD, "exponential", "sparsity"]].drop_duplicates()
+    best = best_reg_after_pruning(pruned).merge(methods, on=["network", *METHOD])
     axes: dict[str, Any] = {_FIELDS[name]: first[name] for name in _FIELDS if name in first}
     axes["seed"] = sorted(int(seed) for seed in pruned["seed"].unique())
-    for name in _METHOD_FIELDS:
+    for name in of_the_method:
         axes[_FIELDS[name]] = sorted(best[name].unique().tolist())
+    name, at_each = first["network"], ""
+    if len(sparsities) > 1:
+        name, at_each = dense_names(pruned).iloc[0], " at each sparsity"
     lines = [
-        f"# {first['network']}: of each criterion and π the λ with the lowest mean validation",
+        f"# {name}: of each criterion and π{at_each} the λ with the lowest mean validation",
         "# loss right after pruning, over the seeds measured. To train them on for 20 epochs:",
         f"#   lossprune sweep best.toml --set nepochs=20,baseline.nepochs={baseline['epochs']}",
         "",
@@ -59,7 +64,7 @@ def _plan(pruned: pd.DataFrame, runs: pd.DataFrame) -> str | None:
         *_entries({_FIELDS[name]: baseline[name] for name in _TRAINING}),
     ]
     for row in rows_of(best):
-        lines += ["", "[[keep]]", *_entries({_FIELDS[name]: row[name] for name in _METHOD_FIELDS})]
+        lines += ["", "[[keep]]", *_entries({_FIELDS[name]: row[name] for name in of_the_method})]
     return "\n".join(lines) + "\n"
 
 

@@ -1,9 +1,10 @@
 """How runs are laid out for comparison: which of them may share a table, and as what.
 
 A *network* is all that must be equal for two prunings to be comparable: architecture, data set,
-sparsity, where pruning comes, what it measures on and what it starts from.  A *method* is what is
-compared: criterion, number of stages π, schedule and λ.  A *tuning* is how the pruned network is
-trained on.  What is left is the seed, over which means are taken.
+sparsity, where pruning comes, what it measures on and what it starts from.  A *dense network* is
+that at whatever sparsity.  A *method* is what is compared: criterion, number of stages π, schedule
+and λ.  A *tuning* is how the pruned network is trained on.  What is left is the seed, over which
+means are taken.
 """
 
 from collections.abc import Iterable
@@ -57,6 +58,47 @@ def arrange(runs: pd.DataFrame) -> pd.DataFrame:
     after = runs["epochs"] > runs["prune_epoch"].clip(lower=0)
     runs["tuned"] = runs["prunes"] & after & (runs["status"] == "finished")
     return runs
+
+
+def dense_names(runs: pd.DataFrame) -> pd.Series:
+    """Return the name of each pruning's dense network: that of its network without the sparsity."""
+    names = [
+        row["family"] + row["network"].removeprefix(_family_at(row))
+        for row in rows_of(runs[["family", "sparsity", "network"]])
+    ]
+    return pd.Series(names, index=runs.index, dtype=object)
+
+
+def at_several_sparsities(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the prunings of dense networks that were pruned to more than one sparsity.
+
+    Added is ``dense``, the name of the dense network.
+    """
+    prunings = runs[runs["prunes"]]
+    prunings = prunings.assign(dense=dense_names(prunings))
+    return prunings[prunings.groupby("dense")["sparsity"].transform("nunique") > 1]
+
+
+def dense_of_networks(runs: pd.DataFrame) -> dict[str, tuple[str, float]]:
+    """Return the dense network's name and the sparsity of each network."""
+    firsts = runs[runs["prunes"]].drop_duplicates("network")
+    dense = dense_names(firsts)
+    return dict(zip(firsts["network"], zip(dense, firsts["sparsity"], strict=True), strict=True))
+
+
+def network_names(runs: pd.DataFrame) -> list[str]:
+    """Return the names of all networks and dense networks."""
+    networks = dense_of_networks(runs)
+    return sorted({*networks, *(dense for dense, _ in networks.values())})
+
+
+def removed_text(sparsity: float) -> str:
+    """Return a sparsity as it is read.
+
+    >>> removed_text(0.98847)
+    '98.847 % removed'
+    """
+    return f"{100 * sparsity:.6g} % removed"
 
 
 def families_and_networks(runs: pd.DataFrame) -> dict[str, str]:
@@ -124,7 +166,7 @@ def _is_setting(name: str) -> bool:
 
 
 def _network_name(row: dict[str, Any], varying: list[str]) -> str:
-    parts = [f"{row['family']}, {100 * row['sparsity']:.6g} % removed"]
+    parts = [_family_at(row)]
     for name in varying:
         if name == "origin":
             parts.append(f"from {_short(row['origin'])}" if row["origin"] else "from the seed")
@@ -135,6 +177,10 @@ def _network_name(row: dict[str, Any], varying: list[str]) -> str:
         else:
             parts.append(f"{FLAG_OF.get(name, name)} {row[name]}")
     return ", ".join(parts)
+
+
+def _family_at(row: dict[str, Any]) -> str:
+    return f"{row['family']}, {removed_text(row['sparsity'])}"
 
 
 def _short(origin: str) -> str:

@@ -15,7 +15,10 @@ from lossprune.report.page_data import as_json, embedded_details, page_data
 from lossprune.report.reading import Results
 from lossprune.report.table import Table
 
-SCRIPTS = ("charts.js", "runs.js", "figures.js", "tables.js", "detail.js", "page.js")
+SCRIPTS = (
+    *("charts.js", "runs.js", "headlines.js", "figures.js", "sparsity.js"),
+    *("tables.js", "detail.js", "page.js"),
+)
 """The page's one script, in the order in which its parts are read."""
 
 _PARTS = Path(__file__).parent / "templates"

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ import numpy as np
 import pandas as pd
 
 from lossprune.report import series
-from lossprune.report.choice import BEST
-from lossprune.report.layout import METHOD, criterion_order, families_and_networks, rows_of
+from lossprune.report.choice import ranked_after_pruning
+from lossprune.report.labels import LABELS, MEASURES, file_slugs
+from lossprune.report.layout import (
+    criterion_order,
+    dense_of_networks,
+    families_and_networks,
+    network_names,
+    removed_text,
+    rows_of,
+)
 from lossprune.report.palette import CRITERION_COLOURS, METHOD_COLOURS
 from lossprune.report.reading import Results
 from lossprune.report.settings import command_of
@@ -28,7 +37,9 @@ _RUN_COLUMNS = {
     "seed": "seed", "tuning": "tuning", "status": "status", "message": "message",
     "sparsity": "achieved_sparsity", "lossBefore": "before_train_loss",
     "lossAfter": "pruned_train_loss", "lossChange": "loss_change",
-    "errorPruned": "pruned_test_error", "error": "best_test_error", "gap": "error_gap",
+    "errorBefore": "before_test_error", "errorPruned": "pruned_test_error",
+    "error": "best_test_error", "gap": "error_gap",
+    "validBefore": "before_valid_error", "validError": "best_valid_error",
     "epochs": "trained_epochs", "seconds": "seconds", "folder": "folder", "tuned": "tuned",
     "prunes": "prunes",
 }  # fmt: skip
@@ -38,25 +49,19 @@ def page_data(results: Results, tables: tuple[Table, ...], figures: list[str]) -
     """Return what the page draws, as plain values; ``figures`` are the files beside the page."""
     runs = results.runs
     networks = families_and_networks(runs)
-    best = series.at_best_reg(runs)["run"]
     return {
-        "networks": [
-            {
-                "name": name,
-                "family": family,
-                "correlations": _correlations(runs, name),
-                "leader": _leader(tables, name),
-            }
-            for name, family in networks.items()
-        ],
+        "networks": _networks(runs, networks),
         "criteria": criterion_order(runs.loc[runs["prunes"], "criterion"]),
         "regs": [[float(reg), reg_text(float(reg))] for reg in sorted(runs["reg"].unique())],
-        "runs": _runs(results, networks, set(best)),
+        "runs": _runs(results, networks),
         "tables": [_table(table) for table in tables],
         "stages": _stages(results),
         "curves": _curves(results),
         "layers": _layers(results),
         "figures": figures,
+        "slugs": file_slugs(network_names(runs)),
+        "labels": {name: asdict(labels) for name, labels in LABELS.items()},
+        "measures": MEASURES,
         "palette": {"criteria": list(CRITERION_COLOURS), "methods": len(METHOD_COLOURS)},
     }
 
@@ -98,14 +103,32 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _runs(results: Results, networks: dict[str, str], best: set[int]) -> list[dict[str, Any]]:
+def _networks(runs: pd.DataFrame, families: dict[str, str]) -> list[dict[str, Any]]:
+    known = dense_of_networks(runs)
+    networks = []
+    for name, family in families.items():
+        dense, sparsity = known.get(name, (name, None))
+        networks.append(
+            {
+                **{"name": name, "family": family, "dense": dense, "sparsity": sparsity},
+                "removed": "" if sparsity is None else removed_text(sparsity),
+                "correlations": _correlations(runs, name),
+            }
+        )
+    return networks
+
+
+def _runs(results: Results, networks: dict[str, str]) -> list[dict[str, Any]]:
     rows = []
+    ranked = ranked_after_pruning(results.runs).set_index([*series.METHOD_KEYS, "reg"])
+    ranks = {key: int(rank) for key, rank in ranked["rank"].items()}
     folder = results.source.folder or Path(results.source.name)
     path = os.path.relpath(folder) if folder.is_absolute() else str(folder)
     names = list(networks)
-    for run, row in enumerate(rows_of(results.runs)):
+    for row in rows_of(results.runs):
         shown_row = {key: _plain(row[column]) for key, column in _RUN_COLUMNS.items()}
-        shown_row["reg"], shown_row["best"] = float(row["reg"]), run in best
+        shown_row["reg"] = float(row["reg"])
+        shown_row["rank"] = ranks.get(tuple(row[key] for key in (*series.METHOD_KEYS, "reg")))
         shown_row["network"] = names.index(row["network"]) if row["prunes"] else -1
         shown_row["family"] = row["family"]
         own = Path(path, row["folder"]).parent
@@ -120,28 +143,6 @@ def _correlations(runs: pd.DataFrame, network: str) -> list[dict[str, Any]]:
         | {name: _plain(getattr(rho, name)) for name in ("rho", "low", "high")}
         for (_, tuning), rho in series.correlations(runs[runs["network"] == network]).items()
     ]
-
-
-def _leader(tables: tuple[Table, ...], network: str) -> dict[str, Any] | None:
-    """Return the criterion and π with the lowest mean loss change at its best λ, and its errors."""
-    change, error = (
-        table.frame[(table.frame["network"] == network) & (table.frame["choice"] == BEST)]
-        for table in tables[:2]
-    )
-    change = change[change["n"] > 0]
-    if change.empty:
-        return None
-    first = rows_of(change.nsmallest(1, "mean"))[0]
-    own = error[(error[METHOD] == [first[name] for name in METHOD]).all(axis=1) & (error["n"] > 0)]
-    return {
-        "method": f"{first['criterion']} π {first['stages']}, λ {reg_text(first['reg'])}",
-        "change": f"{first['mean']:+.4f}",
-        "n": int(first["n"]),
-        "errors": [
-            {"error": f"{100 * row['mean']:.2f} %", "n": int(row["n"]), "tuning": row["tuning"]}
-            for row in rows_of(own)
-        ],
-    }
 
 
 def _table(table: Table) -> dict[str, Any]:
@@ -164,6 +165,7 @@ def _table(table: Table) -> dict[str, Any]:
             {"heading": column.heading, "text": column.kind == "text"} for column in table.columns
         ],
         "rows": rows,
+        "several": table.several,
     }
 
 
@@ -187,9 +189,9 @@ def _stages(results: Results) -> list[dict[str, Any]]:
     parts = []
     for _, network in data.groupby("network"):
         step = -(-len(network) // _SCATTER)
-        for run, part in network.iloc[::step].groupby("run"):
+        for run, part in network.groupby("run"):
             columns = ("stage", "predicted_change", "realised_change")
-            points = part[list(columns)].to_numpy(dtype=float)
+            points = part[list(columns)].to_numpy(dtype=float)[::step]
             parts.append({"run": run, "points": [[_plain(x) for x in point] for point in points]})
     return parts
 

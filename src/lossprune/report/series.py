@@ -6,24 +6,35 @@ Files and page draw the same numbers.
 import numpy as np
 import pandas as pd
 
-from lossprune.report.choice import best_reg_after_pruning, pruned_runs
+from lossprune.report.choice import (
+    best_reg_after_pruning,
+    pruned_runs,
+    ranked_after_pruning,
+    trained_on,
+)
 from lossprune.report.estimates import Correlation, spearman
-from lossprune.report.layout import METHOD, rows_of
+from lossprune.report.layout import METHOD, at_several_sparsities, rows_of
 from lossprune.report.reading import EPOCH_COLUMNS, STAGE_COLUMNS, Results
 
 METHOD_KEYS = ["network", *METHOD]
+LOSS, PRUNED_ERROR, ERROR = "loss", "error after pruning", "error"
+_BY_SPARSITY = [
+    *METHOD_KEYS, "sparsity", "reg", "among", "seed", "measure", "tuning", "value", "dense_value",
+    "unfinished", "diverged",
+]  # fmt: skip
 _RUN_KEYS = ["run", *METHOD_KEYS, "reg", "seed"]
 
 
 def loss_by_reg(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return training loss right after pruning by method and λ: mean, lowest, highest and n."""
+    """Return training loss right after pruning by method and λ: mean, lowest, highest and n.
+
+    ``dense`` is that before pruning, as in the other frames: of a network, the mean over its seeds.
+    """
     pruned = pruned_runs(runs)
     pruned = pruned[np.isfinite(pruned["pruned_train_loss"])]
-    return (
-        pruned.groupby([*METHOD_KEYS, "reg"])["pruned_train_loss"]
-        .agg(["mean", "min", "max", "count"])
-        .reset_index()
-    )
+    grouped = pruned.groupby([*METHOD_KEYS, "reg"])["pruned_train_loss"]
+    found = grouped.agg(["mean", "min", "max", "count"]).reset_index()
+    return _beside_dense(found, runs, "train_loss")
 
 
 def at_best_reg(runs: pd.DataFrame) -> pd.DataFrame:
@@ -34,15 +45,44 @@ def at_best_reg(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def error_by_stages(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return test error after fine-tuning by π at the best λ of each method, per tuning."""
+    """Return test error after fine-tuning at the best λ of each method, a row a seed and tuning."""
     best = best_reg_after_pruning(runs)
     tuned = runs[runs["tuned"] & np.isfinite(runs["best_test_error"])]
     tuned = tuned.merge(best, on=[*METHOD_KEYS, "reg"])
-    return (
-        tuned.groupby([*METHOD_KEYS, "tuning"])["best_test_error"]
-        .agg(["mean", "min", "max", "count"])
-        .reset_index()
+    columns = [*METHOD_KEYS, "sparsity", "tuning", "seed", "best_test_error"]
+    return _beside_dense(tuned[columns], runs, "test_error")
+
+
+def by_sparsity(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return what pruning to each sparsity came to, at the λ that is best there, a row a seed.
+
+    Of dense networks that were pruned to several sparsities; ``network`` is their name.  Rows have
+    a ``measure``, the training loss and the test error right after pruning and the test error
+    after each tuning, its ``value``, and its ``dense_value`` before pruning.  A value that a run
+    has not come to is NaN, and the run ``unfinished`` or ``diverged``.  ``among`` says how many λ
+    the best is of.
+    """
+    several = at_several_sparsities(runs)
+    ranked = ranked_after_pruning(several)
+    best = ranked[ranked["rank"] == 0]
+    pruned, tuned = (
+        chosen.merge(best, on=[*METHOD_KEYS, "reg"])
+        for chosen in (pruned_runs(several), trained_on(several))
     )
+    pruned = pruned.assign(tuning="", unfinished=False)
+    pruned["diverged"] = ~np.isfinite(pruned["pruned_train_loss"])
+    tuned = tuned.assign(unfinished=tuned["status"] == "running")
+    tuned["best_test_error"] = tuned["best_test_error"].where(tuned["tuned"])
+    parts = [
+        chosen.assign(measure=measure, value=chosen[value], dense_value=chosen[dense])
+        for measure, chosen, value, dense in (
+            (LOSS, pruned, "pruned_train_loss", "before_train_loss"),
+            (PRUNED_ERROR, pruned, "pruned_test_error", "before_test_error"),
+            (ERROR, tuned, "best_test_error", "before_test_error"),
+        )
+    ]
+    rows = pd.concat(parts, ignore_index=True).assign(network=lambda rows: rows["dense"])
+    return rows[_BY_SPARSITY]
 
 
 def change_and_gap(runs: pd.DataFrame) -> pd.DataFrame:
@@ -71,7 +111,14 @@ def stage_changes(results: Results) -> pd.DataFrame:
 
 def training_curves(results: Results) -> pd.DataFrame:
     """Return the six scores by epoch, at the best λ, run by run."""
-    return _along(results, "epochs", EPOCH_COLUMNS, None)
+    curves = _along(results, "epochs", EPOCH_COLUMNS, None)
+    return _beside_dense(curves, results.runs, "valid_error")
+
+
+def _beside_dense(rows: pd.DataFrame, runs: pd.DataFrame, score: str) -> pd.DataFrame:
+    """Add the mean of a score before pruning, over the seeds of each network, as ``dense``."""
+    networks = runs[runs["pruned"]].drop_duplicates(["network", "seed"]).groupby("network")
+    return rows.assign(dense=rows["network"].map(networks[f"before_{score}"].mean()))
 
 
 def _along(

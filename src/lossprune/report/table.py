@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from lossprune.report.layout import rows_of
+from lossprune.report.layout import criterion_order, rows_of
 from lossprune.text_table import markdown_rows
 
 RULE = (
@@ -19,6 +19,7 @@ SPREAD = (
     "n counts seeds; std has n − 1 in the denominator; the interval is the 95 % t-interval of the "
     "mean. What is not finite is counted as diverged and left out of the mean."
 )
+_TWO_SEEDS = " * Two seeds have no interval: these are the lower and the higher of them."
 NOTHING = "–"
 _TEXT_KINDS = ("text",)
 
@@ -30,8 +31,9 @@ class Column:
     Attributes:
         key: of the frame.
         heading: above it.
-        kind: ``text``, ``count``, ``reg`` (a λ), ``change`` (a signed number) or ``percent`` (a
-            fraction, shown in percent).
+        kind: ``text``, ``count``, ``reg`` (a λ), ``number``, ``change`` (a signed number),
+            ``percent`` (a fraction, shown in percent) or ``share`` (that with as many digits as it
+            has).
     """
 
     key: str
@@ -49,6 +51,7 @@ class Table:
         caption: what was measured, over what, and how λ was chosen.
         columns: shown, in order; rows are grouped by ``network``, which is not among them.
         frame: the numbers at full precision.
+        several: whether a ``network`` of it is a dense network at several sparsities.
     """
 
     name: str
@@ -56,11 +59,40 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     frame: pd.DataFrame
+    several: bool = False
 
 
 def frame_of(rows: list[dict[str, Any]], columns: tuple[Column, ...]) -> pd.DataFrame:
     """Return the frame of a table: ``network``, then what its columns show."""
     return pd.DataFrame(rows, columns=["network", *(column.key for column in columns)])
+
+
+def measures(heading: str, kind: str) -> tuple[Column, ...]:
+    """Return the columns of an :class:`lossprune.report.estimates.Estimate`."""
+    return (
+        Column("n", "n", "count"),
+        Column("diverged", "diverged", "count"),
+        Column("mean", heading, kind),
+        Column("std", "std", kind.replace("change", "number")),
+        Column("low", "95 % from", kind),
+        Column("high", "to", kind),
+    )
+
+
+def ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Sort by network, criterion as the library lists them, π, then as they came."""
+    order = {name: place for place, name in enumerate(criterion_order(frame["criterion"]))}
+    by = ["network", "criterion", "stages", "schedule", *(["tuning"] if "tuning" in frame else [])]
+
+    def rank(column: pd.Series) -> pd.Series:
+        return column.map(order) if column.name == "criterion" else column
+
+    return frame.sort_values(by, key=rank, kind="stable").reset_index(drop=True)
+
+
+def note_of(frame: pd.DataFrame) -> str:
+    """Return what a caption has to add where means are over two seeds, else nothing."""
+    return _TWO_SEEDS if (frame["n"] == 2).any() else ""
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
@@ -127,16 +159,27 @@ def sections(table: Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def shown(row: dict[str, Any], column: Column) -> str:
-    """Return a cell as it is read.
+    """Return a cell as it is read; in the place of an interval of two seeds, the seeds.
 
     >>> shown({"std": 0.01234}, Column("std", "std", "percent"))
     '1.23 %'
+    >>> two = {"n": 2, "mean": 0.02, "std": 0.01 * math.sqrt(2), "low": math.nan}
+    >>> shown(two, Column("low", "95 % from", "percent"))
+    '1.00 % *'
     """
-    value, kind = row[column.key], column.kind
-    if kind == "text":
+    value = row[column.key]
+    if column.kind == "text":
         return str(value)
+    if column.key in ("low", "high") and "std" in row and row["n"] == 2:
+        # std of two is their distance / √2.
+        side = -1 if column.key == "low" else 1
+        return _number(row, row["mean"] + side * row["std"] / math.sqrt(2), column.kind) + " *"
     if value is None or pd.isna(value):
         return NOTHING
+    return _number(row, value, column.kind)
+
+
+def _number(row: dict[str, Any], value: Any, kind: str) -> str:
     if kind.startswith("difference"):
         points = row["measure"] == "test error"
         sign = "" if kind == "difference_std" else "+"
@@ -167,6 +210,7 @@ _FORMATS: dict[str, Any] = {
     "number": _finite(".4f"),
     "change": _finite("+.4f"),
     "percent": lambda value: f"{100 * value:.2f} %",
+    "share": lambda value: f"{100 * value:.6g} %",
     "points": lambda value: f"{100 * value:+.2f}",
 }
 

@@ -23,7 +23,17 @@ from lossprune.report.choice import (
 from lossprune.report.estimates import estimate
 from lossprune.report.layout import METHOD, criterion_order
 from lossprune.report.series import correlations
-from lossprune.report.table import RULE, SPREAD, Column, Table, frame_of
+from lossprune.report.sparsity_tables import sparsity_tables
+from lossprune.report.table import (
+    RULE,
+    SPREAD,
+    Column,
+    Table,
+    frame_of,
+    measures,
+    note_of,
+    ordered,
+)
 
 _Chosen = tuple[dict[str, Any], pd.Series]
 
@@ -35,6 +45,7 @@ def all_tables(runs: pd.DataFrame) -> tuple[Table, ...]:
         tuning_table(runs),
         difference_table(runs),
         correlation_table(runs),
+        *sparsity_tables(runs),
     )
 
 
@@ -47,17 +58,6 @@ _METHOD_COLUMNS = (
 )
 
 
-def _measures(heading: str, kind: str) -> tuple[Column, ...]:
-    return (
-        Column("n", "n", "count"),
-        Column("diverged", "diverged", "count"),
-        Column("mean", heading, kind),
-        Column("std", "std", kind.replace("change", "number")),
-        Column("low", "95 % from", kind),
-        Column("high", "to", kind),
-    )
-
-
 def pruning_table(runs: pd.DataFrame) -> Table:
     """Return the change of the training loss by pruning, at the best λ and at λ = 0."""
     pruned = pruned_runs(runs)
@@ -67,15 +67,16 @@ def pruning_table(runs: pd.DataFrame) -> Table:
         rows.append({**key, **_summary(chosen, "loss_change"), "loss_after": after})
     columns = (
         *_METHOD_COLUMNS,
-        *_measures("ΔL mean", "change"),
+        *measures("ΔL mean", "change"),
         Column("loss_after", "loss after", "number"),
     )
     caption = (
         "Training loss after pruning minus before it, right after pruning and before any "
         f"fine-tuning, both on the whole training split. {RULE} {SPREAD}"
     )
-    frame = _ordered(frame_of(rows, columns))
-    return Table("loss-change", "Loss change by pruning", caption, columns, frame)
+    frame = ordered(frame_of(rows, columns))
+    title = "Loss change by pruning"
+    return Table("loss-change", title, caption + note_of(frame), columns, frame)
 
 
 def tuning_table(runs: pd.DataFrame) -> Table:
@@ -84,7 +85,7 @@ def tuning_table(runs: pd.DataFrame) -> Table:
         {**key, "tuning": tuning, **_tuned_summary(chosen)}
         for tuning, key, chosen in tuned_choices(runs)
     ]
-    n, *others = _measures("test error mean", "percent")
+    n, *others = measures("test error mean", "percent")
     columns = (
         *_METHOD_COLUMNS[:3],
         Column("tuning", "fine-tuning"),
@@ -100,8 +101,9 @@ def tuning_table(runs: pd.DataFrame) -> Table:
         "fine-tuning, among those λ fine-tuned on the most seeds. The gap is the mean test error "
         f"minus that of the network before pruning. {SPREAD}"
     )
-    frame = _ordered(frame_of(after, columns))
-    return Table("error-after-fine-tuning", "Error after fine-tuning", caption, columns, frame)
+    frame = ordered(frame_of(after, columns))
+    title = "Error after fine-tuning"
+    return Table("error-after-fine-tuning", title, caption + note_of(frame), columns, frame)
 
 
 def correlation_table(runs: pd.DataFrame) -> Table:
@@ -144,22 +146,11 @@ def _summary(chosen: pd.DataFrame, column: str) -> dict[str, Any]:
 def _tuned_summary(chosen: pd.DataFrame) -> dict[str, Any]:
     finished = chosen[chosen["tuned"]]
     return {
-        **asdict(estimate(finished["best_test_error"])),
+        **asdict(estimate(finished["best_test_error"], within=(0, 1))),
         "unfinished": int((chosen["status"] == "running").sum()),
         "diverged": int(chosen["diverged"].sum()),
         "gap": estimate(finished["error_gap"]).mean,
     }
-
-
-def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sort by network, criterion as the library lists them, π, then as they came."""
-    order = {name: place for place, name in enumerate(criterion_order(frame["criterion"]))}
-    by = ["network", "criterion", "stages", "schedule", *(["tuning"] if "tuning" in frame else [])]
-
-    def rank(column: pd.Series) -> pd.Series:
-        return column.map(order) if column.name == "criterion" else column
-
-    return frame.sort_values(by, key=rank, kind="stable").reset_index(drop=True)
 
 
 def difference_table(runs: pd.DataFrame) -> Table:
@@ -204,7 +195,8 @@ def difference_table(runs: pd.DataFrame) -> Table:
     )
     place = ["network", "measure", "tuning", "choice", "between"]
     frame = frame_of(rows, columns).sort_values(place, kind="stable")
-    return Table("paired-differences", "Paired differences", caption, columns, frame)
+    title = "Paired differences"
+    return Table("paired-differences", title, caption + note_of(frame), columns, frame)
 
 
 def _by_place(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str, str], _Chosen]]:

@@ -2,7 +2,11 @@
 // Charts as SVG: a panel with axes, lines with bands, dots and levels. It knows nothing of pruning.
 
 const SVG = "http://www.w3.org/2000/svg";
-const [W, H, LEFT, RIGHT, TOP, BOTTOM] = [320, 220, 48, 8, 8, 40];
+const [H, LEFT, RIGHT, TOP, BOTTOM] = [230, 54, 8, 8, 42];
+const [NARROWEST, WIDEST, GAP, GUTTER] = [255, 480, 18, 32]; // of panels, and between them
+const SIGN = 6.8; // pixels of a letter of an axis, about
+const DASHES = ["none", "7 4", "2 3", "8 3 2 3"];
+const DOTTED = DASHES[2];
 
 function el(name, attributes = {}, ...children) {
   const node = document.createElement(name);
@@ -95,44 +99,72 @@ function symlog(values, threshold) {
   return { at: (value) => inner.at(bend(value)), ticks };
 }
 
-function categories(values, label = short) {
-  const places = new Map(values.map((value, place) => [value, place]));
-  const width = Math.max(values.length, 1);
-  const thin = Math.ceil(values.length / 10);
+// Logarithmic, falling, with ticks at the values themselves.
+function falling(values) {
+  const logs = values.map(Math.log);
+  const [low, high] = bounds(logs);
+  const margin = (high - low) * 0.06;
   return {
-    at: (value) => ((places.has(value) ? places.get(value) : Math.floor(value)) + 0.5) / width,
-    ticks: values.map((value) => [value, label(value)]).filter((_, place) => place % thin === 0),
+    at: (value) => (high + margin - Math.log(value)) / (high - low + 2 * margin),
+    ticks: [...values].sort((a, b) => b - a).map((value) => [value, short(value)]),
   };
 }
 
-// lines: {colour, dashed, points: [{x, y, low, high, title}], bare}; dots: {x, y, colour, title};
-// levels: {y, colour, title}.
-function panel({
-  title,
-  x,
-  y,
-  xLabel,
-  yLabel,
-  lines = [],
-  dots = [],
-  levels = [],
-  diagonal = null,
-  tilt = false,
-}) {
-  const px = (value) => LEFT + x.at(value) * (W - LEFT - RIGHT);
+// As many ticks as have room for their labels: all, every other one, every third.
+function roomy(ticks, px) {
+  const placed = [...ticks].sort((a, b) => px(a[0]) - px(b[0]));
+  const half = (tick) => (SIGN * tick[1].length) / 2;
+  for (let thin = 1; thin < placed.length; thin++) {
+    const kept = placed.filter((_, place) => place % thin === 0);
+    const free = (tick, place) =>
+      !place || px(tick[0]) - half(tick) > px(kept[place - 1][0]) + half(kept[place - 1]) + 4;
+    if (kept.every(free)) return kept;
+  }
+  return placed.slice(0, 1);
+}
+
+function categories(values, label = short) {
+  const places = new Map(values.map((value, place) => [value, place]));
+  const width = Math.max(values.length, 1);
+  return {
+    at: (value) => ((places.has(value) ? places.get(value) : Math.floor(value)) + 0.5) / width,
+    ticks: values.map((value) => [value, label(value)]),
+  };
+}
+
+// lines: {colour, dash, points: [{x, y, low, high, title}], bare}; dots: {x, y, r, colour, title};
+// levels: {y, colour, dash, title}. A mark may stand aside of its x, by pixels.
+function drawPanel(
+  {
+    title,
+    x,
+    y,
+    xLabel,
+    yLabel,
+    lines = [],
+    dots = [],
+    levels = [],
+    diagonal = null,
+    tilt = false,
+  },
+  width,
+) {
+  const px = (value) => LEFT + x.at(value) * (width - LEFT - RIGHT);
+  const placed = (mark) => px(mark.x) + (mark.aside ?? 0);
   const py = (value) => H - BOTTOM - y.at(value) * (H - TOP - BOTTOM);
   const root = svg("svg", {
-    viewBox: `0 0 ${W} ${H}`,
+    width,
+    height: H,
     role: "img",
     "aria-label": `${title ? title + ": " : ""}${yLabel} against ${xLabel}`,
   });
   for (const [value, label] of y.ticks) {
     root.append(
-      svg("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: py(value), y2: py(value) }),
+      svg("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: py(value), y2: py(value) }),
     );
     root.append(svg("text", { x: LEFT - 6, y: py(value) + 4, "text-anchor": "end" }, label));
   }
-  for (const [value, label] of x.ticks) {
+  for (const [value, label] of tilt ? x.ticks : roomy(x.ticks, px)) {
     const at = px(value);
     root.append(svg("line", { class: "axis", x1: at, x2: at, y1: H - BOTTOM, y2: H - BOTTOM + 4 }));
     const place = tilt
@@ -140,10 +172,10 @@ function panel({
       : { x: at, y: H - BOTTOM + 16, "text-anchor": "middle" };
     root.append(svg("text", place, label));
   }
-  root.append(svg("path", { class: "axis", d: `M${LEFT} ${TOP}V${H - BOTTOM}H${W - RIGHT}` }));
+  root.append(svg("path", { class: "axis", d: `M${LEFT} ${TOP}V${H - BOTTOM}H${width - RIGHT}` }));
   if (!tilt)
     root.append(
-      svg("text", { x: (LEFT + W - RIGHT) / 2, y: H - 6, "text-anchor": "middle" }, xLabel),
+      svg("text", { x: (LEFT + width - RIGHT) / 2, y: H - 6, "text-anchor": "middle" }, xLabel),
     );
   root.append(
     svg(
@@ -156,10 +188,10 @@ function panel({
     const line = svg("line", {
       class: "dash",
       x1: LEFT,
-      x2: W - RIGHT,
+      x2: width - RIGHT,
       y1: py(level.y),
       y2: py(level.y),
-      style: `stroke:${level.colour}`,
+      style: `stroke:${level.colour};stroke-dasharray:${level.dash}`,
     });
     line.append(svg("title", {}, level.title));
     root.append(line);
@@ -172,21 +204,26 @@ function panel({
         y1: py(diagonal[0]),
         x2: px(diagonal[1]),
         y2: py(diagonal[1]),
-        style: "stroke:var(--soft)",
+        style: `stroke:var(--soft);stroke-dasharray:${DASHES[1]}`,
       }),
     );
-  for (const line of lines) drawLine(root, line, px, py);
-  for (const dot of dots) drawDot(root, dot, px(dot.x), py(dot.y), 3);
-  return el("figure", { class: "panel" }, title ? el("figcaption", {}, title) : null, root);
+  for (const dot of dots) drawDot(root, dot, placed(dot), py(dot.y), dot.r ?? 3);
+  for (const line of lines) drawLine(root, line, placed, py);
+  return el(
+    "figure",
+    { class: "panel", style: `width:${width}px` },
+    title ? el("figcaption", {}, title) : null,
+    root,
+  );
 }
 
-function drawLine(root, line, px, py) {
+function drawLine(root, line, placed, py) {
   const points = line.points.filter((point) => point.y !== null && Number.isFinite(point.y));
   if (!points.length) return;
   if (points.some((point) => point.low !== undefined)) {
-    const up = points.map((point) => `${px(point.x).toFixed(1)} ${py(point.high).toFixed(1)}`);
+    const up = points.map((point) => `${placed(point).toFixed(1)} ${py(point.high).toFixed(1)}`);
     const down = points
-      .map((point) => `${px(point.x).toFixed(1)} ${py(point.low).toFixed(1)}`)
+      .map((point) => `${placed(point).toFixed(1)} ${py(point.low).toFixed(1)}`)
       .reverse();
     root.append(
       svg("path", {
@@ -201,13 +238,13 @@ function drawLine(root, line, px, py) {
       class: "line",
       d:
         "M" +
-        points.map((point) => `${px(point.x).toFixed(1)} ${py(point.y).toFixed(1)}`).join("L"),
-      style: `stroke:${line.colour}`,
+        points.map((point) => `${placed(point).toFixed(1)} ${py(point.y).toFixed(1)}`).join("L"),
+      style: `stroke:${line.colour};stroke-dasharray:${line.dash ?? DASHES[0]}`,
     }),
   );
   if (!line.bare)
     for (const point of points)
-      drawDot(root, { ...point, colour: line.colour }, px(point.x), py(point.y), 3.4);
+      drawDot(root, { ...point, colour: line.colour }, placed(point), py(point.y), 3.4);
 }
 
 function drawDot(root, dot, cx, cy, r) {
@@ -222,18 +259,27 @@ function drawDot(root, dot, cx, cy, r) {
   root.append(node);
 }
 
+// Text has the same size in every panel: panels are drawn as wide as there is room for them.
+function panelWidth(count, all) {
+  const room = count === 1 && all > 640 ? (all - GUTTER) / 2 : all;
+  const columns = Math.max(1, Math.min(count, Math.floor((room + GAP) / (NARROWEST + GAP))));
+  return Math.floor(Math.min(WIDEST, (room - GAP * (columns - 1)) / columns));
+}
+
+function legendEntry({ label, colour, dash = DASHES[0] }) {
+  const mark = svg("svg", { class: "key", width: 22, height: 10, "aria-hidden": "true" });
+  const style = `stroke:${colour};stroke-dasharray:${dash}`;
+  mark.append(svg("line", { x1: 0, x2: 22, y1: 5, y2: 5, style }));
+  return el("li", {}, mark, label);
+}
+
 function figure(title, caption, legend, panels, files) {
   const links = files.map((file) => el("a", { href: file.path }, file.label));
+  const width = panelWidth(panels.length, id("charts").clientWidth);
   const body = panels.length
     ? [
-        el(
-          "ul",
-          { class: "legend" },
-          ...legend.map(({ label, colour }) =>
-            el("li", {}, el("i", { style: `background:${colour}` }), label),
-          ),
-        ),
-        el("div", { class: "panels" }, ...panels),
+        el("ul", { class: "legend" }, ...legend.map(legendEntry)),
+        el("div", { class: "panels" }, ...panels.map((panel) => drawPanel(panel, width))),
       ]
     : [el("p", { class: "empty" }, "No run here has what this figure shows.")];
   const note = el("p", { class: "caption" }, caption, ...links.flatMap((link) => [" ", link]));

@@ -1,5 +1,5 @@
 "use strict";
-// The six figures, of the runs that pass the filters.
+// The figures of one network, of the runs that pass the filters.
 
 // The colours are variables of the style, which palette.py writes.
 const colourOf = (criterion) =>
@@ -20,22 +20,47 @@ const legendOf = (colours) => [...colours].map(([label, colour]) => ({ label, co
 const criterionLegend = (runs) =>
   legendOf(new Map(criteriaOf(runs).map((name) => [name, colourOf(name)])));
 
-function rhoText(tuning) {
-  const { correlations } = DATA.networks[state.network];
-  const found = correlations.find((rho) => rho.tuning === tuning);
-  if (!found || found.rho === null) return "";
-  const [rho, low, high] = [found.rho, found.low, found.high].map((value) => value.toFixed(2));
-  return `: ρ = ${rho} [${low}, ${high}], n = ${found.n}`;
+// The networks before pruning: a dotted line, the mean over the seeds shown.
+function denseLevels(runs, value) {
+  const firsts = [...groups(runs, (run) => run.seed).values()].map((rows) => rows[0]);
+  const point = averaged(firsts, value);
+  const title = point ? `dense: ${short(point.y)} (n = ${point.n})` : "";
+  return point ? [{ y: point.y, colour: "var(--soft)", dash: DOTTED, title }] : [];
 }
 
-function filesOf(prefix) {
-  const slug = DATA.networks[state.network].name
-    .toLowerCase()
-    .replace(/[^a-z0-9.]+/g, "-")
-    .replace(/^[-.]+|[-.]+$/g, "");
-  return DATA.figures
-    .filter((path) => path.startsWith(`figures/${prefix}--${slug}.`))
-    .map((path) => ({ path, label: path.split(".").pop().toUpperCase() }));
+const denseLegend = (levels) =>
+  levels.length ? [{ label: "dense", colour: "var(--soft)", dash: DOTTED }] : [];
+
+// One seed beside the mean of all.
+const seedDot = (run, x, y) => ({
+  x,
+  y,
+  r: 1.8,
+  colour: colourOf(run.criterion),
+  title: `${nameOf(run)}: ${short(y)}`,
+});
+
+const heights = (levels) => levels.map((level) => level.y);
+
+function rhoText(tuning, runs) {
+  const found = correlation(tuning, runs);
+  if (!found) return "";
+  const interval = found.low === undefined ? "" : ` [${found.low}, ${found.high}]`;
+  return `: ρ = ${found.rho}${interval}, n = ${found.n}`;
+}
+
+// A figure by its name: its title, files and axes are those of the files beside the page.
+function named(name, caption, legend, panels, network = here().name) {
+  const { title, x, y } = DATA.labels[name];
+  const at = network === here().name && siblings().length > 1 ? `, ${here().removed}` : "";
+  const files = ["png", "svg", "pdf"]
+    .map((kind) => ({
+      path: `figures/${name}--${DATA.slugs[network]}.${kind}`,
+      label: kind.toUpperCase(),
+    }))
+    .filter(({ path }) => DATA.figures.includes(path));
+  const labelled = panels.map((panel) => ({ xLabel: x, yLabel: y, ...panel }));
+  return figure(title + at, caption, legend, labelled, files);
 }
 
 function lossFigure(shown) {
@@ -49,79 +74,83 @@ function lossFigure(shown) {
     runs.some((run) => run.criterion !== "MP") && magnitude.length
       ? averaged(magnitude, (run) => run.lossAfter)
       : null;
-  const values = runs.map((run) => run.lossAfter).concat(level ? [level.y] : []);
-  const y = linear(values);
-  const levels = level
-    ? [{ y: level.y, colour: colourOf("MP"), title: `MP: ${short(level.y)} (n = ${level.n})` }]
-    : [];
-  const panels = perCriterion(runs, (criterion, own) =>
-    panel({
-      title: `${criterion}, ${nText(own, (run) => `${methodOf(run)} ${run.reg}`)}`,
-      x,
-      y,
-      xLabel: "λ",
-      yLabel: "training loss",
-      levels,
-      lines: [...groups(own, methodOf)].map(([method, rows]) => ({
-        colour: colours.get(method),
-        points: regs
-          .filter((reg) => rows.some((run) => run.reg === reg))
-          .map((reg) => {
-            const here = rows.filter((run) => run.reg === reg);
-            const point = averaged(here, (run) => run.lossAfter);
-            const title = `${criterion} ${method}, λ ${FACETS.reg(reg)}: ${rangeText(point)}`;
-            return { x: reg, ...point, title };
-          }),
-      })),
-    }),
-  );
+  const dense = denseLevels(runs, (run) => run.lossBefore);
+  const levels = [...dense];
+  if (level)
+    levels.push({
+      y: level.y,
+      colour: colourOf("MP"),
+      dash: DASHES[1],
+      title: `MP: ${short(level.y)} (n = ${level.n})`,
+    });
+  const y = linear([...runs.map((run) => run.lossAfter), ...heights(levels)]);
+  const panels = perCriterion(runs, (criterion, own) => ({
+    title: `${criterion}, ${nText(own, (run) => `${methodOf(run)} ${run.reg}`)}`,
+    x,
+    y,
+    levels,
+    lines: [...groups(own, methodOf)].map(([method, rows]) => ({
+      colour: colours.get(method),
+      points: regs
+        .filter((reg) => rows.some((run) => run.reg === reg))
+        .map((reg) => {
+          const here = rows.filter((run) => run.reg === reg);
+          const point = averaged(here, (run) => run.lossAfter);
+          const title = `${criterion} ${method}, λ ${FACETS.reg(reg)}: ${rangeText(point)}`;
+          return { x: reg, ...point, title };
+        }),
+    })),
+  }));
   const legend = legendOf(colours).concat(
-    level ? [{ label: `MP, n = ${level.n}`, colour: colourOf("MP") }] : [],
+    level ? [{ label: `MP, n = ${level.n}`, colour: colourOf("MP"), dash: DASHES[1] }] : [],
+    denseLegend(dense),
   );
-  return figure(
-    "Loss after pruning against λ",
+  return named(
+    "loss-against-lambda",
     "Training loss right after pruning, mean over the seeds shown; the band is from the lowest " +
       "to the highest. n counts seeds.",
     legend,
     panels,
-    filesOf("loss-against-lambda"),
   );
 }
 
 function errorFigure(shown) {
-  const rows = shown.filter(
-    (run) => run.tuned && run.error !== null && bestReg.get(methodKey(run)) === run.reg,
-  );
+  const rows = atBest(shown).filter((run) => run.tuned && run.error !== null);
   const stages = ascending(rows.map((run) => run.stages));
   const x = categories(stages, String);
-  const y = linear(rows.map((run) => 100 * run.error));
-  const panels = [...groups(rows, (run) => run.tuning)].map(([tuning, own]) =>
-    panel({
-      title: `${tuning}, ${nText(own, (run) => `${run.criterion} ${methodOf(run)}`)}`,
-      x,
-      y,
-      xLabel: "stages π",
-      yLabel: "test error, %",
-      lines: [
-        ...groups(own, (run) => run.criterion + (run.schedule === "linear" ? " linear" : "")),
-      ].map(([name, part]) => ({
-        colour: colourOf(part[0].criterion),
-        points: ascending(part.map((run) => run.stages)).map((count) => {
-          const here = part.filter((run) => run.stages === count);
-          const point = averaged(here, (run) => 100 * run.error);
-          return { x: count, ...point, title: `${name} π ${count}: ${rangeText(point, " %")}` };
-        }),
-      })),
-    }),
-  );
-  return figure(
-    "Error after fine-tuning against stages",
-    "Test error of the network with the lowest validation error, at the best λ of each " +
-      "criterion and π (lowest mean validation loss after pruning); mean and range over the " +
-      "seeds shown.",
-    criterionLegend(rows),
+  const criteria = criteriaOf(rows);
+  const aside = (criterion) => 7 * (criteria.indexOf(criterion) - (criteria.length - 1) / 2);
+  const levels = denseLevels(rows, (run) => 100 * run.errorBefore);
+  const y = linear([...rows.map((run) => 100 * run.error), ...heights(levels)]);
+  const panels = [...groups(rows, (run) => run.tuning)].map(([tuning, own]) => ({
+    title: `${tuning}, ${nText(own, (run) => `${run.criterion} ${methodOf(run)}`)}`,
+    x,
+    y,
+    levels,
+    dots: own.map((run) => ({
+      ...seedDot(run, run.stages, 100 * run.error),
+      aside: aside(run.criterion),
+    })),
+    lines: [
+      ...groups(own, (run) => run.criterion + (run.schedule === "linear" ? " linear" : "")),
+    ].map(([name, part]) => ({
+      colour: colourOf(part[0].criterion),
+      dash: part[0].schedule === "linear" ? DASHES[1] : DASHES[0],
+      points: ascending(part.map((run) => run.stages)).map((count) => {
+        const own = part.filter((run) => run.stages === count);
+        const { y, ...point } = averaged(own, (run) => 100 * run.error);
+        const title = `${name} π ${count}: ${rangeText({ y, ...point }, " %")}`;
+        return { x: count, y, aside: aside(part[0].criterion), title };
+      }),
+    })),
+  }));
+  return named(
+    "error-against-stages",
+    "Test error of the network with the lowest validation error, at the best of the λ shown of " +
+      "each criterion and π (lowest mean validation loss after pruning, over all seeds). Lines " +
+      "are means over the seeds shown, small dots are seeds.",
+    criterionLegend(rows).concat(denseLegend(levels)),
     panels,
-    filesOf("error-against-stages"),
   );
 }
 
@@ -133,63 +162,57 @@ function stageFigure(shown) {
     .filter((value) => value !== null);
   const x = symlog(all, 0.001);
   const ends = bounds(all);
-  const panels = perCriterion(parts, (criterion, own) =>
-    panel({
-      title: `${criterion}, ${nText(own, methodOf)}`,
-      x,
-      y: x,
-      xLabel: "predicted ΔL of a stage",
-      yLabel: "realised ΔL of a stage",
-      diagonal: ends,
-      dots: own.flatMap((part) =>
-        part.points
-          .filter((point) => point[1] !== null && point[2] !== null)
-          .map(([stage, predicted, realised]) => ({
-            x: predicted,
-            y: realised,
-            colour: colours.get(methodOf(part)),
-            title:
-              `${criterion} ${methodOf(part)}, stage ${stage}, seed ${part.seed}: ` +
-              `predicted ${short(predicted)}, realised ${short(realised)}`,
-          })),
-      ),
-    }),
-  );
-  return figure(
-    "Predicted against realised loss change, stage by stage",
+  const panels = perCriterion(parts, (criterion, own) => ({
+    title: `${criterion}, ${nText(own, methodOf)}`,
+    x,
+    y: x,
+    diagonal: ends,
+    dots: own.flatMap((part) =>
+      part.points
+        .filter((point) => point[1] !== null && point[2] !== null)
+        .map(([stage, predicted, realised]) => ({
+          x: predicted,
+          y: realised,
+          colour: colours.get(methodOf(part)),
+          title:
+            `${criterion} ${methodOf(part)}, stage ${stage}, seed ${part.seed}: ` +
+            `predicted ${short(predicted)}, realised ${short(realised)}`,
+        })),
+    ),
+  }));
+  return named(
+    "predicted-against-realised",
     "On the examples that each stage measures, at the best λ. On the dashed line the model of " +
       "the loss is exact. MP predicts nothing.",
     legendOf(colours),
     panels,
-    filesOf("predicted-against-realised"),
   );
 }
 
 function gapFigure(shown) {
   const runs = shown.filter((run) => run.tuned && run.lossChange !== null && run.gap !== null);
-  const panels = [...groups(runs, (run) => run.tuning)].map(([tuning, own]) => {
-    return panel({
-      title: tuning + rhoText(tuning),
-      x: linear(own.map((run) => run.lossChange)),
-      y: linear(own.map((run) => 100 * run.gap)),
-      xLabel: "ΔL by pruning",
-      yLabel: "error gap, points",
-      dots: own.map((run) => ({
-        x: run.lossChange,
-        y: 100 * run.gap,
-        colour: colourOf(run.criterion),
-        title: `${nameOf(run)}: ΔL ${short(run.lossChange)}, gap ${short(100 * run.gap)}`,
-      })),
-    });
-  });
-  return figure(
-    "Loss change against error gap after fine-tuning",
+  const levels = runs.length
+    ? [{ y: 0, colour: "var(--soft)", dash: DOTTED, title: "dense: no gap" }]
+    : [];
+  const panels = [...groups(runs, (run) => run.tuning)].map(([tuning, own]) => ({
+    title: tuning + rhoText(tuning, own),
+    x: linear(own.map((run) => run.lossChange)),
+    y: linear([...own.map((run) => 100 * run.gap), 0]),
+    levels,
+    dots: own.map((run) => ({
+      x: run.lossChange,
+      y: 100 * run.gap,
+      colour: colourOf(run.criterion),
+      title: `${nameOf(run)}: ΔL ${short(run.lossChange)}, gap ${short(100 * run.gap)}`,
+    })),
+  }));
+  return named(
+    "loss-change-against-error-gap",
     "A dot a run. The gap is the test error after fine-tuning minus that before pruning. ρ is " +
-      "Spearman’s rank correlation over all fine-tuned runs of this network, whatever the " +
-      "filters, with its 95 % bootstrap interval (2,000 resamples of runs).",
-    criterionLegend(runs),
+      "Spearman’s rank correlation over the fine-tuned runs shown; of all of them with its 95 % " +
+      "bootstrap interval (2,000 resamples of runs).",
+    criterionLegend(runs).concat(denseLegend(levels)),
     panels,
-    filesOf("loss-change-against-error-gap"),
   );
 }
 
@@ -200,39 +223,32 @@ function layerFigure(shown) {
   const places = names.map((_, place) => place);
   const x = categories(places, (place) => names[place].replace(/\.weight$/, ""));
   const y = log(parts.flatMap((part) => part.kept.map((kept) => 100 * Math.max(kept, 1e-5))));
-  const panels = perCriterion(parts, (criterion, own) =>
-    panel({
-      title: `${criterion}, ${nText(own, methodOf)}`,
-      x,
-      y,
-      xLabel: "layer",
-      yLabel: "weights kept, %",
-      tilt: names.length > 4,
-      lines: [...groups(own, methodOf)].map(([method, rows]) => ({
-        colour: colours.get(method),
-        points: places.map((place) => {
-          const point = averaged(rows, (row) =>
-            row.names.includes(names[place])
-              ? 100 * row.kept[row.names.indexOf(names[place])]
-              : null,
-          );
-          return {
-            x: place,
-            y: point ? point.y : null,
-            title: point
-              ? `${names[place]}, ${method}: ${short(point.y)} % kept, n = ${point.n}`
-              : "",
-          };
-        }),
-      })),
-    }),
-  );
-  return figure(
-    "Sparsity layer by layer",
+  const panels = perCriterion(parts, (criterion, own) => ({
+    title: `${criterion}, ${nText(own, methodOf)}`,
+    x,
+    y,
+    tilt: names.length > 4,
+    lines: [...groups(own, methodOf)].map(([method, rows]) => ({
+      colour: colours.get(method),
+      points: places.map((place) => {
+        const point = averaged(rows, (row) =>
+          row.names.includes(names[place]) ? 100 * row.kept[row.names.indexOf(names[place])] : null,
+        );
+        return {
+          x: place,
+          y: point ? point.y : null,
+          title: point
+            ? `${names[place]}, ${method}: ${short(point.y)} % kept, n = ${point.n}`
+            : "",
+        };
+      }),
+    })),
+  }));
+  return named(
+    "layer-sparsity",
     "Share of each layer’s weights that is kept, at the best λ, mean over the seeds shown.",
     legendOf(colours),
     panels,
-    filesOf("layer-sparsity"),
   );
 }
 
@@ -240,50 +256,36 @@ function curveFigure(shown) {
   const parts = partsOf(DATA.curves, shown);
   const colours = methodColours(parts);
   const x = linear(parts.flatMap((part) => part.points.map((point) => point[0])));
-  const y = log(parts.flatMap((part) => part.points.map((point) => 100 * point[1])));
-  const panels = perCriterion(parts, (criterion, own) =>
-    panel({
-      title: `${criterion}, ${nText(own, methodOf)}`,
-      x,
-      y,
-      xLabel: "epoch",
-      yLabel: "validation error, %",
-      lines: [...groups(own, methodOf)].map(([method, rows]) => {
-        const epochs = groups(
-          rows.flatMap((row) => row.points),
-          (point) => point[0],
-        );
-        return {
-          colour: colours.get(method),
-          bare: true,
-          points: [...epochs]
-            .sort((a, b) => a[0] - b[0])
-            .map(([epoch, points]) => ({
-              x: epoch,
-              y: averaged(points, (point) => (point[1] === null ? null : 100 * point[1])).y,
-            })),
-        };
-      }),
+  const dense = denseLevels(parts, (run) => 100 * run.validBefore);
+  const levels = dense.filter((level) => level.y > 0); // 0 has no place on this axis
+  const errors = parts.flatMap((part) => part.points.map((point) => 100 * point[1]));
+  const y = log([...errors, ...heights(levels)]);
+  const panels = perCriterion(parts, (criterion, own) => ({
+    title: `${criterion}, ${nText(own, methodOf)}`,
+    x,
+    y,
+    levels,
+    lines: [...groups(own, methodOf)].map(([method, rows]) => {
+      const epochs = groups(
+        rows.flatMap((row) => row.points),
+        (point) => point[0],
+      );
+      return {
+        colour: colours.get(method),
+        bare: true,
+        points: [...epochs]
+          .sort((a, b) => a[0] - b[0])
+          .map(([epoch, points]) => ({
+            x: epoch,
+            y: averaged(points, (point) => (point[1] === null ? null : 100 * point[1])).y,
+          })),
+      };
     }),
-  );
-  return figure(
-    "Training curves",
-    "Validation error while fine-tuning at the best λ, mean over the seeds shown.",
-    legendOf(colours),
+  }));
+  return named(
+    "training-curves",
+    "At the best λ, mean over the seeds shown.",
+    legendOf(colours).concat(denseLegend(levels)),
     panels,
-    filesOf("training-curves"),
-  );
-}
-
-function drawCharts(runs) {
-  const pruning = runs.filter((run) => run.prunes);
-  const shown = new Set(pruning.map((run) => run.id));
-  id("charts").replaceChildren(
-    lossFigure(pruning),
-    errorFigure(pruning),
-    gapFigure(pruning),
-    stageFigure(shown),
-    layerFigure(shown),
-    curveFigure(shown),
   );
 }

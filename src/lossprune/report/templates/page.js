@@ -1,35 +1,6 @@
 "use strict";
 // The page as a whole: headlines, filters, and what happens when one is set.
 
-// The method is chosen by the loss right after pruning; its test error is looked up, not searched.
-function drawHeadlines() {
-  const tiles = [];
-  const add = (label, value, under) =>
-    tiles.push(
-      el(
-        "div",
-        { class: "tile" },
-        el("dt", {}, label),
-        el("dd", {}, value, el("small", {}, under)),
-      ),
-    );
-  const { leader, correlations } = DATA.networks[state.network];
-  if (leader) {
-    add("Lowest loss change by pruning", leader.change, `${leader.method}, n = ${leader.n}`);
-    for (const { error, n, tuning } of leader.errors)
-      add("Its test error after fine-tuning", error, `${leader.method}, n = ${n}, ${tuning}`);
-  }
-  for (const rho of correlations)
-    if (rho.rho !== null)
-      add(
-        "Loss change and error gap, Spearman’s ρ",
-        rho.rho.toFixed(2),
-        `95 % interval ${rho.low.toFixed(2)} to ${rho.high.toFixed(2)}, ` +
-          `n = ${rho.n}, ${rho.tuning}`,
-      );
-  id("headlines").replaceChildren(...tiles);
-}
-
 function drawFilters() {
   const runs = DATA.runs.filter((run) => inNetwork(run));
   const pruning = runs.filter((run) => run.prunes);
@@ -64,8 +35,24 @@ function drawFilters() {
   }
 }
 
+function drawCharts(runs) {
+  const pruning = runs.filter((run) => run.prunes);
+  const shown = new Set(pruning.map((run) => run.id));
+  state.width = id("charts").clientWidth;
+  id("charts").replaceChildren(
+    ...(siblings().length > 1 ? [sparsityFigure()] : []),
+    lossFigure(pruning),
+    errorFigure(pruning),
+    gapFigure(pruning),
+    stageFigure(shown),
+    layerFigure(shown),
+    curveFigure(shown),
+  );
+}
+
 function draw() {
   const runs = DATA.runs.filter(visible);
+  drawHeadlines(runs);
   drawCharts(runs);
   drawTables();
   drawRuns(runs);
@@ -78,18 +65,33 @@ function reset() {
   for (const facet of Object.keys(FACETS)) state[facet].clear();
   state.limit = 100;
   drawFilters();
-  drawHeadlines();
   draw();
 }
 
-function begin() {
-  id("network").replaceChildren(
-    ...DATA.networks.map((network, place) => el("option", { value: place }, network.name)),
+// Show a network: one dense network at one sparsity.
+function turnTo(network) {
+  state.network = network;
+  const own = siblings().sort((a, b) => a.sparsity - b.sparsity);
+  id("sparsity").replaceChildren(
+    ...own.map((one) => el("option", { value: DATA.networks.indexOf(one) }, one.removed)),
   );
-  id("network").addEventListener("change", (event) => {
-    state.network = Number(event.target.value);
-    reset();
-  });
+  id("sparsity").value = String(network);
+  id("sparsity").parentElement.hidden = own.length < 2;
+  reset();
+}
+
+function begin() {
+  const dense = unique(DATA.networks.map((network) => network.dense));
+  id("network").replaceChildren(
+    ...dense.map((name, place) => {
+      const own = DATA.networks.filter((network) => network.dense === name);
+      return el("option", { value: place }, own.length > 1 ? name : own[0].name);
+    }),
+  );
+  id("network").addEventListener("change", (event) =>
+    turnTo(DATA.networks.findIndex(({ dense: name }) => name === dense[event.target.value])),
+  );
+  id("sparsity").addEventListener("change", (event) => turnTo(Number(event.target.value)));
   id("clear").addEventListener("click", reset);
   id("show-more").addEventListener("click", () => {
     state.limit += 400;
@@ -108,7 +110,10 @@ function begin() {
     root.dataset.theme = dark ? "light" : "dark";
   });
   id("more").open = matchMedia("(min-width: 641px)").matches;
-  reset();
+  turnTo(0);
+  new ResizeObserver(() => {
+    if (id("charts").clientWidth !== state.width) drawCharts(DATA.runs.filter(visible));
+  }).observe(id("charts"));
   document.documentElement.dataset.ready = "";
 }
 

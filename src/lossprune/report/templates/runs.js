@@ -19,25 +19,33 @@ const state = {
   reg: new Set(),
   seed: new Set(),
   limit: 100,
+  width: 0, // that the figures were drawn for
 };
 
 const id = (name) => document.getElementById(name);
 
 const passes = (facet, value) => !state[facet].size || state[facet].has(value);
 
+const here = () => DATA.networks[state.network];
+
+// The networks that are one dense network at several sparsities.
+const siblings = () => DATA.networks.filter((network) => network.dense === here().dense);
+
 const inNetwork = (run) =>
-  run.network === state.network ||
-  (run.network < 0 && run.family === DATA.networks[state.network].family);
+  run.network === state.network || (run.network < 0 && run.family === here().family);
+
+const atAnySparsity = (run) => run.prunes && DATA.networks[run.network].dense === here().dense;
 
 const baselineShown = (run) =>
   run.prunes || !(state.criterion.size || state.stages.size || state.reg.size);
 
-const visible = (run) =>
-  inNetwork(run) &&
+const passesAll = (run) =>
   passes("seed", run.seed) &&
   baselineShown(run) &&
   (!run.prunes ||
     (passes("criterion", run.criterion) && passes("stages", run.stages) && passes("reg", run.reg)));
+
+const visible = (run) => inNetwork(run) && passesAll(run);
 
 const methodOf = (run) => `π ${run.stages}${run.schedule === "linear" ? " linear" : ""}`;
 
@@ -45,6 +53,8 @@ const nameOf = (run) =>
   run.prunes
     ? `${run.criterion} ${methodOf(run)}, λ ${FACETS.reg(run.reg)}, seed ${run.seed}`
     : `baseline, seed ${run.seed}`;
+
+const signed = (value) => (value < 0 ? "" : "+") + value.toFixed(4);
 
 const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(2)} %`);
 
@@ -73,7 +83,7 @@ function averaged(rows, value) {
 function onePerSeed(runs) {
   const chosen = new Map();
   for (const run of runs) {
-    const key = [run.criterion, run.stages, run.schedule, run.reg, run.seed].join("|");
+    const key = [methodKey(run), run.reg, run.seed].join("|");
     if (!chosen.has(key) || chosen.get(key).epochs < run.epochs) chosen.set(key, run);
   }
   return [...chosen.values()];
@@ -105,6 +115,12 @@ function perCriterion(runs, draw) {
 }
 
 const methodKey = (run) => [run.network, run.criterion, run.stages, run.schedule].join("|");
-const bestReg = new Map(
-  DATA.runs.filter((run) => run.best).map((run) => [methodKey(run), run.reg]),
-);
+
+// The runs of each method at the best of the λ that are among them.
+function atBest(runs) {
+  const best = new Map();
+  for (const run of runs)
+    if (run.rank !== null)
+      best.set(methodKey(run), Math.min(best.get(methodKey(run)) ?? Infinity, run.rank));
+  return runs.filter((run) => run.rank === best.get(methodKey(run)));
+}

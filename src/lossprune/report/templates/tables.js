@@ -45,12 +45,13 @@ function table(name, columns, rows) {
   );
 }
 
+// Some tables are of a network, some of a dense network at all its sparsities.
+const ofNetwork = (row) => row.network === here().name || row.network === here().dense;
+
 // A column that says the same of every method of a network is left to the files.
-function tellsSomething(own, place, network) {
+function tellsSomething(own, place) {
   const heading = own.columns[place].heading;
-  const cells = new Set(
-    own.rows.filter((row) => row.network === network).map((row) => row.cells[place]),
-  );
+  const cells = new Set(own.rows.filter(ofNetwork).map((row) => row.cells[place]));
   if (heading === "schedule") return cells.has("linear");
   if (heading === "diverged" || heading === "unfinished") return cells.size > 1 || !cells.has("0");
   if (heading === "fine-tuning") return [...cells].filter(Boolean).length > 1;
@@ -58,46 +59,48 @@ function tellsSomething(own, place, network) {
 }
 
 function drawTables() {
-  const network = DATA.networks[state.network].name;
   const any = (facet, values) =>
     !state[facet].size || !values.length || values.some((value) => state[facet].has(value));
   id("summaries").replaceChildren(
-    ...DATA.tables.map((own) => {
-      const rows = own.rows.filter(
-        (row) =>
-          row.network === network &&
-          any("criterion", row.criterion) &&
-          any("stages", row.stages) &&
-          any("reg", row.reg),
-      );
-      const links = ["csv", "md", "tex"].map((kind) =>
-        el(
-          "a",
-          { href: `tables/${own.name}.${kind}` },
-          { csv: "CSV", md: "Markdown", tex: "LaTeX" }[kind],
-        ),
-      );
-      const kept = own.columns
-        .map((_, place) => place)
-        .filter((place) => tellsSomething(own, place, network));
-      const shown = rows.map((row) => ({
-        cells: kept.map((place) => row.cells[place]),
-        sort: kept.map((place) => row.sort[place]),
-      }));
-      return el(
-        "div",
-        { class: "block" },
-        el("h3", {}, own.title),
-        el("p", { class: "caption" }, own.caption, ...links.flatMap((link) => [" ", link])),
-        rows.length
-          ? table(
-              own.name,
-              kept.map((place) => own.columns[place]),
-              shown,
-            )
-          : el("p", { class: "empty" }, "No row passes the filters."),
-      );
-    }),
+    ...DATA.tables
+      .filter((own) => !own.several || own.rows.some(ofNetwork))
+      .map((own) => {
+        const rows = own.rows.filter(
+          (row) =>
+            ofNetwork(row) &&
+            any("criterion", row.criterion) &&
+            any("stages", row.stages) &&
+            any("reg", row.reg),
+        );
+        const links = ["csv", "md", "tex"].map((kind) =>
+          el(
+            "a",
+            { href: `tables/${own.name}.${kind}` },
+            { csv: "CSV", md: "Markdown", tex: "LaTeX" }[kind],
+          ),
+        );
+        const at = siblings().length > 1 && !own.several ? `, ${here().removed}` : "";
+        const kept = own.columns
+          .map((_, place) => place)
+          .filter((place) => tellsSomething(own, place));
+        const shown = rows.map((row) => ({
+          cells: kept.map((place) => row.cells[place]),
+          sort: kept.map((place) => row.sort[place]),
+        }));
+        return el(
+          "div",
+          { class: "block" },
+          el("h3", {}, own.title + at),
+          el("p", { class: "caption" }, own.caption, ...links.flatMap((link) => [" ", link])),
+          rows.length
+            ? table(
+                own.name,
+                kept.map((place) => own.columns[place]),
+                shown,
+              )
+            : el("p", { class: "empty" }, "No row passes the filters."),
+        );
+      }),
   );
   id("seed-note").hidden = !state.seed.size;
 }
