@@ -207,7 +207,9 @@ def test_it_writes_what_the_library_finds(command, mine, tmp_path):
     table, *notes = (folder / "table.md").read_text().split("\n\n")
     assert table.count("\n") == 4
     assert "`network.safetensors`: pruned weights: lossprune.load_sparse(path, network)" in notes
-    assert not any(len(line) > 80 for line in answer.out.splitlines())
+    files = answer.out.partition("written in pruned:\n")[2].splitlines()
+    assert len(files) == 5
+    assert max(map(len, files)) <= 80
     stages = [line.split(":")[0] for line in answer.err.splitlines()]
     assert stages == ["stage 1/3", "stage 2/3", "stage 3/3"]
 
@@ -307,6 +309,8 @@ def test_a_data_set_as_runs_take_it_is_pruned_and_tested_on(command, mine, tmp_p
     flags = ("--dataset", f"{mine}:load", "--examples", 40, "--stages", 2, "--sparsity", 0.8)
     answer = command("prune", f"{mine}:build_for", *flags)
     assert answer.status == 0, answer.err
+    assert "note: the network's loss before pruning is 1.2" in answer.out
+    assert "is it trained, and are its weights loaded? (--weights FILE)" in answer.out
     record = json.loads((tmp_path / "pruned" / "record.json").read_text())
     user = sys.modules[mine]
     network = user.build_for((12,), 3, torch.Generator().manual_seed(1111))

@@ -208,6 +208,8 @@ def _notes(found: "Connectivity", pruning: "Stages", outcome: Mapping[str, Any])
     if pruning.unused:
         names = ",".join(pruning.unused_modules)
         notes.append(f"note: {pruning.told_unused()}; --exclude {names} leaves them out")
+    if guess := pruning.told_guess():
+        notes.append(f"note: {guess} (--weights FILE)")
     return [*notes, *(f"note: {note}" for note in found.notes)]
 
 
@@ -238,10 +240,13 @@ def _prune(
         seed=config.seed,
         memory=config.memory_bytes,
         origin=_start(config.start),
+        progress=progress,
+        on_long=lambda forecast: progress.note(f"note: {forecast.told('--{} {}'.format)}"),
         **functions,
     )
     pruned, stages = Mask({}), []
     total = config.stages or CRITERIA[config.criterion].stages
+    progress.advance("stage", 0, total)
     for mask, stage in pruning:
         pruned = mask
         stages.append(stage)
