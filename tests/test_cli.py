@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, progress, and one sentence for every mistake."""
 
+import json
 import os
 import pickle
 import re
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from torch import nn
 
 from lossprune.cli import COMMANDS, main
 from lossprune.data import DATASETS
+from lossprune.experiment.network_file import network_bytes
 from lossprune.networks import NETWORKS
 from lossprune.pruning import CRITERIA
 
@@ -284,7 +287,11 @@ def test_a_finished_run_says_so_and_is_not_touched(command, tmp_path):
     assert (first.status, first.out) == (0, "")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     again = command(*QUICK)
-    assert (again.status, again.out, again.err) == (0, "Experiment already exists!\n", "")
+    assert (again.status, again.out) == (0, "Experiment already exists!\n")
+    folder = next((tmp_path / "results").iterdir())
+    error = json.loads((folder / "record.json").read_text())["best"]["scores"]["test_error"]
+    assert again.err.startswith(f"finished on {time.strftime('%Y-')}")
+    assert again.err.endswith(f", test error {error:.2%}: results/{folder.name}\n")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
@@ -294,9 +301,13 @@ def test_a_finished_run_from_another_start_network_says_so(command, good, tmp_pa
     flags = (*DIGITS, "--nepochs", "0")
     assert command(*flags, "--model_0", "one.pt").status == 0
     again = command(*flags, "--model_0", "other.pt")
-    assert (again.status, again.out) == (0, "Experiment already exists!\n")
-    assert again.err == "note: it began from another network than other.pt\n"
-    assert command(*flags, "--model_0", "one.pt").err == ""
+    assert again.out == ""
+    said = sentence(again)
+    assert "began from another start network (one.pt) than --model_0 other.pt; give --path" in said
+    # Other bytes, the same weights.
+    (tmp_path / "copy.pt").write_bytes(network_bytes(good, {}))
+    for same in ("one.pt", "copy.pt", "gone.pt"):
+        assert command(*flags, "--model_0", same).out == "Experiment already exists!\n"
 
 
 def test_progress_is_plain_lines_on_standard_error_when_piped(command):

@@ -233,7 +233,7 @@ def test_a_run_goes_on_in_the_way_that_it_began(config, monkeypatch):
     """Begun where there is no compiler it stays dense where there is one."""
 
     class Stop(Silent):
-        def advance(self, what: str, done: int, total: int, text: str) -> None:
+        def advance(self, what: str, done: int, total: int, text: str = "") -> None:
             if (what, done) == ("epoch", 3):
                 raise KeyboardInterrupt
 
@@ -315,13 +315,10 @@ def test_another_start_network_cannot_continue_a_run(config, baseline, tmp_path)
 
 
 def stop_after_pruning(config: RunConfig) -> None:
-    class Stop:
+    class Stop(Silent):
         def note(self, text: str) -> None:
             if text.startswith("pruned"):
                 raise KeyboardInterrupt
-
-        def advance(self, *_) -> None:
-            pass
 
     with pytest.raises(KeyboardInterrupt):
         run(config, Stop())

@@ -81,7 +81,11 @@ class RunConfig:
     reg: float = flag(0.0, "reg", "step-size penalty λ on every saliency", "always")
     examples: int = flag(1000, "nex", "training examples to measure at each stage", "always")
     start: Path | None = flag(
-        None, "model_0", "network to start from, such as a best_model.pt; none: a new one", "always"
+        None,
+        "model_0",
+        "network to start from, such as a best_model.pt, or what lossprune prune wrote, of which "
+        "removed weights stay removed; none: a new one",
+        "always",
     )
     estimator: str = flag(
         "exact",

@@ -19,12 +19,18 @@ T = TypeVar("T")
 
 RECORD, LOG, MASK = "record.json", "log.txt", "mask.safetensors"
 BEST, LAST, CHECKPOINT = "best_model.pt", "last_model.pt", "checkpoint.pt"
+PRUNED = "network.safetensors"  # in a folder of ``lossprune prune``
 _BUSY_SECONDS = 0.5
 _LOCK, _HOLDER = ".lock", ".holder.json"
 
 
 class FolderBusyError(ValueError):
     """Another process works on the folder; the message says which."""
+
+
+def start_file(path: Path) -> Path:
+    """Return the file of ``--model_0``, which may be a folder that ``lossprune prune`` wrote."""
+    return path / PRUNED if (path / PRUNED).is_file() else path
 
 
 def when_free(attempt: Callable[[], T], deadline: float) -> T:

@@ -23,6 +23,8 @@ def log_text(record: RunRecord) -> str:
     pruned_at = None if record.after_pruning is None else record.after_pruning.epoch
     lines = [f"# {name}={value}" for name, value in record.config.items()]
     lines += [f"# start weights sha256 {record.start.weights_sha256}"]
+    if record.start.removed:
+        lines.append(f"# start: {_told_removed(record)}")
     pruning = [f"# {line}" for line in _pruning_lines(record)]
     lines += pruning if not record.epochs or pruned_at == 0 else []
     lines += [*(f"# {line}" for line in _LOG_COMMENT), LOG_HEADER]
@@ -35,6 +37,14 @@ def log_text(record: RunRecord) -> str:
             best = _epoch_and_row(record.best.epoch)
             lines.append(f"# best {best}: {describe(record.best.scores)}")
     return "\n".join(lines) + "\n"
+
+
+def _told_removed(record: RunRecord) -> str:
+    removed, prunable = record.start.removed, record.prunable
+    return (
+        f"{removed:,} of {prunable:,} weights were removed before the run and stay so "
+        f"(sparsity {removed / prunable:.5f})"
+    )
 
 
 def _log_pruning_after(record: RunRecord, epoch: int, pruned_at: int | None) -> bool:
@@ -116,6 +126,8 @@ def _number(value: float | None, form: str = ".5f") -> str:
 def summarise(record: RunRecord) -> str:
     """Return what came of a run, in a few lines."""
     lines = [f"{record.status} in {record.seconds:.1f} s"]
+    if record.start.removed:
+        lines.append(_told_removed(record))
     if record.before_pruning is not None and record.after_pruning is not None:
         before, after = record.before_pruning.scores, record.after_pruning.scores
         lines.append(

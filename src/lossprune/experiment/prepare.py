@@ -4,6 +4,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from lossprune.data import Dataset, load
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.environment import choose_device, environment_of
-from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
+from lossprune.experiment.network_file import read_network, weights_sha256
 from lossprune.experiment.own_code import build_network, code_of, criterion_of
 from lossprune.experiment.ranks import current
 from lossprune.experiment.record import RunRecord, Start
+from lossprune.experiment.start import begin_
 from lossprune.kernels.compiler import compiler_available
+from lossprune.pruning import Mask
 from lossprune.pruning.settings import Pruning
 from lossprune.training.perceptron.structure import check_sparse
 from lossprune.training.precision import check_compiler
@@ -34,8 +37,10 @@ class PreparedRun:
     Attributes:
         config, device, dataset, network: what is to be done, and with what.
         start: the network it begins from.
+        mask: of the weights that the network has removed already; None: it is dense.
         environment: versions and hardware.
         own: SHA-256 of the user's own code and data, as :class:`RunRecord` has them.
+        note: what to tell of the start network, if anything.
     """
 
     config: RunConfig
@@ -43,8 +48,10 @@ class PreparedRun:
     dataset: Dataset
     network: nn.Module
     start: Start
+    mask: Mask | None
     environment: Mapping[str, Any]
     own: Mapping[str, str]
+    note: str | None = None
 
     @property
     def about_networks(self) -> dict[str, Any]:
@@ -128,27 +135,24 @@ def prepare(
     """
     device = choose_device(config.device, unfinished)
     cache = cache or Cache()
-    start = None if config.start is None else _read_start(config.start, cache)
     dataset, data = cache.get(
         "dataset", (*dataset_key(config), str(device)), lambda: _load(config, device)
     )
     network = build_network(config, dataset)
-    path = sha256 = None
-    if config.start is not None and start is not None:
-        weights, metadata, sha256 = start
-        path = str(config.start)
-        load_weights_(network, config.arch, config.start, weights, metadata)
-    _check_pruning(config, dataset, network)
+    begun = begin_(network, config.arch, config.start, partial(_read_kept, cache))
+    _check_pruning(config, dataset, network, begun.mask)
     network = network.to(device)
-    _check_training(config, dataset, network)
+    _check_training(config, dataset, network, begun.mask)
     _check_forward(config, device)
     return PreparedRun(
         config=config,
         device=device,
         dataset=dataset,
         network=network,
-        start=Start(path, sha256, weights_sha256(network.state_dict())),
+        start=begun.start,
+        mask=None if begun.mask is None else begun.mask.to(device),
         environment=environment_of(device),
+        note=begun.note,
         own={**data, **code_of(config)},
     )
 
@@ -173,7 +177,8 @@ def _sha256(dataset: Dataset) -> str:
         for which, split in dataset.splits.items()
         for name, tensor in vars(split).items()
     }
-    values = {name: value for name, value in vars(dataset).items() if name not in dataset.splits}
+    apart = ("name", *dataset.splits)
+    values = {name: value for name, value in vars(dataset).items() if name not in apart}
     return hashlib.sha256(f"{values} {weights_sha256(tensors)}".encode()).hexdigest()
 
 
@@ -182,7 +187,7 @@ def dataset_key(config: RunConfig) -> tuple[str, str, int, int]:
     return config.dataset_name, str(config.data_path.absolute()), config.seed, config.image_size
 
 
-def _read_start(path: Path, cache: Cache) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+def _read_kept(cache: Cache, path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     if not path.is_file():
         return read_network(path)  # which says what is wrong
     stat = path.stat()
@@ -190,8 +195,10 @@ def _read_start(path: Path, cache: Cache) -> tuple[dict[str, Tensor], dict[str, 
     return cache.get("network", key, lambda: read_network(path))
 
 
-def pruning_of(config: RunConfig, network: nn.Module, examples: StageExamples) -> Pruning:
-    """Return what a run's pruning is to do; nothing is computed yet.
+def pruning_of(
+    config: RunConfig, network: nn.Module, examples: StageExamples, start: Mask | None
+) -> Pruning:
+    """Return what a run's pruning is to do, from a mask on; nothing is computed yet.
 
     Raises:
         ValueError: this network cannot be pruned so.
@@ -207,17 +214,27 @@ def pruning_of(config: RunConfig, network: nn.Module, examples: StageExamples) -
         reg=config.reg,
         estimator=config.estimator,
         seed=config.seed,
+        start=start,
     )
 
 
-def _check_pruning(config: RunConfig, dataset: Dataset, network: nn.Module) -> None:
+def _check_pruning(
+    config: RunConfig, dataset: Dataset, network: nn.Module, start: Mask | None
+) -> None:
     if not config.prunes:
         return
-    pruning_of(config, network, StageExamples(dataset, config.examples, config.seed))
+    try:
+        pruning_of(config, network, StageExamples(dataset, config.examples, config.seed), start)
+    except ValueError as error:
+        if start is None:
+            raise
+        raise ValueError(f"--model_0 {config.start} is pruned already: {error}") from error
 
 
-def _check_training(config: RunConfig, dataset: Dataset, network: nn.Module) -> None:
-    if config.train != "sparse" or not config.prunes:
+def _check_training(
+    config: RunConfig, dataset: Dataset, network: nn.Module, start: Mask | None
+) -> None:
+    if config.train != "sparse" or not (config.prunes or start):
         return
     try:
         check_sparse(network, dataset)

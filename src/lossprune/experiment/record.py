@@ -57,11 +57,13 @@ class Start:
         path: the file, or None.
         sha256: of the file's bytes, or None.
         weights_sha256: of the names, types, shapes and bytes of all tensors.
+        removed: how many of its weights were removed already, and stay so.
     """
 
     path: str | None
     sha256: str | None
     weights_sha256: str
+    removed: int = 0
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,11 @@ def opened(
     with ranks.together(), blaming_users_code():
         prepared = prepare(config, unfinished, cache)
     _check_start(prepared, ranks)
+    progress = progress or Silent()
+    if prepared.note is not None:
+        progress.note(prepared.note)
     with folder.locked():
-        state = RunState(prepared, ranks, progress or Silent())
+        state = RunState(prepared, ranks, progress)
         store = RunStore(folder, prepared.about_networks, prepared.device, checkpoint_seconds)
         yield OpenRun(state, store, cache or Cache())
 

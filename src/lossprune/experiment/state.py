@@ -12,7 +12,6 @@ from lossprune.experiment.record import RunRecord, Scores
 from lossprune.experiment.record_builder import RecordBuilder
 from lossprune.experiment.store import Checkpoint
 from lossprune.progress import Progress
-from lossprune.pruning import Mask
 from lossprune.pruning.prunable import prunable_weights
 from lossprune.training import (
     DivergedError,
@@ -32,6 +31,7 @@ class RunState(RecordBuilder):
         device, dataset, network: with what; the network changes with every epoch.
         ranks: the processes that do it together.
         progress: who is told.
+        start_mask: what was removed from the network before the run; None: nothing.
         mask: what is pruned so far.
         training: how the next epoch is trained, if it is trained alone.
         optimizer, schedule: of this network, begun anew when it is pruned.
@@ -44,14 +44,15 @@ class RunState(RecordBuilder):
         self.network = prepared.network
         self.ranks = ranks
         self.progress = progress
-        self.mask: Mask | None = None
-        weights = prunable_weights(prepared.network).values()
+        self.start_mask = self.mask = prepared.mask
+        weights = {**prunable_weights(prepared.network), **(prepared.mask or {})}.values()
         super().__init__(
             RunRecord(
                 config=prepared.config.settings,
                 environment=prepared.environment,
                 start=prepared.start,
                 prunable=sum(weight.numel() for weight in weights),
+                removed=prepared.start.removed,
                 own=prepared.own,
             )
         )
@@ -99,7 +100,7 @@ class RunState(RecordBuilder):
         self.network.load_state_dict(dict(saved.network))
         if saved.mask is not None:
             self.mask = saved.mask
-        if saved.record.after_pruning is not None:
+        if saved.record.after_pruning is not None or self.start_mask is not None:
             self.restart_optimizer()
             self._keep_training()
         self.optimizer.load_state_dict(dict(saved.optimizer))

@@ -196,6 +196,10 @@ class RunStore:
         self._derived = time.perf_counter()
         self._deriving = self._derived - began
 
+    def save_mask(self, mask: Mask) -> None:
+        """Write the mask of a network that was pruned before the run."""
+        self._folder.save(MASK, mask.save)
+
     def leave_last(self, record: RunRecord, network: Mapping[str, Tensor] | None) -> None:
         """Write the last network: this one, or where a run diverged that of the checkpoint.
 

@@ -89,6 +89,10 @@ def _start(state: RunState, store: RunStore, cache: Cache) -> None:
     key = (state.record.start.weights_sha256, computed, *state.conditions())
     scores = cache.get("scores", key, state.evaluate)
     state.progress.note(f"start: {in_words(scores)}")
+    if state.mask is not None:
+        store.save_mask(state.mask)
+        if not state.prunes_now:
+            state.choose_training()
     now = EpochRecord(0, scores)
     _commit(state, store, best=now, last=now)
     check_finite(scores, "of the start network")
@@ -164,7 +168,7 @@ def _prune_stages(state: RunState, store: RunStore, cache: Cache) -> None:
         """Share the first stage's: from the second one on each run has its own mask."""
         return measure() if stage > 1 else cache.get("statistics", _measured(state), measure)
 
-    pruning = pruning_of(config, state.network, examples)
+    pruning = pruning_of(config, state.network, examples, state.start_mask)
     state.progress.advance("stage", completed, config.stages)
     for mask, stage in Stages(pruning, state.mask, completed, recall):
         state.mask = mask
@@ -182,6 +186,7 @@ def _measured(state: RunState) -> tuple[object, ...]:
     criterion = criterion_of(state.config)
     return (
         weights_sha256(state.network.state_dict()),
+        None if state.start_mask is None else weights_sha256(state.start_mask),
         (criterion.gradient, criterion.curvature, state.config.examples),
         state.config.estimator,
         *state.conditions(),

@@ -96,7 +96,12 @@ class Plan:
             if baseline is not None:
                 baselines.setdefault(baseline.folder, PlannedRun(baseline))
                 config = replace(config, start=baseline.folder / BEST)
-            runs.setdefault(config.folder, PlannedRun(config, baseline))
+            known = runs.setdefault(config.folder, PlannedRun(config, baseline)).config
+            if known.start != config.start:
+                raise ValueError(
+                    f"plan {self.name}: model_0 {known.start} and {config.start} give runs of the "
+                    "same folder: do one sweep for each, with another --path"
+                )
         if not runs:
             raise ValueError(
                 f"plan {self.name} stands for no runs: [[keep]] and [[drop]] leave none"
