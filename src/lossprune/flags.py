@@ -5,7 +5,6 @@ that makes sense and below what computing would choke on: a process that dies of
 threads, or minutes of silence over a billion stages.
 """
 
-import difflib
 import math
 import os
 import re
@@ -17,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, cast, get_args, get_type_hints
+
+from lossprune.spelling import nearest
 
 T = TypeVar("T")
 
@@ -274,6 +275,5 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     >>> did_you_mean("VGG12", ["MLP", "VGG11"])
     '; did you mean VGG11?'
     """
-    by_lower = {choice.lower(): choice for choice in known}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return f"; did you mean {prefix}{by_lower[near[0]]}?" if near else ""
+    near = nearest(word, known)
+    return "" if near is None else f"; did you mean {prefix}{near}?"

@@ -643,6 +643,24 @@ def test_reg_must_be_a_number_of_at_least_zero(reg):
         lossprune.prune(network(), "MP", sparsity=0.5, reg=reg)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("criterion", "qm", "QM"),
+        ("criterion", "EFOBD", "EF-OBD"),
+        ("scope", "Global", "global"),
+        ("schedule", "exponental", "exponential"),
+        ("loss", "crossentropy", "cross_entropy"),
+        ("estimator", "monte_carlo:20", "monte-carlo"),
+        ("pattern", "Unstructured", "unstructured"),
+    ],
+)
+def test_names_that_are_nearly_right_are_told_which_are(name, value, meant):
+    settings = {"criterion": "QM", "sparsity": 0.5, "data": [pool()], name: value}
+    with pytest.raises(ValueError, match=rf"^(unknown )?{name} .*\(did you mean '{meant}'\?\)"):
+        lossprune.prune(network(), **settings)
+
+
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.5, math.nan, None])
 def test_sparsity_must_lie_below_one(sparsity):
     with pytest.raises(ValueError, match=f"sparsity must be .* got {sparsity!r}"):

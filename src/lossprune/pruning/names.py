@@ -1,8 +1,9 @@
 """Names: of parameters, what wrappers put before them and which was meant; how many, and lists."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import TypeVar
+
+from lossprune.spelling import nearest
 
 T = TypeVar("T")
 
@@ -64,8 +65,8 @@ def did_you_mean(name: str, among: Iterable[str]) -> str:
     >>> did_you_mean("fc1.weigth", ["fc1.weight", "fc2.weight"])
     " (did you mean 'fc1.weight'?)"
     """
-    close = get_close_matches(name, list(among), n=1, cutoff=0.75)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = nearest(name, among)
+    return "" if close is None else f" (did you mean {close!r}?)"
 
 
 def find_in(table: Mapping[str, T], name: str, what: str, otherwise: str = "") -> T:
@@ -76,10 +77,14 @@ def find_in(table: Mapping[str, T], name: str, what: str, otherwise: str = "") -
 
     >>> find_in({"sgd": 1, "adam": 2}, "adam", "optimizer")
     2
+    >>> find_in({"sgd": 1, "adam": 2}, "Adam", "optimizer")
+    Traceback (most recent call last):
+    ValueError: unknown optimizer 'Adam' (did you mean 'adam'?); choose one of: sgd, adam
     """
-    if name not in table:
-        raise ValueError(f"unknown {what} {name!r}; choose one of: {', '.join(table)}{otherwise}")
-    return table[name]
+    if isinstance(name, str) and name in table:
+        return table[name]
+    hint = did_you_mean(name, table) if isinstance(name, str) else ""
+    raise ValueError(f"unknown {what} {name!r}{hint}; choose one of: {', '.join(table)}{otherwise}")
 
 
 def counted(count: int, one: str, several: str | None = None) -> str:

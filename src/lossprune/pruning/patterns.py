@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lossprune.pruning.names import listed
+from lossprune.pruning.names import did_you_mean, listed
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,10 @@ def find_pattern(pattern: str | None) -> Pattern | None:
     written = re.fullmatch(r"(\d{1,9}):(\d{1,9})", pattern) if isinstance(pattern, str) else None
     if written and 1 <= int(written[1]) < int(written[2]):
         return Pattern(int(written[1]), int(written[2]))
+    hint = did_you_mean(pattern, ["unstructured"]) if isinstance(pattern, str) else ""
     raise ValueError(
-        f'pattern must be "unstructured" or "N:M" with 1 ≤ N < M, such as "2:4", got {pattern!r}'
+        'pattern must be "unstructured" or "N:M" with 1 ≤ N < M, such as "2:4", got '
+        f"{pattern!r}{hint}"
     )
 
 

@@ -14,6 +14,7 @@ from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Forward
 from lossprune.pruning.curvature.estimators import Estimator, find_estimator
 from lossprune.pruning.curvature.examples import check_examples
+from lossprune.pruning.curvature.forms import check_batches
 from lossprune.pruning.curvature.losses import Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import PrunableNetwork
 from lossprune.pruning.mask import Mask
@@ -146,6 +147,8 @@ class Pruning:
                 + ", but an iterator can be used only once: give a list or a DataLoader"
                 + ("" if asked else ", or stages=1")
             )
+        if self.data is not None:
+            check_batches(self.data, self.forward)
         if not self.sharded:
             distributed.check_undivided(self.data)
 

@@ -1,5 +1,6 @@
 """Batches as dicts, of any shape by ``forward=``, and cut and joined with all that is in them."""
 
+import re
 from collections import UserDict, namedtuple
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import lossprune
 from lossprune.pruning import PruningError
@@ -300,21 +302,6 @@ def test_forms_that_could_mean_another_thing_are_told_what_to_write(pool, form):
     assert expected in sentence(plain(), [make(*images(pool))])[0]
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (5, "data must be an iterable of batches, got int"),
-        (
-            (torch.zeros(2, 4), torch.zeros(2)),
-            "got Tensor; .* as [(inputs, targets)] or a DataLoader",
-        ),
-    ],
-)
-def test_data_that_are_no_batches(data, expected):
-    told = sentence(plain(), data)[0]
-    assert all(part in told for part in expected.split(" .* "))
-
-
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -394,3 +381,53 @@ def cosine(outputs, targets):
 def test_outputs_that_are_no_real_numbers(pool):
     told, _ = sentence(plain(), [images(pool)], forward=lambda m, b: (m(b[0]).argmax(1), b[1]))
     assert told == "the network must return real numbers, got torch.int64"
+
+
+NO_BATCHES = {
+    "a data set": (
+        lambda x, y: TensorDataset(x, y),  # noqa: PLW0108, as the others
+        "data is a TensorDataset, whose items are single examples, where batches are needed: give "
+        "torch.utils.data.DataLoader(data, batch_size=100)",
+    ),
+    "one batch": (
+        lambda x, y: (x, y),
+        "data is one batch, it seems (tuple of tensors of shape (11, 4) and (11,)), where an "
+        "iterable of batches is needed: give [batch], such as data=[(inputs, targets)], or a "
+        "DataLoader",
+    ),
+    "one batch of arrays": (lambda x, y: [x.numpy(), y.numpy()], "data is one batch, it seems"),
+    "one dict": (
+        lambda x, y: {"image": x, "labels": y},
+        "data is one batch, it seems (dict with 'image', 'labels')",
+    ),
+    "inputs alone": (
+        lambda x, y: x,
+        "data is a Tensor of shape (11, 4), where batches are needed: give "
+        "data=[(inputs, targets)] or a DataLoader",
+    ),
+    "a path": (lambda x, y: "data/train", "data must be an iterable of batches, got str"),
+    "a number": (lambda x, y: 3, "data must be an iterable of batches, got int"),
+}
+
+
+@pytest.mark.parametrize("form", NO_BATCHES)
+def test_data_that_is_no_iterable_of_batches(pool, form):
+    make, expected = NO_BATCHES[form]
+    data = make(*images(pool))
+    for call in (
+        lambda: lossprune.measure(plain(), data),
+        lambda: lossprune.prune(plain(), "QM", sparsity=0.5, data=data),
+        lambda: lossprune.prune(plain(), "MP", sparsity=0.5, data=data),
+    ):
+        with pytest.raises(PruningError, match=f"^{re.escape(expected)}"):
+            call()
+
+
+def test_what_a_forward_takes_may_be_a_list_of_tensors(pool):
+    """As of a network that is to give back its inputs."""
+    x, _ = images(pool)
+    model = nn.Linear(4, 4).double()
+    found = lossprune.measure(
+        model, [x[:4], x[4:]], loss="mse", forward=lambda model, batch: (model(batch), batch)
+    )
+    assert_same(found, lossprune.measure(model, [(x, x)], loss="mse"))

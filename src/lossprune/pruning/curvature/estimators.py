@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.names import find_in
 
 if TYPE_CHECKING:  # so that the names can be listed without torch
     from collections.abc import Callable
@@ -234,17 +235,16 @@ def find_estimator(estimator: str | Estimator) -> Estimator:
     if not isinstance(estimator, str):
         return estimator
     name, colon, value = estimator.partition(":")
-    if name not in ESTIMATORS:
-        raise ValueError(f"unknown estimator {estimator!r}; choose one of: {', '.join(ESTIMATORS)}")
+    make = find_in(ESTIMATORS, name, "estimator")
     if not colon:
-        return ESTIMATORS[name]()
+        return make()
     refused = f"estimator {name!r} does not take the value {value!r}"
     try:
         number = int(value) if value.isdigit() else float(value)
     except ValueError:
         raise ValueError(refused) from None
     try:
-        return ESTIMATORS[name](number)
+        return make(number)
     except TypeError:  # this one takes none
         raise ValueError(refused) from None
     except ValueError as error:

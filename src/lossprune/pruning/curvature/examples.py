@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lossprune.pruning.curvature.batch import Batch, Forward, join
 from lossprune.pruning.curvature.distributed import part_of
+from lossprune.pruning.curvature.forms import check_batches
 from lossprune.pruning.errors import PruningError
 
 NO_EXAMPLES = "the data has no examples: it gave no batch, or only empty ones"
@@ -36,8 +37,7 @@ def take(
     [3, 1]
     """
     check_examples(examples)
-    if not (isinstance(batches, Iterable) or hasattr(batches, "__getitem__")):
-        raise PruningError(f"data must be an iterable of batches, got {type(batches).__name__}")
+    check_batches(batches, forward)
     wanted, read, whole = examples, 0, False
     if sharded and examples is not None:
         part = part_of(examples)

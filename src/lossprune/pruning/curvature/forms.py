@@ -2,19 +2,59 @@
 
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections import UserDict
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from lossprune.pruning.errors import PruningError
 
 LABELS = "labels"
 # What else a dict may call its targets.
 _OTHER_NAMES = ("label", "targets", "target", "y")
+
+
+def check_batches(data: Any, forward: Any = None) -> None:
+    """Raise where data is no iterable of batches but a data set, or one batch itself.
+
+    Raises:
+        PruningError: it is; the message says what to write.
+    """
+    kind = type(data).__name__
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise PruningError(
+            f"data is a {kind}, whose items are single examples, where batches are needed: give "
+            "torch.utils.data.DataLoader(data, batch_size=100)"
+        )
+    pair = isinstance(data, (tuple, list)) and len(data) > 1
+    if isinstance(data, (Mapping, UserDict)) or (
+        pair and forward is None and all(isinstance(part, (Tensor, np.ndarray)) for part in data)
+    ):
+        raise PruningError(
+            f"data is one batch, it seems ({_named(data)}), where an iterable of batches is "
+            "needed: give [batch], such as data=[(inputs, targets)], or a DataLoader"
+        )
+    if isinstance(data, (Tensor, np.ndarray)) and forward is None:
+        raise PruningError(
+            f"data is a {kind} of shape {tuple(data.shape)}, where batches are needed: give "
+            "data=[(inputs, targets)] or a DataLoader"
+        )
+    if isinstance(data, (str, bytes)) or not (
+        isinstance(data, Iterable) or hasattr(data, "__getitem__")
+    ):
+        raise PruningError(f"data must be an iterable of batches, got {kind}")
+
+
+def _named(batch: Any) -> str:
+    if isinstance(batch, (Mapping, UserDict)):
+        return f"{type(batch).__name__} with {', '.join(map(repr, [*batch][:4]))}"
+    shapes = " and ".join(str(tuple(part.shape)) for part in batch[:4])
+    return f"{type(batch).__name__} of tensors of shape {shapes}"
 
 
 def understood(batch: Any) -> Any:
