@@ -58,6 +58,17 @@ def test_criteria_without_curvature_take_any_use(network, criterion):
     assert mask.removed == 10
 
 
+class Autoencoder(nn.Module):
+    """The decoder's weight is the encoder's, the other way round."""
+
+    def __init__(self):
+        super().__init__()
+        self.code = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return torch.tanh(self.code(x)) @ self.code.weight
+
+
 class ScaledProduct(MatrixProduct):
     def forward(self, x):
         return self.out(torch.addmm(self.fc.bias, x, self.fc.weight.T, alpha=2))
@@ -91,7 +102,7 @@ class SequenceFirst(nn.Module):
 @pytest.mark.parametrize(
     "network",
     [MatrixProduct, PartlyMatrixProduct, ScaledWeight, WeightNormPenalty, TransposedConvolution,
-     ScaledProduct],
+     Autoencoder, ScaledProduct],
 )  # fmt: skip
 def test_curvature_is_the_oracles(network, estimator, memory, agrees):
     torch.manual_seed(0)

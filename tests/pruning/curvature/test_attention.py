@@ -181,7 +181,7 @@ def test_transformer_encoder(norm_first, batch_first, matches):
     torch.manual_seed(0)
     model = Tokens(Encoder()).double()
     statistics = check(model, matches)
-    assert len(statistics.ggn_diagonal) == 8
+    assert len(statistics.ggn_diagonal) == 10
     found = lossprune.prune(model, "QM", sparsity=0.5, data=[data()], stages=2)
     assert found.stages[0].loss_before == pytest.approx(statistics.loss, rel=1e-12)
 

@@ -1,12 +1,6 @@
-"""Where a network uses its prunable weights: seen from outside, without hooks, in one forward pass.
+"""Where a network uses its prunable weights: seen from outside, without any hooks."""
 
-Index letters, here and in ``squares.py``: n example, k column of the Hessian factor, g group,
-o output channel within its group, i input of one output (channel within its group × kernel
-position), p output position (pixel or token).
-"""
-
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,80 +9,18 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
+from lossprune.pruning.curvature.composites import written_out
+from lossprune.pruning.curvature.geometry import (
+    Convolution,
+    Geometry,
+    Linear,
+    TransposedConvolution,
+    layout,
+)
 from lossprune.pruning.errors import PruningError
 
-
-@dataclass(frozen=True)
-class Linear:
-    """y = x Wᵀ over the last dimension; every dimension between it and the first is a position.
-
-    Attributes:
-        transposed: whether the weight is stored as Wᵀ, (inputs, outputs).
-    """
-
-    transposed: bool = False
-
-    def patches(self, inputs: Tensor) -> Tensor:
-        """Inputs of every output position: (n, 1, i, p)."""
-        return inputs.reshape(inputs.shape[0], 1, -1, inputs.shape[-1]).transpose(2, 3)
-
-    def columns(self, gradients: Tensor) -> Tensor:
-        """Gradients (n, k, *output) by output and position: (n, k, 1, o, p)."""
-        n, k, *_, o = gradients.shape
-        return gradients.reshape(n, k, 1, -1, o).transpose(3, 4)
-
-    def positions(self, output: torch.Size) -> int:
-        """Count the positions of an output of that shape."""
-        return output[1:-1].numel()
-
-    def grouped(self, weight: Tensor) -> Tensor:
-        """View of the weight, or of what belongs to it, as (g, o, i)."""
-        return (weight.T if self.transposed else weight)[None]
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A 1-, 2- or 3-dimensional convolution (cross-correlation)."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]  # before and after, per dimension
-    dilation: tuple[int, ...]
-    groups: int
-
-    def patches(self, inputs: Tensor) -> Tensor:
-        """Inputs of every output position: (n, g, i, p)."""
-        n = inputs.shape[0]
-        dimensions = len(self.kernel)
-        if any(pad != (0, 0) for pad in self.padding):
-            inputs = F.pad(inputs, [side for pad in reversed(self.padding) for side in pad])
-        windows = inputs
-        for axis, (size, stride, dilation) in enumerate(
-            zip(self.kernel, self.stride, self.dilation, strict=True), start=2
-        ):
-            windows = windows.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-        # (n, channel, *positions, *kernel) → (n, channel, *kernel, *positions)
-        kernel_axes = range(2 + dimensions, 2 + 2 * dimensions)
-        windows = windows.permute(0, 1, *kernel_axes, *range(2, 2 + dimensions))
-        positions = windows.shape[2 + dimensions :].numel()
-        return windows.reshape(n, self.groups, -1, positions)
-
-    def columns(self, gradients: Tensor) -> Tensor:
-        """Gradients (n, k, *output) by output and position: (n, k, g, o, p)."""
-        n, k, channels = gradients.shape[:3]
-        return gradients.reshape(n, k, self.groups, channels // self.groups, -1)
-
-    def positions(self, output: torch.Size) -> int:
-        """Count the positions of an output of that shape."""
-        return output[2:].numel()
-
-    def grouped(self, weight: Tensor) -> Tensor:
-        """View of the weight, or of what belongs to it, as (g, o, i)."""
-        return weight.view(self.groups, weight.shape[0] // self.groups, -1)
-
-
-Geometry = Linear | Convolution
 Seen = tuple[Tensor, Tensor, Geometry]  # input, weight and geometry of a layer's function
 
 
@@ -114,6 +46,17 @@ class LayerCall:
     def has_rows_of(self, examples: int) -> bool:
         """Whether the first dimension can be the examples, or these and another folded."""
         return self.output_shape[0] % examples == 0
+
+
+def apart(calls: Iterable[LayerCall], examples: int) -> set[str]:
+    """Return the names of weights whose uses do not show the examples, or not in one layout."""
+    layouts: dict[str, set[Any]] = {}
+    names = set()
+    for call in calls:
+        layouts.setdefault(call.name, set()).add(layout(call.geometry))
+        if not call.has_rows_of(examples) or len(layouts[call.name]) > 1:
+            names.add(call.name)
+    return names
 
 
 def _linear_call(
@@ -144,6 +87,27 @@ def _convolution_call(
         sides = tuple((pad, pad) for pad in _per_dimension(padding, len(kernel)))
     stride = _per_dimension(stride, len(kernel))
     return input, weight, Convolution(kernel, stride, sides, dilation, groups)
+
+
+def _transposed_call(
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Seen | None:
+    kernel = tuple(weight.shape[2:])
+    stride, padding, extra, dilation = (
+        _per_dimension(value, len(kernel)) for value in (stride, padding, output_padding, dilation)
+    )
+    if input.ndim != weight.ndim or any(e >= s for e, s in zip(extra, stride, strict=True)):
+        return None
+    sides = tuple((pad, pad) for pad in padding)
+    reverse = Convolution(kernel, stride, sides, dilation, groups)
+    return input, weight, TransposedConvolution(reverse, tuple(input.shape[2:]))
 
 
 def _per_dimension(value: Any, dimensions: int) -> tuple[int, ...]:
@@ -183,6 +147,9 @@ _CALLS: dict[Callable[..., Any], Callable[..., Seen | None]] = {
     torch.conv1d: _convolution_call,
     torch.conv2d: _convolution_call,
     torch.conv3d: _convolution_call,
+    torch.conv_transpose1d: _transposed_call,
+    torch.conv_transpose2d: _transposed_call,
+    torch.conv_transpose3d: _transposed_call,
 }
 
 
@@ -202,8 +169,11 @@ class LayerCalls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.multi_head_attention_forward:
-            return self._attention(func, args, kwargs)
+        written = written_out(func, args)
+        if written is not None and any(id(x) in self._names for x in tree_leaves((args, kwargs))):
+            return written(
+                lambda *parts: self.__torch_function__(F.linear, (), parts), *args, **kwargs
+            )
         seen = _CALLS[func](*args, **kwargs) if func in _CALLS else None
         name = None if seen is None else self._names.get(id(seen[1]))
         if seen is None or name is None:
@@ -226,26 +196,6 @@ class LayerCalls(TorchFunctionMode):
         edge = get_gradient_edge(output)
         self.calls.append(LayerCall(name, inputs, inputs._version, edge, output.shape, geometry))
         return output
-
-    def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Call attention as far as its output projection, and that as a layer of its own.
-
-        torch dispatches attention as a whole, so the projection inside it would not be seen.  With
-        the identity for its weight it returns what the projection gets: (tokens, n, features).
-        """
-        bound = inspect.signature(func).bind(*args, **kwargs)
-        weight, bias = (bound.arguments[f"out_proj_{part}"] for part in ("weight", "bias"))
-        if id(weight) not in self._names:
-            return func(*args, **kwargs)
-        bound.arguments["out_proj_weight"] = torch.eye(
-            len(weight), dtype=weight.dtype, device=weight.device
-        )
-        bound.arguments["out_proj_bias"] = None
-        heads, attention = func(*bound.args, **bound.kwargs)
-        batched = heads.ndim == 3
-        heads = heads.transpose(0, 1) if batched else heads
-        output = self.__torch_function__(F.linear, (), (heads, weight, bias))
-        return (output.transpose(0, 1) if batched else output), attention
 
     def _replacements(self, inputs: Tensor, weight: Tensor) -> dict[int, Tensor]:
         """What to call the function on instead, by the identity of the original."""

@@ -56,7 +56,7 @@ def measure(
         diag(G) = mean over examples of Σ_k (Jᵀ S_k)²,
 
     one backward pass a column, with gradients at the layers' outputs only; a weight in any other
-    use than a product or a convolution on examples takes one for each example and column.  Source:
+    use than a layer's on the examples takes one for each example and column.  Source:
     Schraudolph, "Fast curvature matrix-vector products", 2002; the column form as in Dangel et al.,
     "BackPACK", 2020; the computation is described in docs/curvature.md.
 

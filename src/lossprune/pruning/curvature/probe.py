@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from lossprune.pruning.curvature.batch import Batch
-from lossprune.pruning.curvature.layers import LayerCall, LayerCalls
+from lossprune.pruning.curvature.layers import LayerCall, LayerCalls, apart
 from lossprune.pruning.curvature.losses import FullLoss
 from lossprune.pruning.curvature.network import NOTHING, MaskedNetwork
 from lossprune.pruning.curvature.one_by_one import check_alone
@@ -146,13 +146,13 @@ def _used_elsewhere(weights: Mapping[str, Tensor], outputs: Tensor) -> set[str]:
 
 
 def _other_rows(outputs: Tensor, calls: list[LayerCall]) -> set[str]:
-    """Names of the weights of layers whose first dimension is not the examples.
+    """Names of the weights of layers whose first dimension is not the examples, or of two layouts.
 
     It may also be the examples and something else folded together, the rows of an example being
     next to each other.
     """
     examples = len(outputs)
-    names = {call.name for call in calls if not call.has_rows_of(examples)}
+    names = apart(calls, examples)
     calls = [call for call in calls if call.name not in names]
     if examples == 1 or not calls:
         return names

@@ -13,7 +13,7 @@ from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.curvature.estimators import Estimator
 from lossprune.pruning.curvature.examples import NO_EXAMPLES
-from lossprune.pruning.curvature.layers import LayerCall, LayerCalls
+from lossprune.pruning.curvature.layers import LayerCall, LayerCalls, apart
 from lossprune.pruning.curvature.losses import AnyFunction, FullLoss
 from lossprune.pruning.curvature.network import NOTHING, MaskedNetwork
 from lossprune.pruning.curvature.one_by_one import add_one_by_one_
@@ -125,7 +125,7 @@ class Sums:
         budget: Budget,
     ) -> None:
         # An expert may get other rows in each chunk.
-        alone = {call.name for call in calls if not call.has_rows_of(len(outputs))}
+        alone = apart(calls, len(outputs))
         if self.unrecorded:
             alone |= self.network.reached(outputs) & set(self.unrecorded)
         calls = [call for call in calls if call.name not in alone]

@@ -1,0 +1,125 @@
+"""What the entries of a weight meet: inputs and output gradients, by output position.
+
+Index letters, here and in ``squares.py``: n example, k column of the Hessian factor, g group,
+o output channel within its group, i input of one output (channel within its group × kernel
+position), p output position (pixel or token).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x Wᵀ over the last dimension; every dimension between it and the first is a position.
+
+    Attributes:
+        transposed: whether the weight is stored as Wᵀ, (inputs, outputs).
+    """
+
+    transposed: bool = False
+
+    def patches(self, inputs: Tensor) -> Tensor:
+        """Inputs of every output position: (n, 1, i, p)."""
+        return inputs.reshape(inputs.shape[0], 1, -1, inputs.shape[-1]).transpose(2, 3)
+
+    def columns(self, gradients: Tensor) -> Tensor:
+        """Gradients (n, k, *output) by output and position: (n, k, 1, o, p)."""
+        n, k, *_, o = gradients.shape
+        return gradients.reshape(n, k, 1, -1, o).transpose(3, 4)
+
+    def positions(self, output: torch.Size) -> int:
+        """Count the positions of an output of that shape."""
+        return output[1:-1].numel()
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        """View of the weight, or of what belongs to it, as (g, o, i)."""
+        return (weight.T if self.transposed else weight)[None]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A 1-, 2- or 3-dimensional convolution (cross-correlation)."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]  # before and after, per dimension
+    dilation: tuple[int, ...]
+    groups: int
+
+    def patches(self, inputs: Tensor) -> Tensor:
+        """Inputs of every output position: (n, g, i, p)."""
+        n = inputs.shape[0]
+        dimensions = len(self.kernel)
+        if any(pad != (0, 0) for pad in self.padding):
+            inputs = F.pad(inputs, [side for pad in reversed(self.padding) for side in pad])
+        windows = inputs
+        for axis, (size, stride, dilation) in enumerate(
+            zip(self.kernel, self.stride, self.dilation, strict=True), start=2
+        ):
+            windows = windows.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        # (n, channel, *positions, *kernel) → (n, channel, *kernel, *positions)
+        kernel_axes = range(2 + dimensions, 2 + 2 * dimensions)
+        windows = windows.permute(0, 1, *kernel_axes, *range(2, 2 + dimensions))
+        positions = windows.shape[2 + dimensions :].numel()
+        return windows.reshape(n, self.groups, -1, positions)
+
+    def columns(self, gradients: Tensor) -> Tensor:
+        """Gradients (n, k, *output) by output and position: (n, k, g, o, p)."""
+        n, k, channels = gradients.shape[:3]
+        return gradients.reshape(n, k, self.groups, channels // self.groups, -1)
+
+    def positions(self, output: torch.Size) -> int:
+        """Count the positions of an output of that shape."""
+        return output[2:].numel()
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        """View of the weight, or of what belongs to it, as (g, o, i)."""
+        return weight.view(self.groups, weight.shape[0] // self.groups, -1)
+
+
+@dataclass(frozen=True)
+class TransposedConvolution:
+    """A transposed convolution: outputs are to inputs as a convolution's inputs to its outputs.
+
+    Attributes:
+        reverse: that convolution, whose patches are here those of the gradients.
+        places: the sizes of the inputs, whose positions are here those of a weight.
+    """
+
+    reverse: Convolution
+    places: tuple[int, ...]
+
+    def patches(self, inputs: Tensor) -> Tensor:
+        """Inputs by position: (n, g, i, p)."""
+        return inputs.reshape(inputs.shape[0], self.reverse.groups, -1, math.prod(self.places))
+
+    def columns(self, gradients: Tensor) -> Tensor:
+        """What each input position and kernel position leads to: (n, k, g, o · kernel, p)."""
+        patches = self.reverse.patches(gradients.flatten(0, 1))
+        return patches.unflatten(0, gradients.shape[:2])
+
+    def positions(self, output: torch.Size) -> int:
+        """Count the positions of the input."""
+        return math.prod(self.places)
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        """View of the weight (i, o, *kernel), or of what belongs to it, as (g, o · kernel, i)."""
+        groups = self.reverse.groups
+        return weight.view(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+
+
+Geometry = Linear | Convolution | TransposedConvolution
+
+
+def layout(geometry: Geometry) -> tuple[Any, ...]:
+    """Return what two uses of one weight must have in common to be seen as positions of one."""
+    if isinstance(geometry, Linear):
+        return Linear, geometry.transposed
+    convolution = geometry if isinstance(geometry, Convolution) else geometry.reverse
+    return type(geometry), convolution.groups
