@@ -5,7 +5,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 Row = Sequence[str]
 _NAME = 24  # signs that are left of a long name in the first column, at least
@@ -107,10 +107,12 @@ def without_middle(text: str, width: int) -> str:
     return f"{text[: width - end - 1]}…{text[len(text) - end :]}"
 
 
-def print_lines(lines: Iterable[str]) -> None:
+def print_lines(lines: Iterable[str], file: TextIO | None = None) -> None:
     """Print lines of text; on a terminal a long one goes on below after a word, not within one."""
+    out = sys.stdout if file is None else file
+    width = shutil.get_terminal_size().columns
     for line in lines:
-        print(wrapped(line, shutil.get_terminal_size().columns) if sys.stdout.isatty() else line)
+        print(wrapped(line, width) if out.isatty() else line, file=out)
 
 
 def wrapped(text: str, width: int) -> str:

@@ -68,7 +68,7 @@ def test_on_a_terminal_there_is_a_live_table(new_grid):
             break
     assert os.waitpid(pid, 0)[1] == 0, shown.decode()
     text = shown.decode()
-    assert "pruned loss" in text
+    assert "pruned to loss" in text
     assert "running" in text
     assert "best so far: pi=" in text
     assert "5 of 5 finished" in text

@@ -20,10 +20,12 @@ from lossprune.flags import (
     check_whole,
     flag,
 )
+from lossprune.pruning.names import counted
 from lossprune.sweep.board import describe_outcome
 from lossprune.sweep.job import RunPhase
 from lossprune.sweep.plan import PlannedRun, select
 from lossprune.sweep.plan_file import PLANS, parse_choices, read_plan
+from lossprune.text_table import print_lines
 from lossprune.torch_state import count_cores
 
 _MOST_SHARE = 1024  # CPUs or GPUs: no node has more
@@ -166,15 +168,17 @@ def _list(runs: Sequence[PlannedRun]) -> int:
         print(run.config.folder)
         print(f"  {run.command}")
     baselines = sum(not run.config.prunes for run in runs)
-    print(f"{len(runs)} runs: {baselines} baselines, {len(runs) - baselines} prunings")
+    kinds = counted(baselines, "baseline"), counted(len(runs) - baselines, "pruning")
+    print(f"{counted(len(runs), 'run')}: {', '.join(kinds)}")
     return EXIT_OK
 
 
 def _conclude(driver: Any) -> int:
     board = driver.board
-    print(board.summary(), file=sys.stderr)
+    lines = [board.summary()]
     if board.best is not None:
-        print(f"best: {board.best[0]}: {describe_outcome(board.best[1])}", file=sys.stderr)
+        lines.append(f"best: {board.best[0]}: {describe_outcome(board.best[1])}")
+    print_lines(lines, sys.stderr)
     if driver.stopped:
         raise ValueError(driver.stopped)
     if board.count(RunPhase.FAILED) or board.count(RunPhase.BLOCKED):
