@@ -6,7 +6,6 @@ import pickle
 import re
 import runpy
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -329,21 +328,6 @@ def test_progress_is_plain_lines_on_standard_error_when_piped(command):
         "best epoch 2",
     ]
     assert "\x1b" not in answer.err
-
-
-@pytest.mark.skipif(shutil.which("script") is None, reason="no `script` to make a terminal")
-def test_progress_is_bars_on_a_terminal(tmp_path):
-    program = f"{sys.executable} -m lossprune {' '.join(QUICK)} --path {tmp_path / 'r'}"
-    shown = subprocess.run(
-        ["script", "-qec", program, "/dev/null"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
-    ).stdout
-    assert "\x1b[" in shown
-    assert re.search(r"epoch.*━.*2/2", shown)
 
 
 def test_the_traceback_is_shown_with_debug_only(command):

@@ -26,7 +26,8 @@ from lossprune.commands import (
 )
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.ranks import ElsewhereError, alike, launched, leave_word
-from lossprune.flags import did_you_mean, first_line, help_text, parse
+from lossprune.flags import did_you_mean, entries, first_line, help_text, parse
+from lossprune.sweep.plan_file import PLANS, describe_plans
 
 _LONGEST = 500  # of an error's sentence, which may quote what a user wrote
 
@@ -38,29 +39,50 @@ class Command:
     Attributes:
         config: the dataclass of its flags; the first line of its docstring is the help text.
         do: does it and returns the exit status.
-        argument: the names of leading arguments without a flag, if it takes any.
+        argument: leading arguments without a flag, if it takes any, as usage shows them: in
+            brackets where it does without.
+        needs: what is said where such an argument is not given.
+        details: what help says beyond the flags.
         several: whether several processes may do it together.
     """
 
     config: type
     do: Callable[..., int]
     argument: str | None = None
+    needs: str = ""
+    details: Callable[[], str] | None = None
     several: bool = False
 
     def usage(self, called: str) -> str:
         """Return how it is called, but for its flags."""
-        return f"{called} [{self.argument}]" if self.argument else called
+        return f"{called} {self.argument}" if self.argument else called
 
 
 COMMANDS = {
     "run": Command(RunConfig, run.do, several=True),
-    "sweep": Command(sweep.SweepConfig, sweep.do, argument="PLAN"),
-    "status": Command(status.StatusConfig, status.do, argument="RESULTS"),
-    "report": Command(report.ReportConfig, report.do, argument="RESULTS"),
+    "sweep": Command(
+        sweep.SweepConfig,
+        sweep.do,
+        argument="PLAN",
+        needs=f"a PLAN: one of {', '.join(PLANS)}, or a TOML file of your own",
+        details=describe_plans,
+    ),
+    "status": Command(status.StatusConfig, status.do, argument="[RESULTS]"),
+    "report": Command(report.ReportConfig, report.do, argument="[RESULTS]"),
     "compare": Command(compare.CompareConfig, compare.do, argument="A B"),
-    "prune": Command(prune.PruneConfig, prune.do, argument="MODULE:BUILD"),
-    "deploy": Command(deploy.DeployConfig, deploy.do, argument="RUN_FOLDER"),
-    "data": Command(data.DataConfig, data.do, argument="NAME"),
+    "prune": Command(
+        prune.PruneConfig,
+        prune.do,
+        argument="MODULE:BUILD",
+        needs="MODULE:BUILD, such as mine.networks:build",
+    ),
+    "deploy": Command(
+        deploy.DeployConfig,
+        deploy.do,
+        argument="RUN_FOLDER",
+        needs="RUN_FOLDER, the folder of a finished run or of lossprune prune",
+    ),
+    "data": Command(data.DataConfig, data.do, argument="[NAME]"),
     "demo": Command(demo.DemoConfig, demo.do),
 }
 
@@ -134,7 +156,11 @@ def _choose(arguments: list[str], prog: str) -> Callable[[], int] | None:
     if "-h" in rest or "--help" in rest:
         title = prog if prog != "lossprune" else f"lossprune {name}"
         print(help_text(command.config, command.usage(title)))
+        if command.details is not None:
+            print(f"\n{command.details()}")
         return None
+    if command.needs and not leading:
+        raise ValueError(f"{name} takes {command.needs}")
     return partial(command.do, parse(command.config, rest), *leading)
 
 
@@ -142,8 +168,7 @@ def _overview(prog: str) -> str:
     usage = f"usage: {prog} COMMAND [FLAGS]"
     lines = ["Prune neural networks by modelling the loss.", "", usage, ""]
     usages = {command.usage(name): command.config for name, command in COMMANDS.items()}
-    width = max(map(len, usages))
-    lines += [f"  {usage:<{width}} {first_line(config)}" for usage, config in usages.items()]
+    lines += entries({usage: first_line(config) for usage, config in usages.items()})
     return "\n".join([*lines, "", f"{prog} COMMAND --help lists a command's flags."])
 
 

@@ -155,18 +155,35 @@ _MOST_COLUMNS = 100
 
 def help_text(config: type, usage: str) -> str:
     """Return what ``--help`` says: usage, the first line of the docstring, every flag."""
-    entries = {"-h, --help": "show this help message and exit"}
+    told = {"-h, --help": "show this help message and exit"}
     for flag in declared_flags(config).values():
         kinds = "|".join(_KIND_NAMES[kind] for kind in flag.kinds if kind is not bool)
-        entries[f"--{flag.name} {kinds}".rstrip()] = f"{flag.help} (default: {flag.default})"
-    column = max(map(len, entries)) + 4
-    width = min(shutil.get_terminal_size().columns, _MOST_COLUMNS) - column
-    lines = [f"usage: {usage} [-h] [FLAGS]", "", first_line(config), ""]
-    for entry, told in entries.items():
-        first, *others = textwrap.wrap(told, max(width, 20), break_on_hyphens=False)
+        told[f"--{flag.name} {kinds}".rstrip()] = flag.help + _default(flag)
+    return "\n".join(
+        [f"usage: {usage} [-h] [FLAGS]", "", *_to_width(first_line(config)), "", *entries(told)]
+    )
+
+
+def _default(flag: Flag) -> str:
+    """A switch is off unless given, and what None does the help of a flag says."""
+    return "" if flag.default is None or flag.default is False else f" (default: {flag.default})"
+
+
+def entries(told: Mapping[str, str]) -> list[str]:
+    """Return a line for each entry and what is told of it, which goes on below where it is long."""
+    column = max(map(len, told)) + 4
+    lines = []
+    for entry, text in told.items():
+        first, *others = _to_width(text, column)
         lines.append(f"  {entry:<{column - 2}}{first}")
         lines += [" " * column + line for line in others]
-    return "\n".join(lines)
+    return lines
+
+
+def _to_width(text: str, taken: int = 0) -> list[str]:
+    """Break a text into lines of the terminal's width, of which some columns are taken."""
+    width = min(shutil.get_terminal_size().columns, _MOST_COLUMNS) - taken
+    return textwrap.wrap(text, max(width, 20), break_on_hyphens=False)
 
 
 def first_line(config: type) -> str:

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -21,12 +21,19 @@ class _Part:
 
 
 def print_table(
-    title: str, columns: Row, rows: Sequence[Row], *, left: int = 1, ruled: int = 0
+    title: str,
+    columns: Row,
+    rows: Sequence[Row],
+    *,
+    left: int = 1,
+    ruled: int = 0,
+    spare: Collection[str] = (),
 ) -> None:
     """Print a table: drawn on a terminal, plain and aligned elsewhere.
 
     On a terminal no word is broken.  Where the table is too wide for it, the frame goes, then the
-    middle of long names in the first column; then it comes in parts, each with that column.
+    middle of long names in the first column, then columns that can be spared, which is said; then
+    it comes in parts, each with the first column.
 
     Args:
         title: above it.
@@ -34,6 +41,7 @@ def print_table(
         rows: of cells.
         left: how many columns, the first ones, are aligned to the left; the others to the right.
         ruled: on a terminal, a line after every so many rows; 0: none.
+        spare: the headings of columns that follow from others, or matter least.
     """
     if not sys.stdout.isatty():
         print("\n".join([title, *aligned([columns, *rows], left=left)]))
@@ -44,7 +52,8 @@ def print_table(
 
     console = Console()
     print_lines([title])
-    for part in _parts(columns, rows, console.width):
+    parts = _parts(columns, rows, console.width, spare)
+    for part in parts:
         table = Table() if part.framed else Table(**_unframed())
         for place, width in zip(part.places, part.widths, strict=True):
             justify = "left" if place < left else "right"
@@ -53,7 +62,14 @@ def print_table(
             cells = zip(part.places, part.widths, strict=True)
             shown = [Text(without_middle(row[place], width)) for place, width in cells]
             table.add_row(*shown, end_section=ruled > 0 and number % ruled == 0)
+        if part is not parts[0]:
+            print()
         console.print(table)
+    left_out = sorted({*range(len(columns))}.difference(*(part.places for part in parts)))
+    if left_out:
+        print_lines(
+            [f"a wider terminal shows {', '.join(columns[place] for place in left_out)}, too"]
+        )
 
 
 def _unframed() -> dict[str, Any]:
@@ -62,7 +78,7 @@ def _unframed() -> dict[str, Any]:
     return {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, 1, 0, 0)}
 
 
-def _parts(columns: Row, rows: Sequence[Row], width: int) -> list[_Part]:
+def _parts(columns: Row, rows: Sequence[Row], width: int, spare: Collection[str]) -> list[_Part]:
     from rich.cells import cell_len
 
     cells = [max(map(cell_len, column), default=0) for column in zip(*rows, strict=True)]
@@ -78,21 +94,25 @@ def _parts(columns: Row, rows: Sequence[Row], width: int) -> list[_Part]:
             if sum(widths) + around <= width:
                 return [_Part(range(len(widths)), widths, framed)]
     name = max(min(least[0], _NAME), *map(cell_len, columns[0].split()), 0)
+    kept = [place for place, head in enumerate(columns) if place == 0 or head not in spare]
+    for places in (range(len(columns)), kept):
+        room = width - sum(least[place] + 2 for place in places[1:])
+        if room >= name:
+            return [_part(places, least, width)]
     groups, room = [[]], width - name
-    for place, needed in enumerate(least[1:], start=1):
-        if groups[-1] and needed + 2 > room:
+    for place in kept[1:]:
+        if groups[-1] and least[place] + 2 > room:
             groups.append([])
             room = width - name
         groups[-1].append(place)
-        room -= needed + 2
-    return [
-        _Part(
-            [0, *group],
-            [min(least[0], max(name, width - sum(least[place] + 2 for place in group)))]
-            + [least[place] for place in group],
-        )
-        for group in groups
-    ]
+        room -= least[place] + 2
+    return [_part([0, *group], least, width) for group in groups]
+
+
+def _part(places: Sequence[int], least: Sequence[int], width: int) -> _Part:
+    """Give the first column what the others leave of the width, as far as it needs that."""
+    others = [least[place] for place in places[1:]]
+    return _Part(places, [max(min(least[0], width - sum(others) - 2 * len(others)), 1), *others])
 
 
 def without_middle(text: str, width: int) -> str:

@@ -364,6 +364,7 @@ def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, min
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        ("", "prune takes MODULE:BUILD, such as mine.networks:build"),
         ("--sparsity .5", "prune takes MODULE:BUILD, such as mine.networks:build"),
         ("MINE:build", "--sparsity is missing: the fraction of the weights to remove"),
         ("MINE:build --sparsity 1", "--sparsity must be a number in [0, 1), got 1.0"),

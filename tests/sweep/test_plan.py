@@ -131,7 +131,7 @@ def test_a_dry_run_lists_folders_commands_and_the_count(command, tmp_path):
     answer = command("sweep", "mlp-mnist", "--dry-run", "--seeds", "1111", "--path", "here")
     lines = answer.out.splitlines()
     assert answer.status == 0
-    assert lines[-1] == "83 runs: 1 baselines, 82 prunings"
+    assert lines[-1] == "83 runs: 1 baseline, 82 prunings"
     assert len(lines) == 2 * 83 + 1
     assert lines[0] == (
         "here/arch=MLP,dec=1.0,dec_every=1,exp=False,l2=0.0005,lr=0.01,model_0=None,nepochs=800,"
@@ -190,8 +190,16 @@ def test_a_wrong_command_is_told_in_one_sentence(command, tmp_path, arguments, s
         ("baseline = 1", "baseline must be a table"),
         ('model_0 = "x"\n[baseline]', "give model_0 or [baseline], not both"),
         ("pi = 1\n[[drop]]\npi = 1", "plan own stands for no runs"),
-        ("pi = 1\n[other]\npe = 1", "unknown flag 'other'"),
-        ("[baseline]\nlr = -1.0", "own [baseline]: --lr must be a number greater than 0"),
+        (
+            "pi = 1\n[other]\npe = 1",
+            "unknown section [other]: it must be one of [baseline]",
+        ),
+        ("pi = 1\n[basline]\npe = 1", "unknown section [basline]: it must be one of [baseline], "),
+        ("pi = 1\n[basline]\npe = 1", "; did you mean [baseline]?"),
+        ("pi = 1\n[[kep]]\npe = 1", "; did you mean [[keep]]?"),
+        ("", "plan own names no flag of lossprune run: give it one at least"),
+        ("[baseline]\nnepochs = 3", "plan own names no flag of lossprune run"),
+        ("pi = 1\n[baseline]\nlr = -1.0", "own [baseline]: --lr must be a number greater than 0"),
         ("pi = 1000000000", "own: --pi must be a whole number from 1 to 1,000,000, got 1000000000"),
         (
             "".join(f"{flag} = {list(range(1, 101))}\n" for flag in ("pi", "nex", "nepochs")),

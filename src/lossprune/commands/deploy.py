@@ -68,17 +68,13 @@ class DeployConfig:
         return sizes
 
 
-def do(config: DeployConfig, run: str | None = None) -> int:
+def do(config: DeployConfig, run: str) -> int:
     """Write the forms of the run's network, measure them and print the table.
 
     Raises:
         ValueError, FileNotFoundError: the folder is neither of a finished pruning nor written by
             ``lossprune prune``, its files do not fit each other, or the output folder will not do.
     """
-    if run is None:
-        raise ValueError(
-            "deploy takes RUN_FOLDER, the folder of a finished run or of lossprune prune"
-        )
     from lossprune.commands.deployable import deployable
     from lossprune.commands.forms import make_forms, time_forms
     from lossprune.torch_state import using_threads

@@ -13,6 +13,7 @@ from lossprune.commands.output import check_out
 from lossprune.commands.pruned_folder import (
     COLUMNS,
     FORMAT,
+    SPARE,
     outcome_of,
     rows_of,
     table_of,
@@ -134,15 +135,13 @@ class PruneConfig:
         return None if self.memory is None else read_bytes("memory", self.memory)
 
 
-def do(config: PruneConfig, build: str | None = None) -> int:
+def do(config: PruneConfig, build: str) -> int:
     """Build the network, prune it, write the folder and print the table.
 
     Raises:
         ValueError, FileNotFoundError: whatever is wrong with the flags, the user's functions, the
             network, its data or the folder, in one sentence.
     """
-    if build is None:
-        raise ValueError("prune takes MODULE:BUILD, such as mine.networks:build")
     from lossprune.channels.compaction import count_live
     from lossprune.commands.evaluation import told_tests
     from lossprune.commands.user_data import UsersData
@@ -180,7 +179,9 @@ def do(config: PruneConfig, build: str | None = None) -> int:
             "seconds": time.perf_counter() - began,
         }
         write_folder(out, network, mask, record, table_of(rows, notes))
-    print_table(f"{build}, {mask.criterion}, {counted(len(stages), 'stage')}", COLUMNS, rows)
+    print_table(
+        f"{build}, {mask.criterion}, {counted(len(stages), 'stage')}", COLUMNS, rows, spare=SPARE
+    )
     print_lines([*notes, *told_files(config.out)])
     return EXIT_OK
 

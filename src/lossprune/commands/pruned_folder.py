@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FORMAT = "lossprune pruning 1"
 STATE_DICT = "state_dict.safetensors"
 COLUMNS = ("weight", "shape", "weights", "kept", "removed", "sparsity", "unreachable units")
+SPARE = ("shape", "removed")  # where there is no room for them
 
 # What each file is, and what loads it.
 FILES = {

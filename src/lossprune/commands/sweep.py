@@ -24,7 +24,7 @@ from lossprune.pruning.names import counted
 from lossprune.sweep.board import describe_outcome
 from lossprune.sweep.job import RunPhase
 from lossprune.sweep.plan import PlannedRun, select
-from lossprune.sweep.plan_file import PLANS, parse_choices, read_plan
+from lossprune.sweep.plan_file import parse_choices, read_plan
 from lossprune.text_table import print_lines
 from lossprune.torch_state import count_cores
 
@@ -108,12 +108,8 @@ def _seeds(text: str | None) -> list[int]:
         ) from None
 
 
-def do(config: SweepConfig, source: str | None = None) -> int:
+def do(config: SweepConfig, source: str) -> int:
     """Do the sweep and return the exit status: 0, 2 where runs failed, 3 where some diverged."""
-    if source is None:
-        raise ValueError(
-            f"sweep takes a PLAN: one of {', '.join(PLANS)}, or a TOML file of your own"
-        )
     runs = plan_runs(config, source)
     if config.dry_run:
         return _list(runs)

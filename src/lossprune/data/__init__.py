@@ -22,6 +22,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lossprune.pruning.names import did_you_mean
+
 if TYPE_CHECKING:
     import torch
 
@@ -148,7 +150,7 @@ def load(
     if entry is None:
         raise ValueError(
             f"data set (--dataset) must be one of {', '.join(DATASETS)}, or MODULE:FUNCTION of "
-            f"your own, got {name!r}"
+            f"your own, got {name!r}{did_you_mean(name, DATASETS)}"
         )
     if entry.needs_path and path is None:
         raise ValueError(f"data set {name!r} needs a path (--data_path): {entry.summary}")

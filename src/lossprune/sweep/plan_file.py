@@ -2,11 +2,12 @@
 
 import shlex
 import tomllib
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lossprune.flags import Flag, did_you_mean
+from lossprune.flags import Flag, did_you_mean, entries
 from lossprune.sweep.plan import FLAGS, Choices, Plan
 
 # What is said of a sweep as a whole, by flags of the command.
@@ -22,6 +23,13 @@ def _bundled() -> dict[str, str]:
 
 PLANS = _bundled()
 """The published grids, by name: the text of each plan."""
+
+
+def describe_plans() -> str:
+    """Return what PLAN may be, and the bundled plans with the first line of each."""
+    told = {name: text.partition("\n")[0].removeprefix("# ") for name, text in PLANS.items()}
+    title = "PLAN is a TOML file of your own, or one of these:"
+    return "\n".join([title, "", *entries(told)])
 
 
 def read_plan(source: str) -> Plan:
@@ -55,6 +63,7 @@ def parse_plan(text: str, name: str) -> Plan:
         raise ValueError(f"plan {name}: its lists or tables are nested too deeply") from None
     baseline = content.pop("baseline", None)
     drop, keep = (_rules(content.pop(kind, []), kind, name) for kind in ("drop", "keep"))
+    _check_sections(content, name)
     axes = {flag: _axis(flag, value, name) for flag, value in content.items()}
     if baseline is not None:
         if not isinstance(baseline, dict):
@@ -66,7 +75,26 @@ def parse_plan(text: str, name: str) -> Plan:
             for flag, value in baseline.items()
         }
         baseline.setdefault("pe", -1)
+    if not axes:
+        raise ValueError(
+            f"plan {name} names no flag of lossprune run: give it one at least, "
+            'such as arch = "MLP"'
+        )
     return Plan(name, axes, baseline, drop, keep)
+
+
+def _check_sections(content: dict[str, Any], name: str) -> None:
+    """Refuse tables other than those that a plan may have."""
+    for section, value in content.items():
+        tables = value if isinstance(value, list) else [value]
+        if any(isinstance(table, dict) for table in tables):
+            known = {"baseline": "[baseline]", "drop": "[[drop]]", "keep": "[[keep]]"}
+            near = get_close_matches(section.lower(), known, n=1)
+            hint = f"; did you mean {known[near[0]]}?" if near else ""
+            raise ValueError(
+                f"plan {name}: unknown section [{section}]: it must be one of "
+                f"{', '.join(known.values())}{hint}"
+            )
 
 
 def parse_choices(text: str | None, option: str) -> Choices:
