@@ -170,7 +170,7 @@ def _prune_stages(state: RunState, store: RunStore, cache: Cache) -> None:
 
     pruning = pruning_of(config, state.network, examples, state.start_mask)
     state.progress.advance("stage", completed, config.stages)
-    for mask, stage in Stages(pruning, state.mask, completed, recall):
+    for mask, stage in Stages(pruning, state.mask, completed, recall, state.progress):
         state.mask = mask
         done = asdict(stage)
         state.change(stages=(*state.record.stages, done), removed=mask.removed)
