@@ -104,7 +104,7 @@ def _run(folder: Path, places: Mapping[str, Any]) -> Deployable:
         images = dataset.test.images
         return Call((dataset.inputs(images[torch.arange(count) % len(images)]),), {})
 
-    assert record.before_pruning is not None
+    before = record.before_pruning  # None where the network was pruned before the run
     return Deployable(
         f"{record.config['arch']} on {record.config['dataset']}, sparsity {record.sparsity:.5f}",
         dict(record.config),
@@ -114,7 +114,7 @@ def _run(folder: Path, places: Mapping[str, Any]) -> Deployable:
         mask,
         inputs,
         lambda network: 1 - evaluate(network, dataset, dataset.test).error,
-        1 - record.before_pruning.scores.test_error,
+        None if before is None else 1 - before.scores.test_error,
     )
 
 
@@ -129,7 +129,7 @@ def _finished(run: Path) -> RunRecord:
         )
     if record.status != RunStatus.FINISHED:
         raise ValueError(f"the run in {run} {record.status}: {record.message}")
-    if record.after_pruning is None:
+    if record.after_pruning is None and not record.start.removed:
         raise ValueError(f"the run in {run} did not prune: there is no mask to deploy")
     return record
 

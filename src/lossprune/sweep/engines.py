@@ -16,7 +16,9 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from lossprune.sweep.job import Job, LostError, Outcome
@@ -177,8 +179,8 @@ class RayEngine:
         return max(1, self.capacity())
 
     def submit(self, job: Job) -> "Future[Outcomes]":
-        """Hand a job to Ray."""
-        return self._task.remote(job).future()
+        """Hand a job to Ray; a node that shares the working folder finds modules of one's own."""
+        return self._task.remote(replace(job, imports=str(Path.cwd()))).future()
 
     def collect(self, future: "Future[Outcomes]") -> Outcomes:
         """Return the outcomes; a run whose node or process was lost is known by Ray's error."""

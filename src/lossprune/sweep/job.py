@@ -52,12 +52,15 @@ class Job:
         patience: seconds to wait for folders that other processes hold.
         tensorboard: folder for TensorBoard files, or None.
         leaves: whether one run is left when an epoch is due that a group would train better.
+        imports: a folder that modules of the user's own are looked for in, or None; a node of a
+            cluster has a working folder of its own.
     """
 
     configs: tuple[RunConfig, ...]
     patience: float = 0.0
     tensorboard: Path | None = None
     leaves: bool = False
+    imports: str | None = None
 
 
 @dataclass(frozen=True)

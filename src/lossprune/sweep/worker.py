@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -24,6 +25,7 @@ from lossprune.experiment.record import RunStatus
 from lossprune.experiment.runner import OpenRun
 from lossprune.sweep.job import ERROR, Job, Outcome, RunPhase, note_failure
 from lossprune.training import NotStackableError
+from lossprune.user_code import blaming_users_code
 
 # Of each kind, what consecutive runs of a plan use: one data set a seed, and for every criterion
 # the first statistics of one start network, which are as large as it.
@@ -41,6 +43,8 @@ def process_cache() -> Cache:
 
 def execute(job: Job) -> tuple[Outcome, ...]:
     """Do the runs of a job, or what is left of them; never raises."""
+    if job.imports is not None and job.imports not in sys.path:
+        sys.path.insert(0, job.imports)
     began = time.perf_counter()
     one = len(job.configs) == 1
     outcomes = (_execute(job, job.configs[0]),) if one else _execute_together(job)
@@ -56,13 +60,15 @@ def _execute(job: Job, config: RunConfig) -> Outcome:
         gpus = torch.cuda.device_count() if going.state.device.type == "cuda" else 0
         return job.leaves and stackable(going)
 
-    attempt = functools.partial(
-        lossprune.experiment.runner.run,
-        config,
-        cache=process_cache(),
-        checkpoint_seconds=_CHECKPOINT_SECONDS,
-        leave=leave,
-    )
+    def attempt() -> RunRecord:
+        with blaming_users_code():
+            return lossprune.experiment.runner.run(
+                config,
+                cache=process_cache(),
+                checkpoint_seconds=_CHECKPOINT_SECONDS,
+                leave=leave,
+            )
+
     try:
         record = when_free(attempt, time.monotonic() + job.patience)
     except Exception as error:
@@ -115,9 +121,9 @@ def _conclude(job: Job, config: RunConfig, result: RunRecord | Exception) -> Out
 
 def _failure(error: Exception) -> Outcome:
     """An error of the system may pass; what a run's own settings cause comes again."""
-    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    system = isinstance(cause, (OSError, MemoryError)) and not isinstance(cause, FileNotFoundError)
-    system = system or isinstance(error, torch.OutOfMemoryError)
+    lacking = (OSError, MemoryError, torch.OutOfMemoryError)
+    cause = error.__cause__ if isinstance(error.__cause__, lacking) else error
+    system = isinstance(cause, lacking) and not isinstance(cause, FileNotFoundError)
     message = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, (ValueError, OSError)):
         message = f"{type(error).__name__}: {message}"

@@ -52,7 +52,7 @@ const methodOf = (run) => `π ${run.stages}${run.schedule === "linear" ? " linea
 const nameOf = (run) =>
   run.prunes
     ? `${run.criterion} ${methodOf(run)}, λ ${FACETS.reg(run.reg)}, seed ${run.seed}`
-    : `baseline, seed ${run.seed}`;
+    : `${run.sparsity ? "pruned before" : "baseline"}, seed ${run.seed}`;
 
 const signed = (value) => (value < 0 ? "" : "+") + value.toFixed(4);
 

@@ -116,7 +116,7 @@ const RUN_COLUMNS = [
   ["loss after", (run) => run.lossAfter],
   ["error pruned", (run) => run.errorPruned, percent],
   ["error best", (run) => run.error, percent],
-  ["sparsity", (run) => (run.prunes ? run.sparsity : null)],
+  ["sparsity", (run) => (run.prunes || run.sparsity ? run.sparsity : null)],
   ["seconds", (run) => run.seconds],
 ];
 
