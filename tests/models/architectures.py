@@ -376,6 +376,32 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(FEATURES, 4)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        state = x.new_zeros(x.shape[0], 4)
+        for token in x.unbind(1):
+            state = self.cell(token, state)
+        return self.head(state)
+
+
+class TokensFirst(nn.Module):
+    """An encoder that gets the tokens before the examples, as it does unless it is told."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(FEATURES, 2, 12)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.encoder(x.transpose(0, 1))[0])
+
+
 class SelfAttention(nn.Module):
     def __init__(self, causal: bool = False):
         super().__init__()
@@ -700,6 +726,40 @@ class Experts(nn.Module):
         return self.head(out)
 
 
+class StackedExperts(nn.Module):
+    """Every token goes to two experts, whose matrices are in one parameter each."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_experts = 3
+        self.gate = nn.Linear(FEATURES, 3)
+        self.up = nn.Parameter(torch.randn(3, 6, FEATURES) / 3)
+        self.down = nn.Parameter(torch.randn(3, FEATURES, 6) / 3)
+        self.head = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x):
+        rows = x.flatten(0, 1)
+        weights, chosen = self.gate(rows).softmax(-1).topk(2)
+        out = torch.zeros_like(rows)
+        for number in range(self.num_experts):
+            row, place = (chosen == number).nonzero(as_tuple=True)
+            part = F.linear(F.silu(F.linear(rows[row], self.up[number])), self.down[number])
+            out = out.index_add(0, row, part * weights[row, place, None])
+        return self.head(out.view_as(x).mean(1))
+
+
+def mixtral() -> nn.Module:
+    from transformers import MixtralConfig, MixtralForSequenceClassification
+
+    config = MixtralConfig(
+        vocab_size=7, hidden_size=8, intermediate_size=6, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=3, num_experts_per_tok=2,
+        max_position_embeddings=8, num_labels=CLASSES, pad_token_id=0,
+    )  # fmt: skip
+    config._experts_implementation = "eager"
+    return MixtralForSequenceClassification(config)
+
+
 class AllExperts(Experts):
     """Every expert sees all examples: the gate weighs them."""
 
@@ -767,8 +827,6 @@ def lazy() -> nn.Module:
     return nn.Sequential(nn.LazyLinear(9), nn.ReLU(), nn.LazyLinear(CLASSES))
 
 
-_BOTH = {"parameters": [nn.Linear, nn.LSTM]}
-
 ARCHITECTURES: dict[str, Architecture] = {
     "one cell three times": Architecture(one_cell_three_times),
     "ModuleList([cell] * 3)": Architecture(CellInList),
@@ -785,12 +843,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ConvNeXt block": Architecture(convnext, images),
     "squeeze and excitation": Architecture(squeeze_excite, images),
     "U-Net": Architecture(UNet, of((3, 4, 4)), one_of_three_each(4, 4)),
-    "U-Net, ConvTranspose2d chosen": Architecture(
-        UNet,
-        of((3, 4, 4)),
-        one_of_three_each(4, 4),
-        chosen={"parameters": [nn.Conv2d, nn.ConvTranspose2d]},
-    ),
     "feature pyramid of dicts": Architecture(Pyramid, levels, logits=lambda out: out["fine"]),
     "DenseNet block": Architecture(Dense, images),
     "pre-activation residual": Architecture(preactivation, images),
@@ -805,19 +857,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "channels_last": Architecture(channels_last, images_channels_last),
     "LSTM": Architecture(partial(Recurrent, nn.LSTM), sequences),
-    "LSTM, its weights chosen": Architecture(partial(Recurrent, nn.LSTM), sequences, chosen=_BOTH),
+    "LSTM, its weights alone": Architecture(
+        partial(Recurrent, nn.LSTM), sequences, chosen={"parameters": nn.LSTM}
+    ),
     "GRU": Architecture(partial(Recurrent, nn.GRU), sequences),
     "bidirectional LSTM": Architecture(
         partial(Recurrent, nn.LSTM, bidirectional=True, num_layers=2), sequences
     ),
+    "GRU cell": Architecture(Cell, sequences),
     "self-attention": Architecture(SelfAttention, sequences),
-    "self-attention, all chosen": Architecture(
-        SelfAttention, sequences, chosen={"parameters": [nn.Linear, nn.MultiheadAttention]}
-    ),
     "attention with padding": Architecture(SelfAttention, padded),
     "causal attention mask": Architecture(partial(SelfAttention, causal=True), sequences),
     "cross-attention": Architecture(CrossAttention, of((TOKENS, 6))),
     "TransformerEncoderLayer": Architecture(Encoder, sequences),
+    "encoder with tokens first": Architecture(TokensFirst, sequences),
     "GPT block": Architecture(GPT, tokens, one_of_three_each(TOKENS), "token_cross_entropy"),
     "vision transformer": Architecture(VisionTransformer, images),
     "weight norm": Architecture(weight_normed),
@@ -857,6 +910,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lazy, not run": Architecture(lazy, onnx=True),
     "experts by index_add": Architecture(Experts),
     "experts, all used": Architecture(AllExperts),
+    "experts in one parameter": Architecture(StackedExperts, sequences),
+    "Mixtral": Architecture(mixtral, tokens, heavy=True),
     "depends on data": Architecture(DependsOnData),
     "returns a tuple": Architecture(ReturnsTuple, logits=lambda out: out[0]),
     "returns a dict": Architecture(ReturnsDict),

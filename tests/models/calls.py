@@ -197,7 +197,7 @@ def prune(criterion: str, name: str, folder: Path) -> None:
     stages = 2 if criterion == "SynFlow" else 1
     with the_library(network):
         mask = lossprune.prune(
-            network, criterion, sparsity=SPARSITY, data=data, stages=stages, **arguments
+            network, criterion, sparsity=SPARSITY, data=data, stages=stages, reg=0, **arguments
         ).mask
     weights = prunable_weights(network, **architecture.chosen)
     assert {key: kept.shape for key, kept in mask.items()} == {
