@@ -27,6 +27,8 @@ from lossprune.pruning.wholeness import check_whole
 
 # Examples whose columns an estimator that packs chooses, and sorts, together.
 _WINDOW = 8192
+# Examples in a chunk where some weights take them one at a time, so that how far it is is heard of.
+_HEARD = 32
 
 
 @outside_inference()
@@ -201,6 +203,8 @@ class Objective:
         sums.unrecorded = costs.unrecorded
         budget = Budget(self.memory, costs.graph_bytes, costs.column_bytes)
         columns, most = self._columns(costs, sums.estimator)
+        if sums.estimator is not None and costs.unrecorded - costs.unreached:
+            most = min(most, _HEARD)
         passes = columns if isinstance(sums.estimator, (Exact, Tolerance)) else 0
         sums.heard = lambda examples: self.heard(examples, passes)
         sums.heard(0)
