@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import lossprune
+from lossprune.deployment.onnx import OnnxNetwork
 from lossprune.experiment import RunConfig, run
 from lossprune.networks import NETWORKS
 
@@ -166,6 +167,12 @@ def batches():
     x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
     return [{"x": x, "labels": torch.arange(8) % 3}]
 
+def load():
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.arange(60) % 3
+    inputs = torch.randn(60, 6, generator=generator) + 2 * torch.eye(6)[labels]
+    return (inputs[:40], labels[:40]), (inputs[40:], labels[40:])
+
 def others():
     yield {"x": torch.randn(3, 6), "labels": None}
 
@@ -247,6 +254,34 @@ def test_a_network_pruned_without_data_is_tested_and_deployed_on_others(
     accuracy = {form["name"]: form["accuracy"] for form in forms}
     assert accuracy.pop("dense") == 1 - scores["before"]["error"]
     assert {*accuracy.values()} == {1 - scores["after"]["error"]}
+
+
+def test_pruned_fine_tuned_and_exported_from_the_shell(command, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "own", raising=False)
+    data = ("--dataset", "own:load")
+    assert command("prune", "own:build", *data, "--sparsity", 0.5, "--stages", 2).status == 0
+    start = ("--model_0", "pruned/network.safetensors")
+    answer = command("run", "--arch", "own:build", *data, "--nepochs", 1, "--pe", -1, *start)
+    assert answer.status == 0, answer.err
+    (run,) = (tmp_path / "results").iterdir()
+    answer = command("deploy", run, "--seconds", 0.01, "--batch", 2)
+    assert answer.status == 0, answer.err
+    assert "the record does not tell that before pruning" in answer.out
+    network = sys.modules["own"].build().eval()
+    mask = lossprune.load_sparse(tmp_path / "deployed" / "network.safetensors", network)
+    assert mask.sparsity == 0.5
+    tuned = torch.load(run / "best_model.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(tuned[name], it) for name, it in network.state_dict().items())
+    images, labels = sys.modules["own"].load()[1]
+    exported = OnnxNetwork(tmp_path / "deployed" / "network.onnx")
+    with torch.no_grad():
+        assert torch.allclose(exported(images), network(images), rtol=0, atol=1e-5)
+        accuracy = float((network(images).argmax(1) == labels).double().mean())
+    forms = json.loads((tmp_path / "deployed" / "record.json").read_text())["forms"]
+    assert forms[0]["accuracy"] is None
+    assert [form["accuracy"] for form in forms[1:]] == [pytest.approx(accuracy)] * 4
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossprune.commands import EXIT_OK
-from lossprune.commands.output import NETWORK, ONNX, TABLE, check_out, json_bytes, open_out
+from lossprune.commands.output import (
+    NETWORK,
+    ONNX,
+    TABLE,
+    check_out,
+    json_bytes,
+    open_out,
+    told_files,
+)
 from lossprune.data import DATA_PATH, DATA_PATH_HELP
 from lossprune.experiment.folder import MASK, RECORD
 from lossprune.flags import check, check_one_of, check_positive, check_threads, flag
 from lossprune.progress import shown_progress
-from lossprune.text_table import markdown_table, print_table
+from lossprune.text_table import markdown_table, print_lines, print_table
 
 if TYPE_CHECKING:
     from lossprune.commands.deployable import Deployable
@@ -22,6 +30,13 @@ if TYPE_CHECKING:
     from lossprune.deployment.candidates import Timing
 
 FORMAT = "lossprune deployment 1"
+_FILES = {
+    NETWORK: "pruned weights: lossprune.load_sparse(path, network)",
+    ONNX: "the compacted network, as ONNX",
+    MASK: "what is kept: lossprune.Mask.load(path)",
+    RECORD: "settings, versions, every form",
+    TABLE: "this table",
+}
 _MOST_SECONDS = 3600.0
 _MOST_TIMED = 65_536  # images in a batch
 
@@ -89,11 +104,13 @@ def do(config: DeployConfig, run: str) -> int:
         shown_progress() as progress,
     ):
         folder = open_out(config.out)
-        folder.remove(RECORD)
+        for name in (RECORD, ONNX):  # which may not be made this time
+            folder.remove(name)
         made = make_forms(source, folder, config.values, batches, progress)
         timings = time_forms(made.forms, source, batches, config.seconds, progress)
         folder.save(MASK, source.mask.save)
-        columns, rows = _columns(config, source), _rows(made.forms, timings)
+        tested = source.accuracy is not None
+        columns, rows = _columns(config, source), _rows(made.forms, timings, tested)
         notes = _notes(config, source, timings, made)
         table = markdown_table(columns, rows) + "".join(f"\n{note}\n" for note in notes)
         folder.write(TABLE, table.encode())
@@ -108,10 +125,8 @@ def do(config: DeployConfig, run: str) -> int:
         }
         folder.write(RECORD, json_bytes(values))
     print_table(source.title, columns, rows)
-    for note in notes:
-        print(note)
-    written = [NETWORK, *([] if "ONNX" in made.left_out else [ONNX]), MASK, RECORD, TABLE]
-    print(f"written: {', '.join(written)} in {config.out}")
+    files = {name: what for name, what in _FILES.items() if (config.out / name).is_file()}
+    print_lines([*notes, *told_files(config.out, files)])
     return EXIT_OK
 
 
@@ -122,7 +137,7 @@ def _columns(config: DeployConfig, source: "Deployable") -> list[str]:
 
 
 def _rows(
-    forms: "Sequence[Form]", timings: "Mapping[str, Mapping[int, Timing]]"
+    forms: "Sequence[Form]", timings: "Mapping[str, Mapping[int, Timing]]", tested: bool
 ) -> list[list[str]]:
     return [
         [
@@ -132,7 +147,7 @@ def _rows(
             f"{form.size:,}",
             f"{form.multiply_adds:,}",
             *(_latency(timing) for timing in timings[form.name].values()),
-            *([] if form.accuracy is None else [f"{form.accuracy:.2%}"]),
+            *(["–" if form.accuracy is None else f"{form.accuracy:.2%}"] if tested else []),
         ]
         for form in forms
     ]
@@ -160,12 +175,18 @@ def _notes(
         f"{threads} thread{'s' if threads > 1 else ''}",
         f"bytes: dense, the state dict; masked, compacted and deployed, {NETWORK}, "
         f"with {config.values} values",
-        "dense: a new network, for its size and times"
-        if source.accuracy is None
-        else "accuracy: on the test data; dense, before pruning, from the record",
+        _note_of_dense(source),
         *(f"left out: {name}: {reason}" for name, reason in made.left_out.items()),
         *made.rounding,
     ]
+
+
+def _note_of_dense(source: "Deployable") -> str:
+    if source.accuracy is None:
+        return "dense: a new network, for its size and times"
+    if source.before is None:
+        return "accuracy: on the test data; the record does not tell that before pruning"
+    return "accuracy: on the test data; dense, before pruning, from the record"
 
 
 def _described(form: "Form", timings: "Mapping[int, Timing]") -> dict[str, Any]:

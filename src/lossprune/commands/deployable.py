@@ -49,7 +49,7 @@ class Deployable:
         mask: of its weights.
         inputs: makes a batch of so many examples.
         accuracy: of a network on the test data; None where there are none.
-        before: the accuracy before pruning.
+        before: the accuracy before pruning; None where it is not known.
     """
 
     title: str
@@ -104,7 +104,9 @@ def _run(folder: Path, places: Mapping[str, Any]) -> Deployable:
         images = dataset.test.images
         return Call((dataset.inputs(images[torch.arange(count) % len(images)]),), {})
 
-    before = record.before_pruning  # None where the network was pruned before the run
+    before = None  # of a network that was pruned before the run nothing is known
+    if record.before_pruning is not None and not record.start.removed:
+        before = 1 - record.before_pruning.scores.test_error
     return Deployable(
         f"{record.config['arch']} on {record.config['dataset']}, sparsity {record.sparsity:.5f}",
         dict(record.config),
@@ -114,7 +116,7 @@ def _run(folder: Path, places: Mapping[str, Any]) -> Deployable:
         mask,
         inputs,
         lambda network: 1 - evaluate(network, dataset, dataset.test).error,
-        None if before is None else 1 - before.scores.test_error,
+        before,
     )
 
 

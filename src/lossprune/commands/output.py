@@ -7,6 +7,7 @@ from typing import Any
 
 from lossprune.experiment.folder import RECORD, RunFolder
 from lossprune.json_text import parse_json
+from lossprune.text_table import aligned
 
 NETWORK, ONNX, TABLE = "network.safetensors", "network.onnx", "table.md"
 
@@ -52,6 +53,12 @@ def open_out(out: Path) -> RunFolder:
 def json_bytes(values: Mapping[str, Any]) -> bytes:
     """Return the bytes of a JSON file."""
     return (json.dumps(values, indent=1) + "\n").encode()
+
+
+def told_files(out: Path, files: Mapping[str, str]) -> list[str]:
+    """Return what to print of the files in ``out``, each with what it is."""
+    lines = aligned(list(files.items()), left=2)
+    return [f"written in {out}:", *(f"  {line}" for line in lines)]
 
 
 def format_of(out: Path) -> str | None:

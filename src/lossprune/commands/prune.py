@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lossprune.commands import EXIT_OK
-from lossprune.commands.output import check_out
+from lossprune.commands.output import check_out, told_files
 from lossprune.commands.pruned_folder import (
     COLUMNS,
+    FILES,
     FORMAT,
     SPARE,
     outcome_of,
     rows_of,
     table_of,
-    told_files,
     write_folder,
 )
 from lossprune.data import DATA_PATH, DATA_PATH_HELP, DATASETS
@@ -182,7 +182,7 @@ def do(config: PruneConfig, build: str) -> int:
     print_table(
         f"{build}, {mask.criterion}, {counted(len(stages), 'stage')}", COLUMNS, rows, spare=SPARE
     )
-    print_lines([*notes, *told_files(config.out)])
+    print_lines([*notes, *told_files(config.out, FILES)])
     return EXIT_OK
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lossprune.commands.output import NETWORK, TABLE, json_bytes, open_out
 from lossprune.experiment.folder import MASK, RECORD
-from lossprune.text_table import aligned, markdown_table
+from lossprune.text_table import markdown_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,12 +28,6 @@ FILES = {
     RECORD: "settings, versions, every stage, every layer",
     TABLE: "this table",
 }
-
-
-def told_files(out: Path) -> list[str]:
-    """Return what to print of the files in ``out``."""
-    lines = aligned(list(FILES.items()), left=2)
-    return [f"written in {out}:", *(f"  {line}" for line in lines)]
 
 
 def write_folder(
