@@ -10,16 +10,16 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from lossprune.counts import WIDE, Counts, bar_lines
 
 _LINES = 30  # of one count, a line each; from then on one every so often, and the last
 _LINE_SECONDS = 2.0
 _SILENT_SECONDS = 10.0  # after which a line tells of a count that has nothing else to say
 _REDRAWS = 4  # a second
-_WIDE = 100  # columns, from which on bars are longer
 
 
 class Progress(Protocol):
@@ -99,39 +99,44 @@ class ProgressLines:
         """Print nothing."""
 
 
-@dataclass
-class Count:
-    """How far one thing is.
+class OneLine:
+    """One line, written over as it goes, where a notebook's own cell says it; the last one stays.
 
-    Attributes:
-        what, done, total, text: as :meth:`Progress.advance` has them.
-        began: when it was, in seconds.
-        first: how many were done then.
-        changed: when the last one was done.
+    Nothing is written before ``after`` seconds have gone by.
     """
 
-    what: str
-    done: int
-    total: int
-    text: str
-    began: float
-    first: int = field(init=False)
-    changed: float = field(init=False)
+    def __init__(self, after: float = 0.0) -> None:
+        self._counts = Counts()
+        self._next = time.monotonic() + after
+        self._width = 0
 
-    def __post_init__(self) -> None:
-        self.first, self.changed = self.done, self.began
+    def note(self, text: str) -> None:
+        """Print the text instead of the line, which goes on below."""
+        print(text.ljust(self._width), file=sys.stderr, flush=True)
 
-    def advance(self, done: int, total: int, text: str, now: float) -> None:
-        """Take note that so many are done."""
-        self.done, self.total, self.changed = done, total, now
-        self.text = text or self.text
+    def advance(self, what: str, done: int, total: int, text: str = "") -> None:
+        """Write how far the outermost count is, and what is within it."""
+        self._counts.advance(what, done, total, text)
+        if time.monotonic() >= self._next:
+            self._write()
 
-    def seconds_left(self, now: float) -> float | None:
-        """Return for how long it will go on, if the others take as long as those done so far."""
-        if self.done <= self.first:
-            return None
-        each = (self.changed - self.began) / (self.done - self.first)
-        return max(each * (self.total - self.done) - (now - self.changed), 0.0)
+    def close(self, what: str) -> None:
+        """Take it out of the line."""
+        self._counts.close(what)
+
+    def end(self) -> None:
+        """Leave the line as it is in the end."""
+        if self._width:
+            self._write("\n")
+
+    def _write(self, end: str = "\r") -> None:  # so that what others write is written over it
+        now = time.monotonic()
+        self._next = now + 1 / _REDRAWS
+        outer, *others = self._counts.values()
+        within = [f"{count.what} {count.done}/{count.total}" for count in others]
+        line = ", ".join([*bar_lines([outer], WIDE, now), *within])
+        print(line.ljust(self._width), end=end, file=sys.stderr, flush=True)
+        self._width = len(line)
 
 
 class Bars:
@@ -146,7 +151,7 @@ class Bars:
 
         self._after = after
         self._starter: threading.Timer | None = None
-        self._counts: dict[str, Count] = {}
+        self._counts = Counts()
         self._console = Console(stderr=True)
         self._live = Live(
             console=self._console,
@@ -166,11 +171,7 @@ class Bars:
 
     def advance(self, what: str, done: int, total: int, text: str = "") -> None:
         """Move the bar of ``what``."""
-        counted, now = self._counts.get(what), time.monotonic()
-        if counted is None or done < counted.done:
-            self._counts[what] = Count(what, done, total, text, now)
-        else:
-            counted.advance(done, total, text, now)
+        self._counts.advance(what, done, total, text)
         # Not before there is something to draw: until then others may draw bars, as of a download.
         if not self._after:
             self._live.start(refresh=True)
@@ -181,9 +182,7 @@ class Bars:
 
     def close(self, what: str) -> None:
         """Take its bar away, and the bars below."""
-        names = list(self._counts)
-        for name in names[names.index(what) :] if what in names else []:
-            del self._counts[name]
+        self._counts.close(what)
 
     def end(self) -> None:
         """Take all bars away."""
@@ -204,68 +203,6 @@ class Bars:
         return text
 
 
-def bar_lines(counts: Sequence[Count], width: int, now: float, signs: str = "━╸─") -> list[str]:
-    """Return a line for each count: its name, bar, how many of how many, time left, its text.
-
-    Args:
-        counts: the ones begun later below, and within the others.
-        width: of the terminal.
-        now: the time.
-        signs: for what is done, for half of that, and for what is left.
-
-    >>> count = Count("epoch", 0, 200, "", began=0.0)
-    >>> count.advance(50, 200, "error 12.3 %, loss 0.512", now=60.0)
-    >>> for width in (100, 60, 50):
-    ...     print(bar_lines([count], width, 60.0, "#+-")[0])
-    epoch  ######------------------   50/200  3 min left   error 12.3 %, loss 0.512
-    epoch  ##+-------   50/200  3 min left   error 12.3 %
-    epoch  ##+-------   50/200  3 min left   error 1…
-    """
-    names = [" " * 2 * depth + count.what for depth, count in enumerate(counts)]
-    widest = max(map(len, names), default=0)
-    places = max((len(f"{count.total}/{count.total}") for count in counts), default=0)
-    lines = []
-    for name, count in zip(names, counts, strict=True):
-        left = count.seconds_left(now)
-        fixed = [
-            f"{name:<{widest}}",
-            _bar(count, 24 if width >= _WIDE else 10, signs),
-            f"{f'{count.done}/{count.total}':>{places}}",
-            f"{'' if left is None else f'{rough_duration(left)} left':<11}",
-        ]
-        line = "  ".join(fixed)
-        lines.append(f"{line}  {_fitting(count.text, width - len(line) - 3)}".rstrip())
-    return lines
-
-
-def _bar(count: Count, width: int, signs: str) -> str:
-    whole, half = divmod(round(2 * width * count.done / max(count.total, 1)), 2)
-    return (signs[0] * whole + signs[1] * half).ljust(width, signs[2])
-
-
-def _fitting(text: str, width: int) -> str:
-    """Return as many of the text's parts as fit, or what fits of the first one."""
-    parts = text.split(", ")
-    while len(parts) > 1 and len(", ".join(parts)) > width:
-        parts.pop()
-    fitting = ", ".join(parts)
-    return fitting if len(fitting) <= width else f"{fitting[: max(width - 1, 0)]}…"
-
-
-def rough_duration(seconds: float) -> str:
-    """Return a time in the fewest words.
-
-    >>> rough_duration(7.3), rough_duration(200), rough_duration(7300), rough_duration(90_000)
-    ('7 s', '3 min', '2 h 1 min', '25 h')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min"
-    return f"{whole // 3600} h" + (f" {whole % 3600 // 60} min" if whole < 36_000 else "")
-
-
 def redraws() -> bool:
     """Whether standard error is a terminal where lines can be drawn anew.
 
@@ -280,9 +217,12 @@ def redraws() -> bool:
 def is_watched() -> bool:
     """Whether somebody reads standard error as it is written: on a terminal or in a notebook."""
     stream = sys.stderr  # None where there is none
-    return stream is not None and (
-        stream.isatty() or type(stream).__module__.partition(".")[0] == "ipykernel"
-    )
+    return stream is not None and (stream.isatty() or _is_a_cells(stream))
+
+
+def _is_a_cells(stream: object) -> bool:
+    """Whether what is written there appears below a notebook's cell."""
+    return type(stream).__module__.partition(".")[0] == "ipykernel"
 
 
 @contextmanager
@@ -294,11 +234,11 @@ def shown_progress(show: bool = True, after: float = 0.0) -> Iterator[Progress]:
     if not show:
         yield Silent()
         return
-    if not redraws():
+    drawn = Bars(after) if redraws() else OneLine(after) if _is_a_cells(sys.stderr) else None
+    if drawn is None:
         yield ProgressLines(after)
         return
-    bars = Bars(after)
     try:
-        yield bars
+        yield drawn
     finally:
-        bars.end()
+        drawn.end()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import lossprune
+from lossprune.progress import OneLine
 from lossprune.pruning import LongPruningWarning
 
 TRAINED = ("MP", "LM", "QM", "OBD", "EF-OBD")
@@ -113,6 +114,21 @@ class TestProgress:
         assert all(after > before or after == 0 for before, after in pairwise(done))
         if memory == 1 and estimator == "exact":
             assert done == [*range(8), *range(8)]
+
+    def test_below_a_notebooks_cell_in_one_line_that_stays(self, capsys):
+        line = OneLine()
+        line.advance("stage", 0, 2)
+        line.advance("example", 3, 7)
+        time.sleep(0.3)  # it is written four times a second
+        line.advance("example", 4, 7)
+        line.close("example")
+        line.advance("stage", 1, 2, "loss 1.5, 1.4 before")
+        line.end()
+        begun, within, ended = capsys.readouterr().err.split("\r")
+        assert begun.split() == ["stage", "─" * 24, "0/2"]
+        assert within.split() == ["stage", "─" * 24, "0/2,", "example", "4/7"]
+        assert ended.startswith("stage  ━━━━━━━━━━━━────────────  1/2  0 s left")
+        assert ended.rstrip(" ").endswith("loss 1.5, 1.4 before\n")
 
     def test_on_a_terminal_once_it_has_taken_a_while(self):
         """In a process with a terminal: nothing of what is quick, then bars, none left."""

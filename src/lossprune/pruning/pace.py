@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from lossprune.progress import Progress, rough_duration
+from lossprune.counts import rough_duration
+from lossprune.progress import Progress
 from lossprune.pruning.curvature.estimators import MonteCarlo
 
 _LONG = 300.0  # seconds of a whole pruning, from which on it is foretold

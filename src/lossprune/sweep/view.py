@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lossprune.counts import rough_duration
 from lossprune.experiment.folder import RunFolder
-from lossprune.progress import redraws, rough_duration
+from lossprune.progress import redraws
 from lossprune.pruning.names import listed
 from lossprune.sweep.board import Board, describe_outcome, duration
 from lossprune.sweep.job import Outcome, RunPhase, last_lines
