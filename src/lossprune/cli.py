@@ -25,7 +25,7 @@ from lossprune.commands import (
     sweep,
 )
 from lossprune.experiment.config import RunConfig
-from lossprune.experiment.ranks import ElsewhereError, alike, launched, leave_word
+from lossprune.experiment.ranks import ElsewhereError, alike, launched, leave_word, tell_launcher
 from lossprune.flags import did_you_mean, entries, first_line, help_text, parse
 from lossprune.sweep.plan_file import PLANS, describe_plans
 
@@ -113,6 +113,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "lossprune") -> int:
         if "--debug" in arguments:
             traceback.print_exc()
         print(f"error: {_sentence(error)}", file=sys.stderr)
+        tell_launcher(_sentence(error))
         return EXIT_ERROR
 
 

@@ -149,7 +149,8 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
 
 def test_no_server_at_all_is_told(tmp_path):
     with pytest.raises(OSError, match=r"http://127.0.0.1:9/file.gz \(no connection\)"):
-        get(remote("http://127.0.0.1:9"), tmp_path)
+        get(remote("http://127.0.0.1:9"), tmp_path / "data" / "raw")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_named_mirror_replaces_the_others(server, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -52,19 +52,30 @@ def fetch(
     mirrors = _mirrors(file, mirror)
     if target.exists():  # Nothing is written then, for the folder may be read-only.
         return target
-    staging = folder / f".{file.name}.download"
+    staging, lock = folder / f".{file.name}.download", folder / f".{file.name}.lock"
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{file.name}.lock"):
+        with FileLock(lock):
             if not target.exists():
                 _fetch_by_way_of(staging, file, mirrors, progress, patience)
     except DownloadError:
+        if made and list(folder.iterdir()) == [lock]:
+            _leave_nothing(lock, made)
         raise
     except OSError as error:  # the file system refuses: say what could not be done
         raise OSError(
             f"cannot download {file.name} into {folder}: {error.strerror or error}"
         ) from error
     return target
+
+
+def _leave_nothing(lock: Path, made: list[Path]) -> None:
+    """Remove the folders that were made for a file that did not come."""
+    with suppress(OSError):  # another process has begun to fetch into one of them
+        lock.unlink()
+        for folder in made:
+            folder.rmdir()
 
 
 def _mirrors(file: RemoteFile, mirror: str | None) -> tuple[str, ...]:

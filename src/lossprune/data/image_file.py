@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lossprune.progress import redraws
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 GREY = ("1", "L", "LA")
@@ -54,6 +55,6 @@ def opened(name: str, raw: bytes) -> Iterator[Image.Image]:
 
 def decoding_bar(progress: bool | None) -> Progress:
     """Return a bar on standard error that counts images; None: only where it is a terminal."""
-    show = sys.stderr.isatty() if progress is None else progress
+    show = redraws() if progress is None else progress
     columns = TextColumn("decoding images"), MofNCompleteColumn(), TimeElapsedColumn()
     return Progress(*columns, console=Console(stderr=True), disable=not show)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ import requests
 import urllib3
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from lossprune.progress import redraws
 
 CHUNK = 1 << 16
 
@@ -150,7 +151,7 @@ class Resuming:
 
     @contextmanager
     def _bar(self, have: int, total: int | None) -> Iterator[Callable[[int], None]]:
-        show = sys.stderr.isatty() if self.progress is None else self.progress
+        show = redraws() if self.progress is None else self.progress
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
         with Progress(
             *columns, TransferSpeedColumn(), console=Console(stderr=True), disable=not show

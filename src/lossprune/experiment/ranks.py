@@ -4,6 +4,7 @@ The first process (rank 0) alone touches the run's folder and speaks; what the o
 they are told.  No torch here before they are joined, so that a wrong flag is answered at once.
 """
 
+import json
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -129,6 +131,15 @@ def launched() -> bool:
 def leave_word() -> None:
     """Wait, where another process is about to say why all of them end; then end as well."""
     time.sleep(_GRACE)
+
+
+def tell_launcher(sentence: str) -> None:
+    """Let torchrun's report say why it ends, wherever it sends what its processes print."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        said = {"message": sentence, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": said}), encoding="utf-8")
 
 
 @contextmanager
