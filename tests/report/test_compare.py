@@ -30,7 +30,7 @@ def test_two_folders_pair_their_runs(command, maker):
     answer = command("compare", maker.root / "a", maker.root / "b")
     lines = [" ".join(line.split()) for line in answer.out.splitlines()]
     assert "seed 1, 2, 3 1, 2" in lines
-    assert "only in A: 1 runs" in lines
+    assert "only in A: 1 run" in lines
     assert "2 pairs of runs; means over pairs" in lines
     assert (
         "training loss after pruning QM 14 exponential 2 0 1.00000 1.15000 +0.15000 +0.20000"

@@ -22,6 +22,7 @@ from lossprune.data import DATA_PATH, DATA_PATH_HELP
 from lossprune.experiment.folder import MASK, RECORD
 from lossprune.flags import check, check_one_of, check_positive, check_threads, flag
 from lossprune.progress import shown_progress
+from lossprune.pruning.names import counted
 from lossprune.text_table import markdown_table, print_lines, print_table
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def do(config: DeployConfig, run: str) -> int:
             "rounding": made.rounding,
         }
         folder.write(RECORD, json_bytes(values))
-    print_table(source.title, columns, rows)
+    print_table(source.title, columns, rows, spare=("parameters", "multiply-adds"))
     files = {name: what for name, what in _FILES.items() if (config.out / name).is_file()}
     print_lines([*notes, *told_files(config.out, files)])
     return EXIT_OK
@@ -172,7 +173,7 @@ def _notes(
     threads = torch.get_num_threads()
     return [
         f"milliseconds a batch: median (quartiles) of {rounds:.0f} interleaved rounds, "
-        f"{threads} thread{'s' if threads > 1 else ''}",
+        f"{counted(threads, 'thread')}",
         f"bytes: dense, the state dict; masked, compacted and deployed, {NETWORK}, "
         f"with {config.values} values",
         _note_of_dense(source),

@@ -13,6 +13,7 @@ from lossprune.pruning.enforcement import Enforcement
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask_file import mask_bytes, read_mask
 from lossprune.pruning.matching import compared, match
+from lossprune.pruning.names import counted
 from lossprune.pruning.prunable import prunable_weights
 
 
@@ -110,7 +111,8 @@ class Mask(Mapping[str, Tensor]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Mask({self.removed:,} of {self.total:,} weights removed, {len(self)} parameters)"
+        parameters = counted(len(self), "parameter")
+        return f"Mask({self.removed:,} of {self.total:,} weights removed, {parameters})"
 
     def to(self, device: torch.device | str) -> "Mask":
         """Return the same mask on another device."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lossprune.pruning.names import counted
 from lossprune.report.figures import write_figures
 from lossprune.report.follow_up import write_plans
 from lossprune.report.page import write_page
@@ -72,7 +73,7 @@ def summarise_report(written: Written) -> str:
     told = [
         f"{status[name]} {name}" for name in ("finished", "running", "diverged") if name in status
     ]
-    lines = [f"{len(runs)} runs: {', '.join(told)}"]
+    lines = [f"{counted(len(runs), 'run')}: {', '.join(told)}"]
     lines += [f"left out {item.path}: {item.reason}" for item in left_out[:5]]
     if len(left_out) > 5:
         lines.append(f"left out {len(left_out) - 5} more; the page lists them all")

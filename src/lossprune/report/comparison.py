@@ -10,6 +10,7 @@ import pandas as pd
 
 from lossprune.experiment.folder import RECORD, RunFolder
 from lossprune.experiment.record import RunRecord
+from lossprune.pruning.names import counted
 from lossprune.report.layout import criterion_order, rows_of, settings_of
 from lossprune.report.reading import MOMENTS, read_results
 from lossprune.report.table import NOTHING
@@ -119,7 +120,9 @@ def _compare_folders(a: Path, b: Path) -> list[str]:
         count = results.runs["status"].value_counts()
         told = ", ".join(f"{number} {status}" for status, number in count.items())
         left_out = f", {len(results.left_out)} left out" if results.left_out else ""
-        lines.append(f"{name}  {results.source.path}: {len(results.runs)} runs ({told}{left_out})")
+        lines.append(
+            f"{name}  {results.source.path}: {counted(len(results.runs), 'run')} ({told}{left_out})"
+        )
     lines.append("")
     settings = _differing_settings(left, right)
     lines += _section("settings", [["setting", "A", "B"], *settings], "the same settings")
@@ -128,7 +131,7 @@ def _compare_folders(a: Path, b: Path) -> list[str]:
         if len(frame):
             listed = [f"  {folder}" for folder in frame["folder"][:_LISTED]]
             more = [f"  and {len(frame) - _LISTED} more"] if len(frame) > _LISTED else []
-            lines += [f"only in {name}: {len(frame)} runs", *listed, *more, ""]
+            lines += [f"only in {name}: {counted(len(frame), 'run')}", *listed, *more, ""]
     if pairs.empty:
         return [*lines, "no run of A has its like in B"]
     return [*lines, *_outcome_lines(pairs)]

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from lossprune.pruning.criteria import CRITERIA
+from lossprune.pruning.names import counted
 from lossprune.report.settings import DEFAULTS, FLAG_OF
 
 METHOD = ["criterion", "stages", "schedule"]
@@ -206,7 +207,7 @@ def _tunings(runs: pd.DataFrame) -> list[str]:
     others = _described(runs[runs["prunes"]], _TRAINING, runs)
     left = runs["epochs"] - runs["prune_epoch"].clip(lower=0)
     return [
-        f"{epochs} epochs" + (f", {text}" if text else "")
+        counted(epochs, "epoch") + (f", {text}" if text else "")
         for epochs, text in zip(left, others, strict=True)
     ]
 
