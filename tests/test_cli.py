@@ -417,3 +417,17 @@ def test_data_are_described(command, mnist_path):
     mnist = command("data", "mnist", "--data_path", mnist_path)
     assert "train      50,000 examples" in mnist.out
     assert "'mnits'" in sentence(command("data", "mnits"))
+
+
+def test_the_folder_of_the_data_can_be_named_in_the_environment(tmp_path):
+    environment = {**os.environ, "LOSSPRUNE_DATA": str(tmp_path / "mine")}
+    answer = subprocess.run(
+        [sys.executable, "-m", "lossprune", "run", "--arch", "MLP", "--dataset", "folder"],
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 2
+    assert f"path (--data_path) {tmp_path / 'mine'} does not exist" in answer.stderr

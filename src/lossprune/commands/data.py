@@ -46,7 +46,8 @@ def do(config: DataConfig, name: str | None = None) -> int:
         image_size=config.image_size or None,
     )
     print(f"name       {dataset.name}")
-    print(f"images     {' × '.join(map(str, dataset.shape))} (channels × height × width)")
+    meant = " (channels × height × width)" if len(dataset.shape) == 3 else ""
+    print(f"images     {' × '.join(map(str, dataset.shape))}{meant}")
     for split, examples in dataset.splits.items():
         print(f"{split:<10} {len(examples):,} examples")
     print(f"classes    {len(dataset.classes)}: {listed(dataset.classes, 20)}")
