@@ -32,6 +32,7 @@ from lossprune.deployment.traced import TracedNetwork, traced
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
+from lossprune.pruning.names import listed
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,12 @@ class Deployed(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        """Say how each layer is computed."""
-        kinds = ", ".join(f"{layer.name}: {layer.kind}" for layer in self.layers)
-        return "; ".join((kinds, *self.notes))
+        """Say which layers are computed how."""
+        kinds: dict[str, list[str]] = {}
+        for layer in self.layers:
+            kinds.setdefault(layer.kind, []).append(layer.name)
+        told = [f"{kind}: {listed(names, most=4)}" for kind, names in kinds.items()]
+        return "; ".join((*told, *self.notes))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ with Adaptive Sparse Connectivity", 2018, with kernels from Evci et al., "Riggin
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lossprune.pruning.names import find_in
 
@@ -38,7 +38,7 @@ class Scope:
     """
 
     name: str
-    share: Callable[[Shape], float] | None
+    share: Callable[[Shape], float] | None = field(repr=False)
     keeps_last: bool = False
     description: str = ""
 

@@ -15,6 +15,7 @@ from lossprune.deployment.sparse.emission import planned
 from lossprune.deployment.sparse.plan import SHARED, SparsePlan
 from lossprune.deployment.sparse.steps import Pair, Shape, SparseConvolution, SparseStep, Weights
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.names import listed
 
 _FIELDS = ("shift", "scale", "positions", "values")
 _LOWER = (torch.float16, torch.bfloat16)
@@ -174,10 +175,8 @@ class SparseNetwork(nn.Module):
     def extra_repr(self) -> str:
         """Name the layers."""
         kept = sum(weight.values.numel() for weight in self.weights())
-        names = ", ".join(
-            step.name for step in self.steps if isinstance(step.operation, SparseConvolution)
-        )
-        return f"{kept:,} kept weights in {names}"
+        names = [step.name for step in self.steps if isinstance(step.operation, SparseConvolution)]
+        return f"{kept:,} kept weights in {listed(names, most=4)}"
 
 
 def aligned(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
