@@ -32,8 +32,8 @@ def print_table(
     """Print a table: drawn on a terminal, plain and aligned elsewhere.
 
     On a terminal no word is broken.  Where the table is too wide for it, the frame goes, then the
-    middle of long names in the first column, then columns that can be spared, which is said; then
-    it comes in parts, each with the first column.
+    middle of long names in the first column, then columns that can be spared, which is said; or it
+    comes in parts, whole, each with the first column.
 
     Args:
         title: above it.
@@ -100,7 +100,7 @@ def _parts(columns: Row, rows: Sequence[Row], width: int, spare: Collection[str]
         if room >= name:
             return [_part(places, least, width)]
     groups, room = [[]], width - name
-    for place in kept[1:]:
+    for place in range(1, len(columns)):  # nothing is spared where parts show it all
         if groups[-1] and least[place] + 2 > room:
             groups.append([])
             room = width - name
