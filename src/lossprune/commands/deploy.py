@@ -3,7 +3,7 @@
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,7 @@ def do(config: DeployConfig, run: str) -> int:
         timings = time_forms(made.forms, source, batches, config.seconds, progress)
         folder.save(MASK, source.mask.save)
         tested = source.accuracy is not None
-        columns, rows = _columns(config, source), _rows(made.forms, timings, tested)
+        columns, rows = _columns(config, source), _rows(made.forms, timings, tested, _quartiles)
         notes = _notes(config, source, timings, made)
         table = markdown_table(columns, rows) + "".join(f"\n{note}\n" for note in notes)
         folder.write(TABLE, table.encode())
@@ -125,6 +125,7 @@ def do(config: DeployConfig, run: str) -> int:
             "rounding": made.rounding,
         }
         folder.write(RECORD, json_bytes(values))
+    rows = _rows(made.forms, timings, tested, _median)
     print_table(source.title, columns, rows, spare=("parameters", "multiply-adds"))
     files = {name: what for name, what in _FILES.items() if (config.out / name).is_file()}
     print_lines([*notes, *told_files(config.out, files)])
@@ -138,7 +139,10 @@ def _columns(config: DeployConfig, source: "Deployable") -> list[str]:
 
 
 def _rows(
-    forms: "Sequence[Form]", timings: "Mapping[str, Mapping[int, Timing]]", tested: bool
+    forms: "Sequence[Form]",
+    timings: "Mapping[str, Mapping[int, Timing]]",
+    tested: bool,
+    told: "Callable[[Timing], str]",
 ) -> list[list[str]]:
     return [
         [
@@ -147,14 +151,18 @@ def _rows(
             f"{form.nonzeros:,}",
             f"{form.size:,}",
             f"{form.multiply_adds:,}",
-            *(_latency(timing) for timing in timings[form.name].values()),
+            *(told(timing) for timing in timings[form.name].values()),
             *(["–" if form.accuracy is None else f"{form.accuracy:.2%}"] if tested else []),
         ]
         for form in forms
     ]
 
 
-def _latency(timing: "Timing") -> str:
+def _median(timing: "Timing") -> str:
+    return f"{1e3 * timing.median:.3g}"
+
+
+def _quartiles(timing: "Timing") -> str:
     low, median, high = (f"{1e3 * value:.3g}" for value in (timing.low, timing.median, timing.high))
     return f"{median} ({low} to {high})"
 
@@ -172,8 +180,8 @@ def _notes(
     )
     threads = torch.get_num_threads()
     return [
-        f"milliseconds a batch: median (quartiles) of {rounds:.0f} interleaved rounds, "
-        f"{counted(threads, 'thread')}",
+        f"milliseconds a batch: median of {rounds:.0f} interleaved rounds, with quartiles in "
+        f"{TABLE}; {counted(threads, 'thread')}",
         f"bytes: dense, the state dict; masked, compacted and deployed, {NETWORK}, "
         f"with {config.values} values",
         _note_of_dense(source),
