@@ -499,6 +499,15 @@ class TestMeasuredAndPruned:
         assert list(result.mask) == ["2.weight"]
         assert result.mask.removed == result.stages[-1].removed == 27
 
+    def test_a_start_of_fewer_weights_says_how_to_prune_these(self):
+        start = lossprune.prune(small(), "MP", sparsity=0.5, parameters=["0", "4"]).mask
+        with pytest.raises(ValueError, match=r"lacks '2\.weight'; parameters=list\(start\)"):
+            lossprune.prune(small(), "MP", sparsity=0.75, start=start)
+        further = lossprune.prune(
+            small(), "MP", sparsity=0.75, start=start, parameters=list(start)
+        ).mask  # fmt: skip
+        assert list(further) == ["0.weight", "4.weight"]
+
     def test_a_start_of_other_weights_lists_every_mismatch(self):
         start = lossprune.Mask.dense(small(), parameters=["0", "4"])
         with pytest.raises(ValueError, match=r"lacks '2\.weight'; '0\.weight' .*'4\.weight' is"):

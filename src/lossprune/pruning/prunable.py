@@ -129,16 +129,19 @@ def stacked_weights(model: nn.Module) -> frozenset[str]:
 
 def check_mask(mask: Mapping[str, Tensor], weights: Mapping[str, Tensor], what: str) -> None:
     """Raise a ``ValueError`` unless ``mask`` has exactly the names and shapes of ``weights``."""
-    faults = [f"it lacks {name!r}" for name in weights if name not in mask]
-    faults += [f"{name!r} is none of them" for name in mask if name not in weights]
+    lacking = [f"it lacks {name!r}" for name in weights if name not in mask]
+    faults = [f"{name!r} is none of them" for name in mask if name not in weights]
     faults += [
         f"it has shape {tuple(mask[name].shape)} for {name!r}, the weight {tuple(weight.shape)}"
         for name, weight in weights.items()
         if name in mask and mask[name].shape != weight.shape
     ]
-    if faults:
+    if lacking or faults:
+        # As of a pruning of fewer parameters.
+        instead = "" if faults else f"; parameters=list({what}) prunes those that it has"
         raise ValueError(
-            f"{what} must be a mask of this network's prunable weights: {'; '.join(faults)}"
+            f"{what} must be a mask of this network's prunable weights: "
+            f"{'; '.join([*lacking, *faults])}{instead}"
         )
 
 
