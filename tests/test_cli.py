@@ -330,6 +330,13 @@ def test_progress_is_plain_lines_on_standard_error_when_piped(command):
     assert "\x1b" not in answer.err
 
 
+def test_torchrun_is_told_what_was_wrong(command, monkeypatch, tmp_path):
+    """In the file where it looks for the message of its report, as its documentation says."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    said = sentence(command(*DIGITS, "--pr", "2"))
+    assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == said
+
+
 def test_the_traceback_is_shown_with_debug_only(command):
     assert "Traceback" not in command(*DIGITS, "--pi", "0").err
     told = command(*DIGITS, "--pi", "0", "--debug").err
