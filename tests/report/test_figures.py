@@ -94,3 +94,15 @@ def test_sparsity_is_drawn_from_dense_to_sparse_with_every_seed(figures):
     dots = [tuple(dot) for marks in tuned.collections for dot in marks.get_offsets().tolist()]
     assert len(dots) == 2 * 3 * 4
     assert (pytest.approx(20), pytest.approx(4.8)) in dots
+
+
+def test_what_a_run_has_not_come_to_is_not_drawn_nor_counted(maker):
+    for sparsity in (0.8, 0.9):
+        maker.run(sparsity=sparsity, seed=1)
+        maker.run(sparsity=sparsity, seed=2, status="running")
+        maker.run(sparsity=sparsity, seed=3, status="diverged", loss=float("inf"))
+    name, figure = next(drawn_figures(read_results(maker.root)))
+    assert name == "error-against-sparsity--mlp-on-mnist"
+    pruned, _, tuned = ([len(m.get_offsets()) for m in axes.collections] for axes in figure.axes)
+    assert (pruned, tuned) == ([4], [2])
+    assert figure.axes[0].get_ylim()[1] < 2

@@ -38,8 +38,8 @@ def draw_by_sparsity(figure: Figure, data: pd.DataFrame, labels: Labels) -> None
     legend: dict[str, Any] = {}
     for (measure, tuning), axes in zip(places, panels.values(), strict=True):
         here = data[(data["measure"] == measure) & (data["tuning"] == tuning)]
-        scale = 1 if measure == series.LOSS else 100
-        legend.setdefault("dense", _draw_dense(axes, scale * here["dense_value"].mean()))
+        dense = here.drop_duplicates("seed")["dense_value"].mean()
+        legend["dense"] = _draw_dense(axes, dense if measure == series.LOSS else 100 * dense)
         for criterion in criterion_order(here["criterion"]):
             own = here[here["criterion"] == criterion]
             for key, part in own.groupby(["stages", "schedule"]):
@@ -168,15 +168,17 @@ def _n_text(counts: pd.Series) -> str:
 def draw_error_by_stages(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
     """Mean over seeds and each seed, by π, a panel a tuning, a line a criterion."""
     panels = _panels(figure, sorted(data["tuning"].unique()), labels.y, width=3.6, sharey=True)
-    stages = sorted(data["stages"].unique())
+    stages, criteria = sorted(data["stages"].unique()), criterion_order(data["criterion"])
     legend: dict[str, Any] = {}
     for tuning, axes in panels.items():
         here = data[data["tuning"] == tuning]
         legend["dense"] = _draw_dense(axes, 100 * here["dense"].iloc[0])
-        for place, criterion in enumerate(criterion_order(data["criterion"])):
+        for place, criterion in enumerate(criteria):
             own = here[here["criterion"] == criterion]
             for linear, part in own.groupby(own["schedule"] == "linear"):
-                at = part["stages"].map(stages.index) + 0.07 * place - 0.1
+                # Side by side, so that no seed hides another's.
+                aside = 0.07 * (place - (len(criteria) - 1) / 2)
+                at = part["stages"].map(stages.index) + aside
                 error = 100 * part["best_test_error"]
                 mean = error.groupby(at).mean()
                 style: Any = {"color": _colour(criterion)}
@@ -221,11 +223,12 @@ def draw_stage_changes(figure: Figure, data: pd.DataFrame, labels: Labels) -> No
 def _decades(low: float, high: float) -> list[float]:
     """Return 0 and the powers of ten about it, every other one where they are many."""
     found = [0.0]
-    for sign in (-1, 1):
-        found += [sign * 10.0**n for n in range(-2, 7) if low <= sign * 10.0**n <= high]
-    found.sort()
-    zero = found.index(0)
-    return found if len(found) <= 6 else found[zero % 2 :: 2]
+    for least in (-2, -3, -4):
+        powers = [sign * 10.0**n for n in range(least, 7) for sign in (-1, 1)]
+        found = sorted([0.0, *(power for power in powers if low <= power <= high)])
+        if len(found) > 2:
+            break
+    return found if len(found) <= 6 else found[found.index(0) % 2 :: 2]
 
 
 def draw_change_and_gap(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:

@@ -102,7 +102,8 @@ def _save(figure: Figure, path: Path, formats: list[str]) -> list[Path]:
 
 def _all_figures(results: Results) -> Iterator[tuple[str, pd.DataFrame, Draw]]:
     runs = results.runs
-    yield "error-against-sparsity", series.by_sparsity(runs), drawing.draw_by_sparsity
+    by_sparsity = series.by_sparsity(runs).dropna(subset="value")
+    yield "error-against-sparsity", by_sparsity, drawing.draw_by_sparsity
     yield "loss-against-lambda", series.loss_by_reg(runs), drawing.draw_loss_by_reg
     yield "error-against-stages", series.error_by_stages(runs), drawing.draw_error_by_stages
     yield "predicted-against-realised", series.stage_changes(results), drawing.draw_stage_changes

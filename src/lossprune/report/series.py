@@ -59,8 +59,8 @@ def by_sparsity(runs: pd.DataFrame) -> pd.DataFrame:
     Of dense networks that were pruned to several sparsities; ``network`` is their name.  Rows have
     a ``measure``, the training loss and the test error right after pruning and the test error
     after each tuning, its ``value``, and its ``dense_value`` before pruning.  A value that a run
-    has not come to is NaN, and the run ``unfinished`` or ``diverged``.  ``among`` says how many λ
-    the best is of.
+    has not come to, or that is not finite, is NaN, and the run ``unfinished`` or ``diverged``.
+    ``among`` says how many λ the best is of.
     """
     several = at_several_sparsities(runs)
     ranked = ranked_after_pruning(several)
@@ -74,7 +74,11 @@ def by_sparsity(runs: pd.DataFrame) -> pd.DataFrame:
     tuned = tuned.assign(unfinished=tuned["status"] == "running")
     tuned["best_test_error"] = tuned["best_test_error"].where(tuned["tuned"])
     parts = [
-        chosen.assign(measure=measure, value=chosen[value], dense_value=chosen[dense])
+        chosen.assign(
+            measure=measure,
+            value=chosen[value].where(np.isfinite(chosen[value])),
+            dense_value=chosen[dense],
+        )
         for measure, chosen, value, dense in (
             (LOSS, pruned, "pruned_train_loss", "before_train_loss"),
             (PRUNED_ERROR, pruned, "pruned_test_error", "before_test_error"),

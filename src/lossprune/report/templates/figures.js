@@ -120,7 +120,7 @@ function errorFigure(shown) {
   const x = categories(stages, String);
   const criteria = criteriaOf(rows);
   const aside = (criterion) => 7 * (criteria.indexOf(criterion) - (criteria.length - 1) / 2);
-  const levels = denseLevels(rows, (run) => 100 * run.errorBefore);
+  const levels = denseLevels(rows, (run) => inPercent(run.errorBefore));
   const y = linear([...rows.map((run) => 100 * run.error), ...heights(levels)]);
   const panels = [...groups(rows, (run) => run.tuning)].map(([tuning, own]) => ({
     title: `${tuning}, ${nText(own, (run) => `${run.criterion} ${methodOf(run)}`)}`,
@@ -256,9 +256,9 @@ function curveFigure(shown) {
   const parts = partsOf(DATA.curves, shown);
   const colours = methodColours(parts);
   const x = linear(parts.flatMap((part) => part.points.map((point) => point[0])));
-  const dense = denseLevels(parts, (run) => 100 * run.validBefore);
+  const dense = denseLevels(parts, (run) => inPercent(run.validBefore));
   const levels = dense.filter((level) => level.y > 0); // 0 has no place on this axis
-  const errors = parts.flatMap((part) => part.points.map((point) => 100 * point[1]));
+  const errors = parts.flatMap((part) => part.points.map((point) => inPercent(point[1])));
   const y = log([...errors, ...heights(levels)]);
   const panels = perCriterion(parts, (criterion, own) => ({
     title: `${criterion}, ${nText(own, methodOf)}`,
@@ -277,7 +277,7 @@ function curveFigure(shown) {
           .sort((a, b) => a[0] - b[0])
           .map(([epoch, points]) => ({
             x: epoch,
-            y: averaged(points, (point) => (point[1] === null ? null : 100 * point[1])).y,
+            y: averaged(points, (point) => inPercent(point[1]))?.y ?? null,
           })),
       };
     }),

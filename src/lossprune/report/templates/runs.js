@@ -54,6 +54,8 @@ const nameOf = (run) =>
     ? `${run.criterion} ${methodOf(run)}, λ ${FACETS.reg(run.reg)}, seed ${run.seed}`
     : `${run.sparsity ? "pruned before" : "baseline"}, seed ${run.seed}`;
 
+const inPercent = (value) => (value === null ? null : 100 * value);
+
 const signed = (value) => (value < 0 ? "" : "+") + value.toFixed(4);
 
 const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(2)} %`);

@@ -19,14 +19,14 @@ function sparsityMeasures(best) {
     {
       yLabel: DATA.measures["error after pruning"],
       runs: pruned,
-      value: (run) => 100 * run.errorPruned,
-      dense: (run) => 100 * run.errorBefore,
+      value: (run) => inPercent(run.errorPruned),
+      dense: (run) => inPercent(run.errorBefore),
     },
     ...tunings.map(([tuning, runs]) => ({
       yLabel: DATA.measures.error + tuning,
       runs,
       value: (run) => 100 * run.error,
-      dense: (run) => 100 * run.errorBefore,
+      dense: (run) => inPercent(run.errorBefore),
     })),
   ].filter(({ runs }) => runs.length);
 }
