@@ -180,6 +180,13 @@ def test_what_may_not_share_a_table_does_not(maker):
     assert all(name.startswith("MLP on mnist, 9") for name in networks)
 
 
+def test_small_seeds_are_not_found_in_other_settings(maker):
+    start = "base/arch=MLP,dec=1.0,lr=0.01,nepochs=12,pi=1,seed={seed}/best_model.pt"
+    for seed in (0, 1, 2, 12):
+        maker.run(seed=seed, start=start)
+    assert set(read_results(maker.root).runs["network"]) == {"MLP on mnist, 95.6 % removed"}
+
+
 def test_seeds_linear_schedules_and_one_cut_share_a_network(maker):
     for seed in (1111, 1112):
         maker.run("QM", 1, seed=seed, exponential=True)

@@ -7,6 +7,7 @@ and λ.  A *tuning* is how the pruned network is trained on.  What is left is th
 means are taken.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any, cast
@@ -135,11 +136,16 @@ def _origin(start: str, seed: int) -> str:
 
     >>> _origin("out/arch=MLP,nepochs=60,seed=1111/best_model.pt", 1111)
     'arch=MLP,nepochs=60,seed=*/best_model.pt'
+    >>> _origin("nets/resnet18-1.pt", 1), _origin("out/lr=0.1,pi=1,seed=1/best_model.pt", 1)
+    ('nets/resnet18-*.pt', 'lr=0.1,pi=1,seed=*/best_model.pt')
     """
     if not start:
         return ""
     path = PurePath(start)
-    return f"{path.parent.name}/{path.name}".replace(str(seed), "*")
+    name = f"{path.parent.name}/{path.name}"
+    said, times = re.subn(rf"\bseed={seed}\b", "seed=*", name)
+    # Else a number of its own, not a part of one: seed 1 is not in 18, nor in 0.1.
+    return said if times else re.sub(rf"(?<!\d)(?<!\d\.){seed}(?!\.?\d)", "*", name)
 
 
 def _networks(runs: pd.DataFrame) -> pd.Series:

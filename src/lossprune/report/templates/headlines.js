@@ -57,7 +57,8 @@ function changeTiles(runs) {
   const name = methodAndReg(first.runs[0]);
   const among =
     `lowest of ${counted(first.among, "criterion and π", "criteria and π")} at ` +
-    `${here().removed}, each at the best of up to ${regs} λ by validation loss`;
+    here().removed +
+    (regs > 1 ? `, each at the best of up to ${regs} λ by validation loss` : "");
   const tiles = [
     ["Lowest loss change by pruning", signed(first.y), `${name}, n = ${first.n}: ${among}`],
   ];
