@@ -115,7 +115,7 @@ def test_one_plan_is_of_all_sparsities_of_a_network(command, maker, tmp_path):
     (plan,) = write_plans(read_results(maker.root).runs, tmp_path)
     assert "# MLP on mnist: of each criterion and π at each sparsity the λ" in plan.read_text()
     lines = command("sweep", plan, "--dry-run").out.splitlines()
-    assert lines[-1] == "3 runs: 1 baselines, 2 prunings"
+    assert lines[-1] == "3 runs: 1 baseline, 2 prunings"
     folders = [Path(line).name for line in lines if line.startswith("results/")]
     flags = [dict(part.split("=") for part in folder.split(",")) for folder in folders]
     chosen = {(run["pr"], run["reg"]) for run in flags if run["pe"] == "0"}

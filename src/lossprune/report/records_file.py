@@ -168,13 +168,13 @@ def _check(path: Path, schema: "pa.Schema") -> None:
         if column.name not in schema.names:
             raise ValueError(f"{path} lacks the column {column.name!r} of {FORMAT!r}")
         kind = schema.field(column.name).type
-        # Of settings and environment, other versions know others.
+        # Of settings, environment and start, other versions know others.
         alike = pa.types.is_struct(kind) if column.name in _OPEN else kind == column.type
         if not alike:
             raise ValueError(f"{path}: column {column.name!r} is {kind}, not {column.type}")
 
 
-_OPEN = ("config", "environment")
+_OPEN = ("config", "environment", "start")
 
 
 @contextmanager

@@ -64,7 +64,7 @@ SCHEMA = pa.schema(
         ("more_config", _MORE),
         ("environment", _struct(_ENVIRONMENT)),
         ("more_environment", _MORE),
-        ("start", _struct({"path": str, "sha256": str, "weights_sha256": str})),
+        ("start", _struct({"path": str, "sha256": str, "weights_sha256": str, "removed": int})),
         ("status", pa.string()),
         ("message", pa.string()),
         *((moment, _MOMENT) for moment in _MOMENTS),
