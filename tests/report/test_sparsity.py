@@ -48,7 +48,7 @@ def test_the_tables_are_what_the_records_say(sparsity_results):
         assert (row["reg"], row["among"], row["n"]) == (best, 2, 2)
         assert row["mean"] == expected("after_pruning", "train_loss")
         assert row["dense"] == expected("before_pruning", "train_loss")
-        row = only(error, criterion="QM", sparsity=sparsity, tuning="1 epochs")
+        row = only(error, criterion="QM", sparsity=sparsity, tuning="1 epoch")
         assert (row["reg"], row["mean"]) == (best, expected("best", "test_error"))
         assert row["dense"] == expected("before_pruning", "test_error")
         row = only(error, criterion="QM", sparsity=sparsity, tuning="0 epochs")
