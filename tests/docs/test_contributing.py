@@ -90,6 +90,12 @@ def changed(root, tmp_path_factory):
     insert_after(source / "kernels/interface.py", "    TANH = 2\n", f"    {member}")
     kernel = source / "deployment/sparse/sparse_network.c"
     insert_after(kernel, "INLINE vec activate(vec v, int64_t kind) {\n", computed)
+    numbers, labels, drawn, line = blocks(section(text, "a figure"))
+    for file, code in (("series.py", numbers), ("drawing.py", drawn)):
+        file = source / "report" / file
+        file.write_text(f"{file.read_text()}\n\n{code}")
+    insert_after(source / "report/labels.py", "\nLABELS = {\n", labels)
+    insert_after(source / "report/figures.py", "    runs = results.runs\n", line)
     return folder
 
 
@@ -122,5 +128,8 @@ def test_what_is_added_can_be_chosen(changed):
 def test_what_is_added_does_its_work(changed):
     done = python(changed, "-m", "lossprune", *RUN.split())
     assert done.returncode == 0, done.stderr
+    done = python(changed, "-m", "lossprune", "report", "results", "--out", "report")
+    assert done.returncode == 0, done.stderr
+    assert len(list((changed / "report").rglob("seconds--*.png"))) == 1
     done = python(changed, "-c", USES)
     assert done.returncode == 0, done.stderr
