@@ -144,7 +144,7 @@ generator = torch.Generator().manual_seed(0)
 """
 
 # What takes long as it stands, and how it is cut; the bundled digits and data of one's own do not.
-LONG = re.compile(r"--arch MLP(?!.*digits)|sweep (mlp-mnist|report/best\.toml)|results/arch=MLP,dec")
+LONG = re.compile(r"--arch MLP(?!.*digits)|sweep (mlp-mnist|report/best\.toml)")
 SHORTER = (
     (r"--nepochs [1-9]\d*", "--nepochs 1"),
     (r"\bnepochs=[1-9]\d*", "nepochs=1"),
