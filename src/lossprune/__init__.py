@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lossprune.channels.compaction import Compaction as Compaction
     from lossprune.channels.compaction import compact as compact
     from lossprune.deployment.deployed import Deployed as Deployed
-    from lossprune.deployment.deployed import deploy as deploy
+    from lossprune.deployment.fastest import deploy as deploy
     from lossprune.deployment.onnx import export_onnx as export_onnx
     from lossprune.deployment.sparse_file import load_sparse as load_sparse
     from lossprune.deployment.sparse_file import save_sparse as save_sparse
@@ -37,7 +37,8 @@ __version__: str
 
 _NAMES = {
     "channels.compaction": "Compaction compact",
-    "deployment.deployed": "Deployed deploy",
+    "deployment.deployed": "Deployed",
+    "deployment.fastest": "deploy",
     "deployment.onnx": "export_onnx",
     "deployment.sparse_file": "load_sparse save_sparse",
     "pruning": "CRITERIA Criterion Mask PruningError PruningResult StageRecord Statistics "

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from torch import nn
 
 import lossprune
-from lossprune.deployment.deployed import deploy
+from lossprune.deployment.fastest import deploy
 from lossprune.deployment.sparse.network import SparseNetwork, Tuning
 from lossprune.deployment.sparse.parts import in_parts, sparse_networks
 from lossprune.kernels.compiler import compiler_available

@@ -14,7 +14,8 @@ from lossprune.channels.costs import multiply_adds
 from lossprune.commands.deployable import Deployable
 from lossprune.commands.output import NETWORK, ONNX
 from lossprune.deployment.candidates import Timing, interleaved
-from lossprune.deployment.deployed import Deployed, deploy
+from lossprune.deployment.deployed import Deployed
+from lossprune.deployment.fastest import deploy
 from lossprune.deployment.onnx import OnnxNetwork, export_onnx
 from lossprune.deployment.sparse_file import load_sparse, save_sparse
 from lossprune.experiment.folder import RunFolder

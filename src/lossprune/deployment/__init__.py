@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lossprune.channels.costs import multiply_adds as multiply_adds
     from lossprune.deployment.deployed import Deployed as Deployed
     from lossprune.deployment.deployed import LayerChoice as LayerChoice
-    from lossprune.deployment.deployed import deploy as deploy
+    from lossprune.deployment.fastest import deploy as deploy
 
 _HOMES = {
     "Compaction": "channels.compaction",
@@ -25,7 +25,7 @@ _HOMES = {
     "LayerConnectivity": "channels.connectivity",
     "compact": "channels.compaction",
     "count_live": "channels.compaction",
-    "deploy": "deployment.deployed",
+    "deploy": "deployment.fastest",
     "multiply_adds": "channels.costs",
 }
 

@@ -29,7 +29,7 @@ def _taking_in(names: Sequence[str]) -> str:
     chosen = repr(["*", *names])
     if len(names) > MOST_NAMED:
         chosen = "['*', *(n for n, part in result.skipped.items() if part.kind == 'matrix')]"
-    return f"parameters={chosen} takes them in, parameters='*' is to leave them, without this word"
+    return f"parameters={chosen} takes them in; parameters='*' leaves them out and says no more"
 
 
 def warn_of_the_first(stages: Stages, warn: Warn) -> None:
