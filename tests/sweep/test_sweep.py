@@ -51,7 +51,7 @@ def test_away_from_a_terminal_there_is_a_line_for_each_run(new_grid):
     # What all have in common is not said.
     assert {line.split()[1] for line in lines[2:4]} == {"pm=LM:", "pm=QM:"}
     assert lines[4] == "3 of 3 finished"
-    assert lines[5].startswith("best: pm=")
+    assert lines[5].startswith("lowest validation error: ")
     assert len(lines) == 6
 
 
@@ -71,7 +71,7 @@ def test_on_a_terminal_there_is_a_live_table(new_grid):
     text = shown.decode()
     assert "pruned to loss" in text
     assert "running" in text
-    assert "best so far: pi=" in text
+    assert "lowest validation error: " in text
     assert "5 of 5 finished" in text
 
 

@@ -21,7 +21,6 @@ from lossprune.flags import (
     flag,
 )
 from lossprune.pruning.names import counted
-from lossprune.sweep.board import describe_outcome
 from lossprune.sweep.job import RunPhase
 from lossprune.sweep.plan import PlannedRun, select
 from lossprune.sweep.plan_file import parse_choices, read_plan
@@ -173,7 +172,7 @@ def _conclude(driver: Any) -> int:
     board = driver.board
     lines = [board.summary()]
     if board.best is not None:
-        lines.append(f"best: {board.best[0]}: {describe_outcome(board.best[1])}")
+        lines.append(board.told_best())
     print_lines(lines, sys.stderr)
     if driver.stopped:
         raise ValueError(driver.stopped)

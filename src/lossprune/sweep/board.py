@@ -101,6 +101,15 @@ class Board:
             parts.append(f"{duration(self.eta)} left")
         return ", ".join(parts)
 
+    def told_best(self) -> str:
+        """Return which pruned network is best, and by what, in a line; there must be one."""
+        assert self.best is not None
+        label, outcome = self.best
+        return (
+            f"lowest validation error: {outcome.valid_error:.2%} by {label}, "
+            f"training loss {outcome.pruned_loss:.4f} right after pruning"
+        )
+
 
 def describe_outcome(outcome: Outcome) -> str:
     """Return what came of a run, in a few words."""

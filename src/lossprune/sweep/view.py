@@ -122,7 +122,7 @@ class SweepTable:
             table.add_row(style, Text(without_middle(label, room)), Text(how), seconds)
         lines: list[Any] = [Text(board.summary(), "bold"), table]
         if board.best is not None:
-            lines.append(Text(f"best so far: {board.best[0]}: {describe_outcome(board.best[1])}"))
+            lines.append(Text(board.told_best()))
         self._live.update(Group(*lines), refresh=True)
 
 
