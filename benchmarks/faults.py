@@ -63,7 +63,7 @@ class Stopping(Silent):
     def __init__(self, what: str, done: int) -> None:
         self.what, self.done = what, done
 
-    def advance(self, what: str, done: int, total: int, text: str) -> None:
+    def advance(self, what: str, done: int, total: int, text: str = "") -> None:
         if (what, done) == (self.what, self.done):
             raise KeyboardInterrupt
 

@@ -182,7 +182,7 @@ def test_a_compacted_network_is_trained_on_as_if_never_stopped(tmp_path, stop_be
     assert way["mode"] == "compacted"
     stop_before(19)
     assert main([*flags, "--path", str(tmp_path / "killed")]) == 2
-    assert "error: Killed" in capfd.readouterr().err
+    assert "raised Killed" in capfd.readouterr().err
     stop_before(0)
     assert main([*flags, "--path", str(tmp_path / "killed")]) == 0
     assert "going on after epoch 1" in capfd.readouterr().err

@@ -262,7 +262,7 @@ class TestLoops:
 
 
 TWO_PROCESSES = """
-import copy
+import copy, os, sys
 import torch, lossprune
 from lossprune import pruning
 import torch.distributed as dist
@@ -336,4 +336,7 @@ for write_ in (pruning.write_torch_pruning_, pruning.write_parametrizations_):
     left = sum(int(model.get_submodule(n[0]).weight[~k].count_nonzero()) for n, k in mask.items())
     print(f"sharded after {write_.__name__}: trained {'as whole' if same else 'apart'}, {left}")
 dist.destroy_process_group()
+# torch's own threads may want the interpreter while it ends, which then aborts.
+sys.stdout.flush()
+os._exit(0)
 """

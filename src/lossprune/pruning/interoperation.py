@@ -58,7 +58,7 @@ def read_mask(source: nn.Module | Mapping[str, Tensor]) -> Mask:
 
     >>> layer = torch_prune.l1_unstructured(nn.Linear(2, 2), "weight", amount=3)
     >>> read_mask(layer)
-    Mask(3 of 4 weights removed, 1 parameters)
+    Mask(3 of 4 weights removed, 1 parameter)
     """
     tensors: dict[str, Tensor] = (
         dict(source)
