@@ -66,7 +66,7 @@ def write(name: str, values: Any) -> None:
 
 def prune(name: str, network: nn.Module, criterion: Any, data: Any, **settings: Any) -> Any:
     """Prune, and write mask and stages."""
-    settings = {"sparsity": 0.9, "stages": 3, "seed": 3} | settings
+    settings = {"sparsity": 0.9, "stages": 3, "reg": 0.0, "seed": 3} | settings
     result = lossprune.prune(network, criterion, data=data, **settings)
     result.mask.save(f"{name}.safetensors")
     write(name, [[asdict(stage) for stage in result.stages], list(result.unused)])
@@ -105,10 +105,9 @@ def further(network: nn.Module, data: Any) -> None:
     """Go on from a mask, and from within a pruning; measure in little memory."""
     first = prune("first", network, "QM", data, sparsity=0.5)
     prune("second", network, "QM", data, start=first.mask)
-    stages = [mask for mask, _ in prune_by_stage(network, "LM", sparsity=0.9, data=data, stages=4)]
-    rest = prune_by_stage(
-        network, "LM", sparsity=0.9, data=data, stages=4, start=stages[1], completed=2
-    )
+    settings = {"sparsity": 0.9, "data": data, "stages": 4, "reg": 0.0}
+    stages = [mask for mask, _ in prune_by_stage(network, "LM", **settings)]
+    rest = prune_by_stage(network, "LM", **settings, start=stages[1], completed=2)
     for number, (mask, _) in enumerate(rest):
         mask.save(f"rest-{number}.safetensors")
     write_statistics("little", lossprune.measure(convolutions(), data, memory=1 << 20))
