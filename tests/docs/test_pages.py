@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 PAGES = (
     "README.md",
@@ -227,7 +228,16 @@ def run_block(block, folder, namespace):
         run_python(block, namespace)
 
 
+@pytest.fixture
+def _no_group_left():
+    """Leave none of the process group that a page on several processes is given."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_no_group_left")
 def test_every_block_runs_in_order(root, mnist_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(mnist_path)

@@ -8,7 +8,7 @@ from lossprune.commands import EXIT_DIVERGED, EXIT_OK
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.folder import RECORD, RunFolder, start_file
 from lossprune.experiment.log import summarise
-from lossprune.experiment.ranks import Ranks, joined
+from lossprune.experiment.ranks import Ranks, joined, leave
 from lossprune.experiment.record import RunRecord, RunStatus
 
 
@@ -31,7 +31,10 @@ def do(config: RunConfig) -> int:
                 print(_told_result(config, record), file=sys.stderr)
         if record.status == RunStatus.DIVERGED and ranks.first:
             print(f"diverged: {record.message}", file=sys.stderr)
-    return EXIT_DIVERGED if record.status == RunStatus.DIVERGED else EXIT_OK
+    status = EXIT_DIVERGED if record.status == RunStatus.DIVERGED else EXIT_OK
+    if ranks.world > 1:
+        leave(status)
+    return status
 
 
 def _run(config: RunConfig, ranks: Ranks) -> RunRecord:

@@ -6,6 +6,7 @@ they are told.  No torch here before they are joined, so that a wrong flag is an
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import torch
@@ -241,6 +242,18 @@ def _ending_with_launcher() -> Iterator[None]:
         yield
     finally:
         done.set()
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, one of several whose group is no more, at once.
+
+    Threads of torch's that outlive the group may want the interpreter while it ends.  They would
+    abort it ("terminate called without an active exception"), and the launcher would report a run
+    as failed that is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def own_device(kind: str) -> "torch.device":
