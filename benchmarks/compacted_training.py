@@ -70,9 +70,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=10, help="of an epoch's 450")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument(
-        "--out", type=Path, default=Path("results/benchmarks/compacted_training.json")
-    )
+    parser.add_argument("--out", type=Path, default=Path("measurements/compacted_training.json"))
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

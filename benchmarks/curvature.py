@@ -211,7 +211,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory", type=int, default=None, help="budget of lossprune, in MiB")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/curvature.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/curvature.json"))
     arguments = parser.parse_args()
     print(json.dumps(hardware()))
     rows = []

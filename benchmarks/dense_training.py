@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4, help="of the plain loop")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/dense_training.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/dense_training.json"))
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

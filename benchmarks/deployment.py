@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each comparison")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=Path("results/deployment.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/deployment.json"))
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

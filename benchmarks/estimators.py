@@ -129,7 +129,7 @@ def main() -> int:
             f"{error['largest']:.1e}   {100 * row['agreement']:.2f} %",
             flush=True,
         )
-    out = arguments.out or Path(f"results/benchmarks/estimators-{arguments.network}.json")
+    out = arguments.out or Path(f"measurements/estimators-{arguments.network}.json")
     write_json(out, {"network": arguments.network, "examples": arguments.examples, "rows": rows})
     return 0
 

@@ -209,7 +209,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--damages", type=int, default=200, help="of each file")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/faults.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/faults.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began, rows = time.perf_counter(), []

@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=128, help="rows measured a stage")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/gpt2.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/gpt2.json"))
     settings = parser.parse_args()
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--json", type=Path, default=Path("results/imagenet.json"))
+    parser.add_argument("--json", type=Path, default=Path("measurements/imagenet.json"))
     arguments = parser.parse_args()
     images = arguments.classes, arguments.train, arguments.held_out
     if arguments.make is not None:

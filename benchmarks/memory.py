@@ -65,7 +65,7 @@ def in_fresh_process(*task: Any) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/memory.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/memory.json"))
     arguments = parser.parse_args()
     print(json.dumps(hardware()))
     columns = ("training step", *CRITERIA)

@@ -53,9 +53,9 @@ def check_zeros(folder: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data_path", type=Path, default=Path("data"))
-    parser.add_argument("--path", type=Path, default=Path("results/mnist-short"))
+    parser.add_argument("--path", type=Path, default=Path("measurements/mnist-short"))
     parser.add_argument("--seed", type=int, default=1111)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/mnist.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/mnist.json"))
     arguments = parser.parse_args()
     baseline, folder = run(arguments, epochs=20, prune_epoch=-1)
     start = folder / "best_model.pt"

@@ -165,7 +165,7 @@ def main() -> int:
         f"(median {statistics.median(spread):.1f}); published {expected:.0f} s by the above; "
         f"ratio {expected / total:.1f} ×, goal {GOALS[arguments.network]}"
     )
-    out = arguments.out or Path(f"results/benchmarks/pruning-{arguments.network}.json")
+    out = arguments.out or Path(f"measurements/pruning-{arguments.network}.json")
     write_json(
         out,
         {

@@ -127,7 +127,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=200, help="epochs in each record")
-    parser.add_argument("--json", type=Path, default=Path("results/benchmarks/report.json"))
+    parser.add_argument("--json", type=Path, default=Path("measurements/report.json"))
     options = parser.parse_args()
     found: dict[str, Any] = {"runs": options.runs, "epochs": options.epochs}
     with tempfile.TemporaryDirectory() as name:

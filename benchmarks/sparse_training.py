@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--seed_epochs", type=int, default=20)
     parser.add_argument("--crossing", type=int, default=3, help="rounds; 0: leave it out")
     parser.add_argument("--data_path", type=Path, default=None, help="folder that holds MNIST")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/sparse_training.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/sparse_training.json"))
     arguments = parser.parse_args()
     path = find_mnist(arguments.data_path)
     if path is None:

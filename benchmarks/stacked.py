@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=0, help="convolutional networks at once")
     parser.add_argument("--at_once", action="store_true", help="on the CPU as well: all at once")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/stacked.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/stacked.json"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

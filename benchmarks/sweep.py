@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--lambdas", type=int, default=9, help="of nine, to time in the loop")
     parser.add_argument("--epochs", type=int, default=3, help="of the baseline")
     parser.add_argument("--runs", type=int, default=500, help="of the overhead's plan")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/sweep.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/sweep.json"))
     given = parser.parse_args()
     data = given.data_path or Path(os.environ.get("LOSSPRUNE_DATA", ROOT.parent / "shared/data"))
     result: dict[str, Any] = {"command": "python -m benchmarks.sweep", "hardware": hardware()}

@@ -289,7 +289,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of the MLP; others make fewer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--process", type=int, default=None, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/trainers.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/trainers.json"))
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
     if settings.process:

@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="epochs of each loop")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--data_path", type=Path, default=None, help="folder that holds MNIST")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/training.json"))
+    parser.add_argument("--out", type=Path, default=Path("measurements/training.json"))
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
