@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lossprune.pruning import measure as measure
     from lossprune.pruning import prune as prune
     from lossprune.pruning import prune_by_stage as prune_by_stage
+    from lossprune.pruning import recalibrate as recalibrate
     from lossprune.pruning import sparsities as sparsities
 
 __version__: str
@@ -42,7 +43,7 @@ _NAMES = {
     "deployment.onnx": "export_onnx",
     "deployment.sparse_file": "load_sparse save_sparse",
     "pruning": "CRITERIA Criterion Mask PruningError PruningResult StageRecord Statistics "
-    "measure prune prune_by_stage sparsities",
+    "measure prune prune_by_stage recalibrate sparsities",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 _ROOMS = ("data", "networks", "pruning")

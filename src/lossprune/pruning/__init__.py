@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lossprune.pruning.pace import Forecast as Forecast
     from lossprune.pruning.pace import LongPruningWarning as LongPruningWarning
     from lossprune.pruning.prunable import prunable_weights as prunable_weights
+    from lossprune.pruning.recalibration import recalibrate as recalibrate
     from lossprune.pruning.result import PruningResult as PruningResult
     from lossprune.pruning.schedules import SCHEDULES as SCHEDULES
     from lossprune.pruning.schedules import sparsities as sparsities
@@ -60,6 +61,7 @@ _NAMES = {
     "mask": "LayerCounts Mask",
     "pace": "Forecast LongPruningWarning",
     "prunable": "prunable_weights",
+    "recalibration": "recalibrate",
     "result": "PruningResult",
     "schedules": "SCHEDULES sparsities",
     "scopes": "Scope SCOPES",

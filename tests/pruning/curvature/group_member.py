@@ -93,6 +93,7 @@ def failing():
     for use in (
         lambda: lossprune.measure(network(), data, examples=EXAMPLES),
         lambda: lossprune.prune(network(), "LM", sparsity=0.5, data=data, examples=EXAMPLES),
+        lambda: lossprune.recalibrate(normalised(), data, examples=EXAMPLES),
     ):
         with pytest.raises(PruningError, match=f"{EXAMPLES} examples were asked for"):
             use()
@@ -113,11 +114,32 @@ def refused():
     ):
         with pytest.raises(PruningError, match=f"{reason}.* give sharded=True"):
             lossprune.measure(network(), data)
+        with pytest.raises(PruningError, match=f"{reason}.* give sharded=True"):
+            lossprune.recalibrate(normalised(), data)
     with pytest.raises(PruningError, match="DistributedSampler has num_replicas="):
         lossprune.prune(network(), "LM", sparsity=0.5, data=divided())
     share = [it[: 3 if rank else 2] for it in batches()[0]]
     with pytest.raises(PruningError, match=f"{3 * world} .*3 of them of this process,.* only 2"):
         lossprune.measure(network(), [share], examples=3 * world, sharded=True)
+
+
+def normalised():
+    """Layers that wait for all processes in training mode, and run on GPUs alone."""
+    return nn.Sequential(
+        *network(),
+        nn.SyncBatchNorm(5, dtype=torch.float64),
+        nn.Linear(5, 3, dtype=torch.float64),
+        nn.SyncBatchNorm(3, dtype=torch.float64),
+    )
+
+
+def recalibrated(*, sharded):
+    """With all batches; or with some, of which a process has more than another, or larger ones."""
+    data = batches()
+    if sharded and dist.is_initialized():
+        data = data[dist.get_rank() :: dist.get_world_size()]
+    model = lossprune.recalibrate(normalised(), data, sharded=sharded)
+    return {name: value for name, value in model.named_buffers() if "running_" in name}
 
 
 def one_example():
@@ -160,6 +182,8 @@ def outcomes():
         "drawn": drawn(),
         **{criterion: plain(pruned(criterion)) for criterion in ("MP", "LM", "QM", "GraSP")},
         "data parallel": data_parallel(),
+        "recalibrated": recalibrated(sharded=False),
+        "recalibrated in shares": recalibrated(sharded=True),
         "in shares": plain(measured_in_shares()),
         **{
             f"{criterion} in shares": plain(pruned_in_shares(criterion))

@@ -69,6 +69,14 @@ def test_mask_is_that_of_one_process(alone, group, what):
         assert member[what]["losses"] == pytest.approx(alone[what]["losses"], rel=1e-12)
 
 
+@pytest.mark.parametrize("what", ["recalibrated", "recalibrated in shares"])
+def test_recalibrated_statistics_are_those_of_one_process(alone, group, what):
+    for member in group:
+        assert same(member[what], group[0][what])
+        for name, tensor in alone[what].items():
+            torch.testing.assert_close(member[what][name], tensor, rtol=1e-12, atol=1e-15)
+
+
 def test_each_example_has_draws_of_its_own(alone, group):
     """Six different labels of 1000: two the same, by chance, would be less likely than 2 %."""
     assert alone["drawn"]["labels"] == 6
