@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lossprune.pruning.choices import Choices
+from lossprune.pruning.compensation import Compensation
 from lossprune.pruning.criteria import Criterion, find_criterion
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Forward
 from lossprune.pruning.curvature.estimators import Estimator, find_estimator
 from lossprune.pruning.curvature.examples import check_examples
 from lossprune.pruning.curvature.forms import check_batches
-from lossprune.pruning.curvature.losses import Loss, LossFunction, find_loss
+from lossprune.pruning.curvature.losses import AnyFunction, Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import PrunableNetwork
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import find_in
@@ -31,6 +32,8 @@ from lossprune.pruning.scopes import Scope, find_scope
 from lossprune.pruning.selection import Selection
 from lossprune.pruning.terms import TERMS
 
+# When running statistics may be estimated anew: after every stage, or after the last one.
+RECALIBRATED = ("stages", "end")
 _FEW_STAGES = 1000  # that any network may be pruned in, a toy with fewer weights as well
 
 
@@ -41,8 +44,10 @@ class Pruning:
     Attributes:
         network: the model with its prunable weights.
         selection: which weights a stage removes.
-        steps: the sparsity after each stage.
+        steps: the sparsity after each stage; at the end as often again as a compensation has
+            stages that remove nothing.
         penalty: λ, as given or by the criterion.
+        compensation: how the weights that are left move; None: they do not.
 
     Raises:
         ValueError, PruningError: at construction, as :func:`lossprune.prune` before its first
@@ -69,11 +74,14 @@ class Pruning:
     seed: int | None = None
     sharded: bool = False
     start: Mask | None = None
+    compensate: bool | Compensation = False
+    recalibrate: str | None = None
 
     network: PrunableNetwork = field(init=False)
     selection: Selection = field(init=False)
     steps: tuple[float, ...] = field(init=False)
     penalty: float = field(init=False)
+    compensation: Compensation | None = field(init=False)
 
     def __post_init__(self) -> None:
         criterion = find_criterion(self.criterion)
@@ -100,11 +108,13 @@ class Pruning:
             # above it by less than one weight
             began = min(final, selection.sparsity(self.start.removed))
             steps = sparsities(self.schedule, final, stages, began)
+        compensation = _compensation(self.compensate)
         found = {
             "network": network,
             "selection": selection,
-            "steps": steps,
+            "steps": steps + steps[-1:] * (compensation.finish if compensation else 0),
             "penalty": criterion.reg if self.reg is None else self.reg,
+            "compensation": compensation,
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
@@ -112,6 +122,7 @@ class Pruning:
         find_estimator(self.estimator)
         self._check_numbers(sum(weight.numel() for weight in weights.values()))
         self._check_data(criterion)
+        self._check_moving()
         selection.check(steps[-1])
 
     def _check_numbers(self, total: int) -> None:
@@ -152,6 +163,25 @@ class Pruning:
         if not self.sharded:
             distributed.check_undivided(self.data)
 
+    def _check_moving(self) -> None:
+        if self.recalibrate not in (None, *RECALIBRATED):
+            raise ValueError(
+                f"recalibrate must be None or one of {', '.join(RECALIBRATED)}, got "
+                f"{self.recalibrate!r}"
+            )
+        for name, asked in (
+            ("compensate", self.compensation is not None),
+            ("recalibrate", self.recalibrate is not None),
+        ):
+            if asked and self.data is None:
+                raise ValueError(f"{name} needs data: an iterable of (inputs, targets)")
+        loss = find_loss(self.loss)
+        if self.compensation is not None and isinstance(loss, AnyFunction):
+            raise ValueError(
+                f"compensate needs the curvature of the loss, but {loss.name} is a plain "
+                f"function: give one of {', '.join(loss.known)} or a lossprune.pruning.Loss"
+            )
+
     def check_reached(self, mask: Mask, completed: int) -> None:
         """Raise a ``ValueError`` unless stages can go on from this mask after so many."""
         _check_is_mask(mask, self.network.weights)
@@ -162,6 +192,16 @@ class Pruning:
                 f"start has {mask.removed} weights removed, but stage {completed + 1} removes "
                 f"{count} in all"
             )
+
+
+def _compensation(given: Any) -> Compensation | None:
+    if given is None or isinstance(given, bool):
+        return Compensation() if given else None
+    if not isinstance(given, Compensation):
+        raise ValueError(
+            f"compensate must be True, False or a lossprune.Compensation, got {given!r}"
+        )
+    return given
 
 
 def _check_start(

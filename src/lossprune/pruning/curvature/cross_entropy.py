@@ -187,6 +187,16 @@ class CrossEntropy:
             factor *= scale.sqrt()[..., None]
         return factor.movedim(-1, self.class_dim if self.class_dim == -1 else 2)
 
+    def hessian_product(self, outputs: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
+        """Return s p ∘ (u − pᵀu) at every position, for vectors u like the outputs."""
+        p = outputs.double().softmax(self.class_dim)
+        u = vectors.double()
+        product = p * (u - (p * u).sum(self.class_dim, keepdim=True))
+        scale = self._scale(outputs, self._aligned(targets))
+        if scale is not None:
+            product *= scale.unsqueeze(self.class_dim)
+        return product.to(outputs.dtype)
+
     def draw(
         self, outputs: Tensor, targets: Tensor, count: int, generator: torch.Generator
     ) -> Tensor:

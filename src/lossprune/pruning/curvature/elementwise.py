@@ -30,6 +30,10 @@ class _Elementwise:
         """Return D."""
         return _size(outputs)
 
+    def hessian_product(self, outputs: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
+        """Return the diagonal of ∂²ℓ/∂z² times the vectors, which are like the outputs."""
+        return self.hessian_factor(outputs, targets)[0].square() * vectors
+
     def draw(
         self, outputs: Tensor, targets: Tensor, count: int, generator: torch.Generator
     ) -> Tensor:

@@ -65,6 +65,16 @@ class FullLoss(Loss, Protocol):
         places = (outputs.shape[dimension] for dimension in self.positions(outputs))
         return len(self.hessian_factor(outputs, targets)) * math.prod(places)
 
+    def hessian_product(self, outputs: Tensor, targets: Any, vectors: Tensor) -> Tensor:
+        """Return ∂²ℓ/∂z² u of each example, for vectors u like the outputs: S Sᵀ u."""
+        factor = self.hessian_factor(outputs, targets)
+        apart = self.positions(outputs)
+        mixed = [1 + d for d in range(1, outputs.ndim) if d not in apart]
+        along = factor * vectors
+        if mixed:
+            along = along.sum(mixed, keepdim=True)
+        return (factor * along).sum(0)
+
     def draw(self, outputs: Tensor, targets: Any, count: int, generator: torch.Generator) -> Tensor:
         """Return vectors drawn with mean 0 and covariance ∂²ℓ/∂z²: (n, count, *outputs).
 
@@ -78,7 +88,7 @@ class FullLoss(Loss, Protocol):
         )
 
 
-_MADE = ("amount", "positions", "rank", "draw")  # by FullLoss, where a loss has none of its own
+_MADE = ("amount", "positions", "rank", "hessian_product", "draw")  # by FullLoss, where a loss has none of its own
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -185,6 +186,12 @@ class Objective:
         if estimator is None or (sums.chunks == 1 and not several):
             self._known = mask, replace(statistics, gradient={}, ggn_diagonal={}, skipped=0.0)
         return statistics
+
+    def at(self, network: PrunableNetwork) -> "Objective":
+        """Return the loss of the network at other values, over the same examples in like chunks."""
+        objective = copy(self)
+        objective.network, objective._known = network, None
+        return objective
 
     @property
     def chance(self) -> float | None:

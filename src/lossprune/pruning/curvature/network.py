@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import Node
 
 from lossprune.pruning.choices import Choices
@@ -47,6 +48,7 @@ class PrunableNetwork:
         device: the one that all of them are on.
         step: calls the module on a batch.
         calls_own: whether it does so by a function of the user's.
+        moved: parameters and buffers, by name, that have other values here than in the module.
     """
 
     def __init__(
@@ -62,10 +64,28 @@ class PrunableNetwork:
         self.device = device_of(weights.values())
         self.step = _ForwardCall(model, forward or default_forward)
         self.calls_own = self.step.function is not default_forward
+        self.moved: Mapping[str, Tensor] = {}
+
+    def moved_to(self, values: Mapping[str, Tensor]) -> "PrunableNetwork":
+        """Return the network with these parameters and buffers, by name; the module stays."""
+        network = copy(self)
+        network.moved = {**self.moved, **values}
+        return network
+
+    def of(self, names: Iterable[str]) -> "PrunableNetwork":
+        """Return the network with the parameters of these names in the place of its weights."""
+        network = copy(self)
+        network.names = tuple(names)
+        return network
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """θ by parameter name: the module's own, as they are now.
+        """θ by parameter name, as it is now."""
+        return {name: self.moved.get(name, own) for name, own in self.own.items()}
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """The module's own parameters of these names, as they are now.
 
         Raises:
             PruningError: the module no longer has one of them.
@@ -86,7 +106,7 @@ class MaskedNetwork:
     It is at θ ⊙ m, of θ and buffers as they are now.
 
     Attributes:
-        own: θ by parameter name: the module's own.
+        own: by parameter name, the module's own, whatever θ is.
         kept: m by name, of other parameters too if it names them; None where all is kept.
         weights: θ ⊙ m by parameter name: leaves of a graph, apart from the module's own.
         constants: all else that the module has, by name.
@@ -104,10 +124,12 @@ class MaskedNetwork:
             mask = _as_named_in(model, mask)
         self.prunable = prunable
         self.device = prunable.device
-        self.own = own = prunable.weights
+        self.own = own = prunable.own
         # What is no weight is a constant; buffers are copies, in case the network writes them.
         values = {name: ordinary(parameter.detach()) for name, parameter in parameters.items()}
         values |= {name: buffer.clone() for name, buffer in buffers.items()}
+        # Copies too: a buffer may be written, and a weight becomes a leaf.
+        values |= {name: value.detach().clone() for name, value in prunable.moved.items()}
         self.kept = None if mask is None else _checked(mask, own, values, self.device)
         for name, kept in (self.kept or {}).items():
             values[name] = values[name] * kept
@@ -142,6 +164,17 @@ class MaskedNetwork:
             for name, weight in self.weights.items()
         }
         network.constants = {name: function(x) for name, x in self.constants.items()}
+        return network
+
+    def along(self, direction: Mapping[str, Tensor]) -> "MaskedNetwork":
+        """Return the network with these tangents at its weights, in a forward-mode level."""
+        network = copy(self)
+        network.weights = {
+            name: forward_ad.make_dual(weight, direction[name].to(weight.dtype))
+            if name in direction
+            else weight
+            for name, weight in self.weights.items()
+        }
         return network
 
     def zeros(self) -> dict[str, Tensor]:

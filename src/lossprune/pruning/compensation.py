@@ -1,0 +1,323 @@
+"""Second-order compensation: the weights that are left move to where they belong.
+
+At θ ⊙ m, with gradient g and GGN matrix G, a stage that removes the weights R moves the network by
+δ: δ_R = −θ_R is given, and of those that are left, S, δ_S is what minimises the damped model
+gᵀδ + ½ δᵀ(G + λ I)δ,
+
+    (G_SS + λ I) δ_S = −(g_S + G_SR δ_R),
+
+found by conjugate gradients.  Sources: Hassibi & Stork, "Second order derivatives for network
+pruning: Optimal Brain Surgeon", 1993, for the model; Singh & Alistarh, "WoodFisher", 2020, and
+Benbaki et al., "Fast as CHITA", 2023, who take the empirical Fisher for G; Levenberg, 1944, and
+Marquardt, 1963, for the choice of λ; Martens, "Deep learning via Hessian-free optimization", 2010,
+for conjugate gradients with GGN products.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from lossprune.pruning.conjugate_gradients import KrylovSpace, krylov_space
+from lossprune.pruning.curvature import distributed
+from lossprune.pruning.curvature.batch import Batch
+from lossprune.pruning.curvature.examples import check_examples
+from lossprune.pruning.curvature.measure import Objective
+from lossprune.pruning.curvature.network import MaskedNetwork, PrunableNetwork
+from lossprune.pruning.curvature.products import Expansion, GaussNewton
+from lossprune.pruning.curvature.statistics import check_entries
+from lossprune.pruning.errors import PruningError
+
+PARAMETERS = ("prunable", "all")
+# Of so many examples one takes no part in the fit, and helps to choose the damping.
+_EVERY = 5
+# Conjugate gradients end where the residual is this small beside the right-hand side.
+_TOLERANCE = 1e-10
+# Backward passes that a preconditioner takes which is not measured anyway.
+_DRAWS = 8
+# λ stays between these, in units of the mean of diag(G) over the weights that are left.
+_LEAST, _MOST = 1e-8, 1e4
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """How the weights that are left move after each stage.
+
+    Attributes:
+        iterations: of conjugate gradients a stage, each a product with the GGN matrix.
+        examples: how many of a stage's examples the fit and the choice of λ use; None: all.  A
+            fifth of them takes no part in the fit.
+        dampings: multiples of the stage before's λ, of which the loss on that fifth chooses; the
+            first stage's λ is the mean of diag(G).  A Krylov space serves all of them.
+        parameters: what moves: the ``"prunable"`` weights that are left, or ``"all"`` parameters,
+            biases and normalisations too.
+        finish: how many stages more at the final mask, that remove nothing.
+
+    Raises:
+        ValueError: a value that is out of range.
+    """
+
+    iterations: int = 10
+    examples: int | None = None
+    dampings: Sequence[float] = (0.25, 1.0, 4.0)
+    parameters: str = "prunable"
+    finish: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("iterations", 1), ("finish", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, got {value!r}"
+                )
+        check_examples(self.examples)
+        if self.parameters not in PARAMETERS:
+            raise ValueError(
+                f"parameters of a compensation must be one of {', '.join(PARAMETERS)}, got "
+                f"{self.parameters!r}"
+            )
+        given = [self.dampings] if isinstance(self.dampings, Real) else self.dampings
+        try:
+            dampings = tuple(float(multiple) for multiple in given)
+        except (TypeError, ValueError):
+            dampings = ()
+        if not dampings or not all(0 < multiple < float("inf") for multiple in dampings):
+            raise ValueError(f"dampings must be positive numbers, got {self.dampings!r}")
+        object.__setattr__(self, "dampings", dampings)
+
+
+@dataclass(frozen=True)
+class CompensationRecord:
+    """How the weights of one stage moved.
+
+    Attributes:
+        moved: whether they did: not where every λ raised the loss on the examples apart.
+        damping: λ of the step that was taken, or the largest that was tried.
+        iterations: of conjugate gradients.
+        residual: |b − (G_SS + λ I) δ_S| / |b| after them, with the λ of the stage before.
+        predicted_change: gᵀδ + ½ δᵀGδ of the step, over the examples of the fit.
+        predicted_change_without: of removing alone, δ_S = 0.
+        loss_without: at the mask alone, over the stage's examples.
+        realised_change_without: ``loss_without`` − the stage's ``loss_before``.
+        apart: how many examples took no part in the fit.
+        loss_apart: over these, after the step.
+        loss_apart_without: over these, at the mask alone.
+    """
+
+    moved: bool
+    damping: float
+    iterations: int
+    residual: float
+    predicted_change: float
+    predicted_change_without: float
+    loss_without: float
+    realised_change_without: float
+    apart: int
+    loss_apart: float
+    loss_apart_without: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a stage moves the weights, and how that came about.
+
+    Attributes:
+        values: by name, in the parameter's type; removed weights are 0.
+        record: of it.
+    """
+
+    values: dict[str, Tensor]
+    record: CompensationRecord
+
+
+@torch.no_grad()
+def compensate(
+    objective: Objective,
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    *,
+    diagonal: Mapping[str, Tensor],
+    settings: Compensation,
+    damping: float | None,
+    loss_before: float,
+) -> Step:
+    """Return where the weights go that are left of a stage.
+
+    Args:
+        objective: the stage's examples, and the network whose θ it is.
+        before: the mask at which the stage was measured.
+        after: the mask that it ends with.
+        diagonal: diag(G) by parameter name, as far as it was measured: for the preconditioner.
+        settings: what is asked for.
+        damping: λ of the stage before; None: there was none.
+        loss_before: at the mask before, over the stage's examples.
+
+    Raises:
+        PruningError: too few examples to set some apart; a derivative is not finite.
+    """
+    network = objective.network
+    names = moving(network, settings)
+    kept = _of_all(network, names, after)
+    fit, apart = split(objective.batches, settings.examples)
+    loss_without = objective.measure(after).loss
+    model = _Model(objective, fit, names, _of_all(network, names, before), kept, diagonal)
+    start = _bounded(damping, model.scale)
+    space = model.space(start, settings.iterations)
+    trial = replace(objective, batches=apart)
+    without = trial.measure(after)
+    least, chosen, values = without.loss, None, {}
+    for multiple in settings.dampings:
+        candidate = model.values(space, start * multiple)
+        loss = _loss(trial.at(network.moved_to(candidate)), after)
+        if loss < least:
+            least, chosen, values = loss, start * multiple, candidate
+    return Step(
+        values or model.masked,
+        CompensationRecord(
+            moved=chosen is not None,
+            damping=chosen or start * max(settings.dampings),
+            iterations=len(space.directions),
+            residual=space.residual,
+            predicted_change=model.removal + (space.change(chosen) if chosen else 0.0),
+            predicted_change_without=model.removal,
+            loss_without=loss_without,
+            realised_change_without=loss_without - loss_before,
+            apart=without.examples,
+            loss_apart=least,
+            loss_apart_without=without.loss,
+        ),
+    )
+
+
+class _Model:
+    """The quadratic model of a stage, over the weights that are left."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Sequence[Batch],
+        names: Sequence[str],
+        before: Mapping[str, Tensor],
+        kept: Mapping[str, Tensor],
+        diagonal: Mapping[str, Tensor],
+    ) -> None:
+        network = MaskedNetwork(objective.network.of(names), before)
+        self._products = GaussNewton(
+            network,
+            batches,
+            objective.loss,
+            memory=objective.memory,
+            sharded=objective.sharded,
+        )
+        self._own, self._kept = network.own, kept
+        theta = {name: weight.detach() for name, weight in network.weights.items()}
+        self.masked = {name: weight * kept[name] for name, weight in theta.items()}
+        removal = self._products.expansion(
+            {name: self.masked[name] - weight for name, weight in theta.items()}
+        )
+        for name, slope in removal.slope.items():
+            check_entries("slope", name, slope)
+        self.removal = removal.linear + 0.5 * removal.quadratic
+        self._b = -self._gathered(removal.slope)
+        if not diagonal.keys() >= set(names):
+            sketch = self._products.sketched_diagonal(_DRAWS, objective.generator())
+            diagonal = {**sketch, **diagonal}
+        self._diagonal = self._gathered(diagonal)
+        self.scale = float(self._diagonal.double().mean()) if len(self._diagonal) else 0.0
+
+    def space(self, damping: float, iterations: int) -> KrylovSpace:
+        return krylov_space(
+            lambda vector: self._gathered(self._products.product(self._scattered(vector))),
+            self._b,
+            self._diagonal + damping,
+            damping,
+            iterations,
+            _TOLERANCE,
+        )
+
+    def values(self, space: KrylovSpace, damping: float) -> dict[str, Tensor]:
+        """θ + δ for that damping, 0 where removed."""
+        step = space.minimiser(damping)
+        distributed.as_the_first_has_([step])
+        moved = self._scattered(step)
+        return {
+            name: (weight + moved[name]).to(weight.dtype) for name, weight in self.masked.items()
+        }
+
+    def _gathered(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The entries that are left, one after the other."""
+        return torch.cat([tensors[name][kept] for name, kept in self._kept.items()])
+
+    def _scattered(self, vector: Tensor) -> dict[str, Tensor]:
+        parts = vector.split([int(kept.sum()) for kept in self._kept.values()])
+        return {
+            name: vector.new_zeros(kept.shape).masked_scatter_(kept, part)
+            for (name, kept), part in zip(self._kept.items(), parts, strict=True)
+        }
+
+
+def moving(network: PrunableNetwork, settings: Compensation) -> tuple[str, ...]:
+    """Return the names of the parameters that move."""
+    if settings.parameters == "prunable":
+        return network.names
+    parameters = network.model.named_parameters()
+    return tuple(name for name, value in parameters if value.is_floating_point())
+
+
+def split(
+    batches: Sequence[Batch], examples: int | None
+) -> tuple[list[Batch], list[Batch]]:
+    """Return the examples of the fit, and those apart: every fifth one.
+
+    Batches that must be kept whole are on one side or the other.
+
+    Raises:
+        PruningError: there are none for one of the sides.
+    """
+    fit: list[Batch] = []
+    apart: list[Batch] = []
+    seen = 0
+    for batch in batches:
+        if batch.size is None:
+            seen += 1
+            (fit if seen % _EVERY else apart).append(batch)
+            continue
+        if examples is not None:
+            batch = batch[: examples - seen]
+        places = torch.arange(seen + 1, seen + len(batch) + 1)
+        seen += len(batch)
+        for side, chosen in ((fit, places % _EVERY != 0), (apart, places % _EVERY == 0)):
+            if chosen.any():
+                side.append(batch[chosen.nonzero()[:, 0]])
+    if not apart and distributed.processes() == 1:
+        raise PruningError(
+            f"compensate sets one of every {_EVERY} examples apart, to choose its damping, but a "
+            f"stage has only {seen}{'' if fit and fit[0].size is not None else ' batches'}"
+        )
+    return fit, apart
+
+
+def _of_all(
+    network: PrunableNetwork, names: Sequence[str], mask: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The mask with all kept of what it does not name."""
+    own = network.of(names).own
+    return {
+        name: mask[name] if name in mask else torch.ones_like(own[name], dtype=torch.bool)
+        for name in names
+    }
+
+
+def _bounded(damping: float | None, scale: float) -> float:
+    scale = scale or 1.0  # of a loss without curvature
+    return scale if damping is None else min(max(damping, _LEAST * scale), _MOST * scale)
+
+
+def _loss(objective: Objective, mask: Mapping[str, Tensor]) -> float:
+    """The loss, ∞ where it is not finite: a step may be far too long."""
+    try:
+        return objective.measure(mask).loss
+    except PruningError:  # as the network itself could be measured just before
+        return float("inf")
