@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lossprune.deployment.sparse_file import load_sparse as load_sparse
     from lossprune.deployment.sparse_file import save_sparse as save_sparse
     from lossprune.pruning import CRITERIA as CRITERIA
+    from lossprune.pruning import Compensation as Compensation
+    from lossprune.pruning import CompensationRecord as CompensationRecord
     from lossprune.pruning import Criterion as Criterion
     from lossprune.pruning import Mask as Mask
     from lossprune.pruning import PruningError as PruningError
@@ -42,8 +44,8 @@ _NAMES = {
     "deployment.fastest": "deploy",
     "deployment.onnx": "export_onnx",
     "deployment.sparse_file": "load_sparse save_sparse",
-    "pruning": "CRITERIA Criterion Mask PruningError PruningResult StageRecord Statistics "
-    "measure prune prune_by_stage recalibrate sparsities",
+    "pruning": "CRITERIA Compensation CompensationRecord Criterion Mask PruningError "
+    "PruningResult StageRecord Statistics measure prune prune_by_stage recalibrate sparsities",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 _ROOMS = ("data", "networks", "pruning")

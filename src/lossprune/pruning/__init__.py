@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lossprune.pruning.call import prune as prune
     from lossprune.pruning.call import prune_by_stage as prune_by_stage
+    from lossprune.pruning.compensation import Compensation as Compensation
+    from lossprune.pruning.compensation import CompensationRecord as CompensationRecord
     from lossprune.pruning.criteria import CRITERIA as CRITERIA
     from lossprune.pruning.criteria import Criterion as Criterion
     from lossprune.pruning.curvature.cross_entropy import CrossEntropy as CrossEntropy
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "call": "prune prune_by_stage",
+    "compensation": "Compensation CompensationRecord",
     "criteria": "CRITERIA Criterion",
     "curvature.cross_entropy": "CrossEntropy",
     "curvature.elementwise": "BinaryCrossEntropy MeanSquaredError",

@@ -7,6 +7,7 @@ from torch import nn
 
 from lossprune.progress import Progress
 from lossprune.pruning.choices import Choices
+from lossprune.pruning.compensation import Compensation
 from lossprune.pruning.criteria import Criterion
 from lossprune.pruning.curvature.batch import Forward
 from lossprune.pruning.curvature.estimators import Estimator
@@ -51,6 +52,8 @@ def prune(
     seed: int | None = None,
     sharded: bool = False,
     start: Mask | None = None,
+    compensate: bool | Compensation = False,
+    recalibrate: str | None = None,
     progress: bool | None = None,
     on_stage: Callable[[Mask, StageRecord], Any] | None = None,
 ) -> PruningResult:
@@ -59,12 +62,13 @@ def prune(
     In each stage i the statistics that the criterion needs are measured at θ ⊙ m of the stage
     before, on fresh examples; every weight that is left gets its saliency + ½ λ θ²; and the
     smallest over all layers together, or as ``scope`` and ``pattern`` say, are removed until
-    round(κᵢ · N) are gone.  θ itself never changes, and a weight once removed stays removed.
+    round(κᵢ · N) are gone.  A weight once removed stays removed, and θ itself does not change
+    unless ``compensate`` moves what is left.
     Weights that are exactly 0 go before all others, whatever the criterion; equal ones by position.
     Source: Laurent et al., "Revisiting Loss Modelling for Unstructured Pruning", 2020.
 
     Args:
-        model: left unchanged; apply the mask with ``result.mask.apply_(model)``.
+        model: left unchanged; ``result.apply_(model)`` prunes it.
         criterion: a name in ``lossprune.CRITERIA`` or a :class:`Criterion`.
         sparsity: κ, the fraction of the prunable weights removed at the end, in [0, 1); with an
             N:M pattern it is 1 − N/M and may be left out.
@@ -100,6 +104,12 @@ def prune(
         start: the mask of a network that is pruned already, to prune it further: what it removes
             stays removed, and the schedule begins at its sparsity κ₀ (see
             :func:`lossprune.sparsities`).  ``sparsity`` is still of all prunable weights.
+        compensate: whether each stage also moves the weights that are left, to where a second-order
+            model of the loss has them after the removal; how, a :class:`Compensation` says.  The
+            moved weights are in ``result.weights``, and stages after one are measured at them.
+        recalibrate: ``"stages"`` to estimate the running statistics of batch normalisation anew
+            after each stage, on its examples, ``"end"`` after the last one; they are in
+            ``result.buffers``, and :func:`lossprune.recalibrate` says how.
         progress: whether to show stages, examples and the time that is left on standard error; if
             not given, where that is a terminal or a notebook, and the work takes over two seconds.
         on_stage: ``on_stage(mask, record)`` is called after each stage.  What it returns does not
@@ -150,7 +160,24 @@ def prune(
             told.advance("stage", record.stage, total, described(record))
             if on_stage is not None:
                 on_stage(mask, record)
-    return PruningResult(mask, tuple(records), running.unused, running.skipped, numbers_in(model))
+    return result_of(model, mask, records, running)
+
+
+def result_of(
+    model: nn.Module, mask: Mask, records: Sequence[StageRecord], stages: Stages
+) -> PruningResult:
+    """Return what the stages came to, after the last one."""
+    parameters = dict(model.named_parameters())
+    moved = stages.moved
+    return PruningResult(
+        mask,
+        tuple(records),
+        stages.unused,
+        stages.skipped,
+        numbers_in(model),
+        weights={name: value for name, value in moved.items() if name in parameters},
+        buffers={name: value for name, value in moved.items() if name not in parameters},
+    )
 
 
 def prune_by_stage(
@@ -163,6 +190,7 @@ def prune_by_stage(
     recall: Callable[[int, Callable[[], Statistics]], Statistics] | None = None,
     progress: Progress | None = None,
     on_long: Callable[[Forecast], Any] | None = None,
+    damping: float | None = None,
     **settings: Any,
 ) -> Stages:
     """Prune as :func:`prune`, giving mask and record after every stage.
@@ -183,7 +211,13 @@ def prune_by_stage(
     measured, and ``on_long(forecast)`` where exact curvature will take long, in the place of the
     warning; ``forecast.told()`` is its sentence.
 
+    ``damping`` is the λ of the last stage's compensation, its record's ``damping``, where there was
+    one.
+
     ``settings`` are the other arguments of :func:`prune`, but for ``on_stage``.
+
+    With ``compensate`` or ``recalibrate`` the network itself gets the moved weights, 0 where
+    removed, and the new statistics after every stage.
 
     Between two stages the network may be trained or get other values: each stage looks at its
     parameters and buffers anew.  Which parameters are pruned stays as it was at the call.
@@ -197,4 +231,6 @@ def prune_by_stage(
     """
     pruning, warn = Pruning(model, criterion, start=origin, **settings), warning_here()
     on_long = on_long or warning_of_long(warn)
-    return Stages(pruning, start, completed, recall, progress, on_long)
+    return Stages(
+        pruning, start, completed, recall, progress, on_long, damping=damping, in_place=True
+    )

@@ -26,7 +26,7 @@ from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.examples import check_examples
 from lossprune.pruning.curvature.measure import Objective
 from lossprune.pruning.curvature.network import MaskedNetwork, PrunableNetwork
-from lossprune.pruning.curvature.products import Expansion, GaussNewton
+from lossprune.pruning.curvature.products import GaussNewton
 from lossprune.pruning.curvature.statistics import check_entries
 from lossprune.pruning.errors import PruningError
 
@@ -160,7 +160,7 @@ def compensate(
     network = objective.network
     names = moving(network, settings)
     kept = _of_all(network, names, after)
-    fit, apart = split(objective.batches, settings.examples)
+    fit, apart = split(list(objective.batches), settings.examples)
     loss_without = objective.measure(after).loss
     model = _Model(objective, fit, names, _of_all(network, names, before), kept, diagonal)
     start = _bounded(damping, model.scale)
@@ -266,9 +266,7 @@ def moving(network: PrunableNetwork, settings: Compensation) -> tuple[str, ...]:
     return tuple(name for name, value in parameters if value.is_floating_point())
 
 
-def split(
-    batches: Sequence[Batch], examples: int | None
-) -> tuple[list[Batch], list[Batch]]:
+def split(batches: Sequence[Batch], examples: int | None) -> tuple[list[Batch], list[Batch]]:
     """Return the examples of the fit, and those apart: every fifth one.
 
     Batches that must be kept whole are on one side or the other.

@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor, nn
+
+from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
-from lossprune.pruning.names import listed
+from lossprune.pruning.names import listed, look_up
 from lossprune.pruning.skipped import Skipped
 from lossprune.pruning.stages import MOST_NAMED, StageRecord
 
@@ -23,6 +27,8 @@ class PruningResult:
         skipped: the parameters that are not pruned, by name, without biases: what kind each is,
             its shape and size.
         model_parameters: numbers in all parameters of the network.
+        weights: parameters that a compensation moved, by name, 0 where removed; empty without.
+        buffers: running statistics that were estimated anew, by name; empty without.
     """
 
     mask: Mask
@@ -30,6 +36,38 @@ class PruningResult:
     unused: tuple[str, ...] = ()
     skipped: Mapping[str, Skipped] = field(default_factory=dict)
     model_parameters: int = 0
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module) -> nn.Module:
+        """Give ``model`` what the pruning came to, in place, and return it.
+
+        Moved weights and running statistics take the place of its own, and removed weights are set
+        to exactly 0; without compensation and recalibration that is ``mask.apply_``.
+
+        Raises:
+            PruningError: as :meth:`Mask.apply_`, or ``model`` has no such parameter or buffer, or
+                of another shape; nothing is changed then.
+        """
+        if problems := self.mask.mismatches(model):
+            raise PruningError(f"the result does not fit the network: {'; '.join(problems)}")
+        own = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        given = {**self.weights, **self.buffers}
+        places: list[tuple[Tensor, Tensor]] = []
+        for name, found in look_up(given, own).items():
+            if found is None or own[found].shape != given[name].shape:
+                raise PruningError(
+                    f"the result does not fit the network: it has {name!r} of shape "
+                    f"{tuple(given[name].shape)}, which {type(model).__name__} lacks"
+                )
+            places.append((own[found], given[name]))
+        for place, value in places:
+            place.copy_(value)
+        return self.mask.apply_(model)
 
     @property
     def model_sparsity(self) -> float:

@@ -1,4 +1,4 @@
-"""The stage loop: measure → score → select."""
+"""The stage loop: measure → score → select → move what is left."""
 
 import math
 import time
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from lossprune.progress import Progress, Silent
+from lossprune.pruning.compensation import CompensationRecord, compensate
 from lossprune.pruning.criteria import find_criterion
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.estimators import find_estimator
 from lossprune.pruning.curvature.examples import take
 from lossprune.pruning.curvature.losses import find_loss
 from lossprune.pruning.curvature.measure import Objective
+from lossprune.pruning.curvature.network import MaskedNetwork
 from lossprune.pruning.curvature.probe import checked_memory
 from lossprune.pruning.curvature.running import outside_inference
 from lossprune.pruning.curvature.statistics import Statistics
@@ -23,6 +25,7 @@ from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import listed, together
 from lossprune.pruning.pace import Forecast, Pace
 from lossprune.pruning.randomness import PrivateRandomness
+from lossprune.pruning.recalibration import batch_norm_statistics
 from lossprune.pruning.scoring import Scoring
 from lossprune.pruning.settings import Pruning
 from lossprune.pruning.skipped import Skipped, find_skipped, left_out
@@ -48,6 +51,8 @@ class StageRecord:
             None where the criterion does not model the loss.
         realised_change: ``loss_after − loss_before``; None without data.
         seconds: wall time of the stage.
+        compensation: how the weights that are left moved, before ``loss_after``; None where that
+            is not asked for.
     """
 
     stage: int
@@ -58,6 +63,7 @@ class StageRecord:
     predicted_change: float | None
     realised_change: float | None
     seconds: float
+    compensation: CompensationRecord | None = None
 
     def __repr__(self) -> str:
         parts = [f"sparsity {self.sparsity:.5g}", f"{self.removed:,} removed"]
@@ -65,6 +71,8 @@ class StageRecord:
             parts.append(f"loss {self.loss_before:.5g} before, {self.loss_after:.5g} after")
         if self.predicted_change is not None:
             parts.append(f"change {self.predicted_change:.3g} predicted")
+        if self.compensation is not None:
+            parts.append(f"{self.compensation.loss_without:.5g} without compensation")
         return f"StageRecord(stage {self.stage}, {', '.join(parts)}, {self.seconds:.3g} s)"
 
 
@@ -78,6 +86,9 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         recall: as in :func:`lossprune.pruning.prune_by_stage`.
         progress: is told how many examples of a stage are measured.
         on_long: gets the forecast, once, where exact curvature will take long.
+        damping: of a compensation, λ after ``completed`` stages.
+        in_place: whether the network itself gets the weights and statistics that a stage moves;
+            else it stays as it is, and :attr:`moved` has them.
 
     Raises:
         ValueError: as there.
@@ -91,6 +102,9 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         recall: Callable[[int, Callable[[], Statistics]], Statistics] | None = None,
         progress: Progress | None = None,
         on_long: Callable[[Forecast], None] = lambda forecast: None,
+        *,
+        damping: float | None = None,
+        in_place: bool = False,
     ) -> None:
         if not 0 <= completed < len(pruning.steps):
             last = len(pruning.steps) - 1
@@ -102,6 +116,8 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         else:
             pruning.check_reached(mask, completed)
         self._pruning = pruning
+        self._network = pruning.network
+        self._damping, self._in_place = damping, in_place
         self._criterion = find_criterion(pruning.criterion)
         self._recall = recall or (lambda stage, measure: measure())
         self._unused: tuple[str, ...] | None = None  # known after the first stage, given data
@@ -114,6 +130,11 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
 
     def __next__(self) -> tuple[Mask, StageRecord]:
         return next(self._results)
+
+    @property
+    def moved(self) -> dict[str, Tensor]:
+        """Parameters and buffers that the stages so far have moved, by name."""
+        return dict(self._network.moved)
 
     @property
     def skipped(self) -> dict[str, Skipped]:
@@ -192,26 +213,74 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         term = self._term(objective, mask)  # first, as it may find the loss on its way
         statistics = self._measure(objective, mask, stage) if given else None
         marked, predicted = self._choose(mask, sparsity, statistics, term)
-        mask = Mask(
+        reached = Mask(
             {name: kept & ~marked[name] for name, kept in mask.items()},
             criterion=self._criterion.name,
         )
         before = None if statistics is None else statistics.loss
-        after = objective.measure(mask).loss if given else None
+        step = self._compensate(objective, mask, reached, statistics)
+        objective = self._recalibrate(objective.at(self._network), reached, stage)
+        after = objective.measure(reached).loss if given else None
         self._pace.end()
         if before is not None and stage == 1 and self._pruning.start is None:
             chance = objective.chance
             self._guess = None if chance is None else (before, chance)
-        return mask, StageRecord(
+        return reached, StageRecord(
             stage=stage,
-            sparsity=mask.sparsity,
-            removed=mask.removed,
+            sparsity=reached.sparsity,
+            removed=reached.removed,
             loss_before=before,
             loss_after=after,
             predicted_change=predicted,
             realised_change=None if before is None or after is None else after - before,
             seconds=time.perf_counter() - began,
+            compensation=step,
         )
+
+    def _compensate(
+        self, objective: Objective, mask: Mask, reached: Mask, statistics: Statistics | None
+    ) -> CompensationRecord | None:
+        """Move the weights that are left, where that is asked for."""
+        settings = self._pruning.compensation
+        if settings is None or statistics is None:
+            return None
+        step = compensate(
+            objective,
+            mask,
+            reached,
+            diagonal=statistics.ggn_diagonal,
+            settings=settings,
+            damping=self._damping,
+            loss_before=statistics.loss,
+        )
+        self._damping = step.record.damping
+        self._move(step.values)
+        return step.record
+
+    def _recalibrate(self, objective: Objective, reached: Mask, stage: int) -> Objective:
+        """Estimate running statistics anew, where that is asked for now."""
+        when, last = self._pruning.recalibrate, stage == len(self._pruning.steps)
+        if when is None or (when == "end" and not last):
+            return objective
+        self._move(
+            batch_norm_statistics(
+                MaskedNetwork(self._network, reached),
+                objective.batches,
+                sharded=self._pruning.sharded,
+            )
+        )
+        return objective.at(self._network)
+
+    @torch.no_grad()
+    def _move(self, values: Mapping[str, Tensor]) -> None:
+        """Let parameters and buffers, by name, have these values."""
+        if not self._in_place:
+            self._network = self._network.moved_to(values)
+            return
+        model = self._pruning.model
+        own = dict((*model.named_parameters(), *model.named_buffers()))
+        for name, value in values.items():
+            own[name].copy_(value)
 
     def _objective(self, stage: int) -> Objective:
         """The loss over the examples of a stage: none where there is no data."""
@@ -224,7 +293,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
                 )
         self._pace.begin(distributed.own_examples(batches, sharded=pruning.sharded))
         return Objective(
-            pruning.network,
+            self._network,
             batches,
             find_loss(pruning.loss),
             memory=checked_memory(pruning.memory, pruning.network.device),
@@ -264,7 +333,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
     ) -> tuple[Mapping[str, Tensor], float | None]:
         """The weights that go next, and the change of the loss that is predicted for it."""
         pruning = self._pruning
-        scoring = Scoring(self._criterion, pruning.network.weights, statistics, term)
+        scoring = Scoring(self._criterion, self._network.weights, statistics, term)
         count = pruning.selection.count(sparsity) - mask.removed
         marked = pruning.selection.mark(scoring.saliencies(pruning.penalty), mask, count)
         return marked, scoring.predicted_change(marked)

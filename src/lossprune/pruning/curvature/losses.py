@@ -88,7 +88,13 @@ class FullLoss(Loss, Protocol):
         )
 
 
-_MADE = ("amount", "positions", "rank", "hessian_product", "draw")  # by FullLoss, where a loss has none of its own
+_MADE = (
+    "amount",
+    "positions",
+    "rank",
+    "hessian_product",
+    "draw",
+)  # by FullLoss, where a loss has none of its own
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.examples import regroup
 from lossprune.pruning.curvature.losses import FullLoss
 from lossprune.pruning.curvature.network import MaskedNetwork
-from lossprune.pruning.curvature.probe import Budget, check_outputs, probe
+from lossprune.pruning.curvature.probe import Budget, probe
 from lossprune.pruning.curvature.running import evaluating
 from lossprune.pruning.errors import PruningError
 
