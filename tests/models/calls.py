@@ -28,6 +28,7 @@ from tests.models.oracle import (
     inputs_of,
     logits_of,
     measured,
+    normalise_anew_,
     outputs_of,
     plain,
     targets_of,
@@ -357,6 +358,24 @@ def _plainly(mask: Mask) -> dict[str, list[Any]]:
     return {plain(name): kept.tolist() for name, kept in mask.items()}
 
 
+def recalibrate(name: str, folder: Path) -> None:
+    architecture = ARCHITECTURES[name]
+    network, data = network_of(architecture), data_of(architecture)
+    batches, forward = data["batches"], data.get("forward")
+    before = snapshot(network)
+    with the_library(network, in_place=True):
+        assert lossprune.recalibrate(network, batches, forward=forward) is network
+    after = snapshot(network)
+    for values in (before["values"], after["values"]):
+        for key in [key for key in values if ".running_" in key]:
+            del values[key]
+    assert_same(after, before)
+    given = [inputs if forward else (inputs,) for inputs, _ in batches]
+    expected = normalise_anew_(fresh(architecture), given).state_dict()
+    found = {key: b for key, b in network.state_dict().items() if ".running_" in key}
+    assert_close(list(found.values()), [expected[key] for key in found])
+
+
 def compact(name: str, folder: Path) -> None:
     architecture = ARCHITECTURES[name]
     network, mask, inputs = network_of(architecture), mask_of(architecture), inputs_of(architecture)
@@ -411,6 +430,7 @@ CALLS: dict[str, Callable[[str, Path], None]] = {
     "enforce": enforce,
     "write_torch_pruning_": partial(write, write_torch_pruning_),
     "write_parametrizations_": partial(write, write_parametrizations_),
+    "recalibrate": recalibrate,
     "compact": compact,
     "deploy": deploy,
     "save_sparse": save_sparse,

@@ -95,8 +95,9 @@ PAGE = """# Which networks, which calls
 Small networks of the kinds that people have, and every public call on each. A ✓ is a result that
 equals plain torch's on the same network: saliencies, gradients and curvature in double precision,
 one example at a time; outputs of the network whose weights are set to zero by hand; three steps of
-SGD with momentum. A number is a refusal in one sentence, whose words are below the table. Nothing
-else happens: no other exception, and whatever a call does not say that it changes is as before:
+SGD with momentum; running statistics of batch norms after batches in training mode. A number is a
+refusal in one sentence, whose words are below the table. Nothing else happens: no other exception,
+and whatever a call does not say that it changes is as before:
 parameters, gradients, buffers, hooks and modes.
 
 `python -m benchmarks.models`, from a checkout with the extra `test`, tries it all and prints this

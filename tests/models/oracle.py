@@ -93,6 +93,29 @@ def outputs_of(network: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
         return tensors_in(network.eval()(*inputs))
 
 
+@torch.no_grad()
+def normalise_anew_(network: nn.Module, batches: list[tuple[Any, ...]]) -> nn.Module:
+    """Give batch norms the mean statistics of batches, a batch's as torch has them after it."""
+    norms = [m for m in network.eval().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    sums = [[torch.zeros_like(b, dtype=torch.float64) for b in norm.buffers()] for norm in norms]
+    kept = [[b.clone() for b in norm.buffers()] for norm in norms]
+    for inputs in batches:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum, norm.training = None, True
+        with torch.compiler.set_stance("force_eager"):
+            network(*inputs)
+        for norm, total in zip(norms, sums, strict=True):
+            for part, b in zip(total, norm.buffers(), strict=True):
+                part += b * len(tensors_in(list(inputs))[0]) / EXAMPLES
+    for norm, total, (*old, seen) in zip(norms, sums, kept, strict=True):
+        ran = bool(norm.num_batches_tracked)
+        new = [*(total[:2] if ran else old), seen]
+        for b, value in zip(norm.buffers(), new, strict=True):
+            b.copy_(value)
+    return network
+
+
 @dataclass(frozen=True)
 class Measured:
     """In double precision, by parameter name: loss, gradient, GGN diagonal, Hessian × gradient.

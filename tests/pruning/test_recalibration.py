@@ -276,3 +276,26 @@ def test_wrapped_networks(wrapper):
     with torch.inference_mode(wrapper == "inference"):
         lossprune.recalibrate(given, data)
     agree({name: b.double() for name, b in of(model).items()}, expected, tolerance)
+
+
+class FrozenNorm(nn.Module):
+    """As detectors have them: no subclass of torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(3))
+
+    def forward(self, x):
+        return x - self.running_mean
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_layers_that_are_not_torchs_are_named(scripted):
+    model = nn.Sequential(nn.Linear(2, 3), FrozenNorm())
+    if scripted:
+        model = torch.jit.script(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))
+    with pytest.warns(
+        UserWarning, match="the running statistics of '1' stay as they are"
+    ) as caught:
+        assert lossprune.recalibrate(model, iter([])) is model
+    assert [warning.filename for warning in caught if warning.category is UserWarning] == [__file__]

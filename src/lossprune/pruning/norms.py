@@ -31,6 +31,16 @@ def tracking_norms(model: nn.Module) -> list[_NormBase]:
     ]
 
 
+def untaken_norms(model: nn.Module) -> list[str]:
+    """Return the names of modules of other kinds that have running statistics."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if not isinstance(module, _NormBase)
+        and any(buffer == "running_mean" for buffer, _ in module.named_buffers(recurse=False))
+    ]
+
+
 class _OneValueError(PruningError):
     """A layer that is to find a variance gets one value per channel."""
 

@@ -1,5 +1,6 @@
 """Batch normalisation of a network whose weights have gone or moved: its statistics, found anew."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -21,7 +22,8 @@ from lossprune.pruning.curvature.running import (
     outside_inference,
     run,
 )
-from lossprune.pruning.norms import Averages, tracking_norms
+from lossprune.pruning.names import listed
+from lossprune.pruning.norms import Averages, tracking_norms, untaken_norms
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.wholeness import check_whole
 
@@ -49,18 +51,20 @@ def recalibrate(
     old statistics, and a small last batch counts for as much as it has.  Dropout and all else is
     in evaluation mode, as it is where the statistics are used.
 
-    That is done with layers of torch's batch normalisation (those that subclass it and
-    ``SyncBatchNorm`` too), and instance normalisation that tracks statistics.  One that has no
-    running statistics needs none, and one that the network does not run in evaluation mode keeps
-    its own; a network without any is returned as it is, and no data is read.
+    That is done with layers of torch's batch normalisation, those that subclass it and
+    ``SyncBatchNorm`` too, and instance normalisation that tracks statistics.  Other layers that
+    have running statistics keep them, and a warning names them.  One without running statistics
+    needs none, and one that the network does not run in evaluation mode keeps its own; a network
+    without any is returned as it is, and no data is read.
 
     Under an initialised ``torch.distributed`` group every process must call this, with the same
     batches, all of which each runs, or with ``sharded`` and batches of its own; all get the same
     statistics.
 
     Source: Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning",
-    2020, section 3.3, does it before pruned networks are compared; Wu and Johnson, "Rethinking
-    'Batch' in BatchNorm", 2021, section 3, compares ways of averaging.
+    2020, do it ("adaptive batch normalization") before they compare pruned networks; averages of
+    batches in the place of moving ones are those of Wu and Johnson, "Rethinking 'Batch' in
+    BatchNorm", 2021 ("PreciseBN").
 
     Args:
         model: the network as it is to be used, its removed weights 0.  Its parameters, gradients,
@@ -89,9 +93,17 @@ def recalibrate(
     tensor([5., 5., 5.])
     """
     check_examples(examples)
+    check_whole(model)
+    others = untaken_norms(model)
+    if others and not distributed.rank():
+        warnings.warn(
+            f"the running statistics of {listed(map(repr, others), 3)} stay as they are: "
+            "recalibrate finds those of torch's own layers of batch normalisation anew, and of "
+            "layers that subclass them",
+            stacklevel=3,  # whoever has called this, behind the decorator
+        )
     if not tracking_norms(model):
         return model
-    check_whole(model)
     if not sharded:
         distributed.check_undivided(data)
     buffers = dict(model.named_buffers())
