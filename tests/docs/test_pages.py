@@ -76,6 +76,11 @@ class Captioned(Network):
 own, pairs, network = network, loader, Captioned()
 loader = [(images, None, classes) for images, classes in pairs]
 """,
+    ("docs/guide.md", 'recalibrate="stages"'): """
+network = nn.Sequential(
+    nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+)
+""",
     ("docs/guide.md", "read_mask(network)"): """
 network = build()
 lossprune.pruning.write_torch_pruning_(network, mask)

@@ -257,25 +257,105 @@ def test_a_network_without_is_returned_and_no_data_is_read():
     assert batch_norm_statistics(masked, iter([])) == {}
 
 
+WRAPPERS = ("DataParallel", "prune", "inside inference", "of inference", "bfloat16")
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("wrapper", ["DataParallel", "compile", "prune", "inference", "bfloat16"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_networks(wrapper):
     model, data = network(), split(images(8), 4, 4)
     expected = of(lossprune.recalibrate(copy.deepcopy(model), data))
     given, tolerance = model, 1e-12
     if wrapper == "DataParallel":
         given = nn.DataParallel(model)
-    elif wrapper == "compile":
-        given = torch.compile(model)
     elif wrapper == "prune":  # weights that are computed in a hook
         mask = lossprune.Mask.dense(model)
         lossprune.pruning.write_torch_pruning_(model, mask)
+    elif wrapper == "of inference":
+        with torch.inference_mode():
+            given = model = network()
     elif wrapper == "bfloat16":
         model.bfloat16()
         data, tolerance = [(x.bfloat16(), y) for x, y in data], 0.05
-    with torch.inference_mode(wrapper == "inference"):
+    with torch.inference_mode(wrapper == "inside inference"):
         lossprune.recalibrate(given, data)
     agree({name: b.double() for name, b in of(model).items()}, expected, tolerance)
+
+
+def classified(count):
+    """Batches of five, and of fewer at the end."""
+    targets = torch.arange(count) % 3
+    return list(zip(images(count).split(5), targets.split(5), strict=True))
+
+
+def classifier():
+    return nn.Sequential(*network()[:8], nn.Linear(12, 3, dtype=torch.float64))
+
+
+SETTINGS = {"sparsity": 0.7, "stages": 3, "data": classified(15), "examples": 12}
+
+
+def same(masks, others):
+    assert masks.keys() == others.keys()
+    assert all(torch.equal(kept, others[name]) for name, kept in masks.items())
+
+
+def test_pruning_recalibrates_at_the_end():
+    model = classifier()
+    before, statistics = state(model), of(model)
+    plain = lossprune.prune(model, "QM", **SETTINGS)
+    result = lossprune.prune(model, "QM", **SETTINGS, recalibrate="end")
+    assert plain.buffers == {}
+    assert state(model) == before
+    agree(of(model), statistics, 0)
+    same(result.mask, plain.mask)
+    expected = plain.mask.apply_(copy.deepcopy(model))
+    lossprune.recalibrate(expected, SETTINGS["data"], examples=12)
+    agree(dict(result.buffers), of(expected))
+    applied = result.apply_(copy.deepcopy(model))
+    agree(dict(applied.named_buffers()), dict(expected.named_buffers()))
+    loss = lossprune.measure(applied, SETTINGS["data"], examples=12, ggn_diagonal=False).loss
+    assert result.stages[-1].loss_after == pytest.approx(loss, rel=1e-12)
+    assert [s.loss_after for s in result.stages[:2]] == [s.loss_after for s in plain.stages[:2]]
+
+
+def test_each_stage_measures_with_the_statistics_of_the_one_before():
+    by_hand, masks = classifier(), []
+    for mask, _ in lossprune.prune_by_stage(by_hand, "QM", **SETTINGS):
+        lossprune.recalibrate(mask.apply_(by_hand), SETTINGS["data"], examples=12)
+        masks.append(mask)
+    result = lossprune.prune(
+        classifier(),
+        "QM",
+        **SETTINGS,
+        recalibrate="stages",
+        on_stage=lambda mask, record: same(mask, masks[record.stage - 1]),
+    )
+    agree(dict(result.buffers), of(by_hand))
+    unlike = lossprune.prune(classifier(), "QM", **SETTINGS, recalibrate="end").mask
+    assert any(not torch.equal(kept, unlike[name]) for name, kept in result.mask.items())
+    in_place = classifier()
+    stages = lossprune.prune_by_stage(in_place, "QM", **SETTINGS, recalibrate="stages")
+    mask, _ = next(stages)
+    rest = lossprune.prune_by_stage(
+        in_place, "QM", **SETTINGS, recalibrate="stages", start=mask, completed=1
+    )
+    (*_, (mask, record)) = rest
+    same(mask, result.mask)
+    agree(of(in_place), of(by_hand))
+    assert record.loss_after == pytest.approx(result.stages[-1].loss_after, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"recalibrate": "start"}, "recalibrate must be None or one of .*, got 'start'"),
+        ({"recalibrate": "end", "data": None, "examples": None}, "recalibrate needs data"),
+    ],
+)
+def test_what_pruning_cannot_recalibrate_is_said(given, words):
+    with pytest.raises(ValueError, match=words):
+        lossprune.prune(classifier(), "MP", **(SETTINGS | given))
 
 
 class FrozenNorm(nn.Module):

@@ -110,8 +110,9 @@ def recalibrate(
     batches = take(data, examples, forward, sharded=sharded)
     with _spared(model):
         statistics = _estimated(model, _running(model, forward), batches, sharded=sharded)
-    with torch.no_grad():
-        for name, value in statistics.items():
+    for name, value in statistics.items():
+        # What was made in inference mode can be written in that mode alone.
+        with torch.no_grad(), torch.inference_mode(buffers[name].is_inference()):
             buffers[name].copy_(value)
     return model
 
