@@ -43,10 +43,11 @@ def pruned(criterion):
 
 
 def shuffled():
-    model = network()
+    model, with_norms = network(), normalised()
     torch.manual_seed(dist.get_rank() if dist.is_initialized() else 0)
     loader = DataLoader(dataset(), batch_size=8, shuffle=True)
     lossprune.measure(model, loader)  # else refused, as they would differ
+    lossprune.recalibrate(with_norms, loader)  # as well
     before = torch.get_rng_state()
     result = lossprune.prune(model, "LM", sparsity=0.5, data=loader, examples=10, stages=3)
     assert torch.equal(torch.get_rng_state(), before)
