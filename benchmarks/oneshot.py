@@ -42,8 +42,8 @@ NOTE = f"""
 Test accuracy in per cent right after pruning, mean ± standard deviation over the seeds. QM with
 λ {REG}, exponential stages, fresh training images at each, one thread if not told otherwise.
 
-moved: compensation MOVES THE SURVIVING WEIGHTS at each stage; +{FINISH}: and at {FINISH} more, which
-  remove nothing. In rows without, the weights that are left are the dense network's.
+moved: compensation MOVES THE SURVIVING WEIGHTS at each stage; +{FINISH}: and at {FINISH} more,
+  which remove nothing. In rows without, the weights that are left are the dense network's.
 tuned: the same stages' mask alone, then SGD or Adam on the surviving weights, batches of {BATCH};
   -examples: as many visits to examples as the moved+{FINISH} network of these stages read examples,
   -seconds: as many as fit into its time, that of the pruning included.
