@@ -34,6 +34,7 @@ from lossprune.pruning.schedules import MOST_STAGES
 DEVICES = ("auto", "cpu", "cuda")
 TRAININGS = ("auto", "dense", "sparse")
 AMPS = ("off", "bf16")
+RECALIBRATIONS = ("no", "stages", "end")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,21 @@ class RunConfig:
         f"of the curvature: {', '.join(ESTIMATORS)}; a value may follow, as in monte-carlo:20",
         "changed",
     )
+    compensate: bool = flag(
+        False,
+        "compensate",
+        "each stage also moves the weights that are left to where a second-order model has them",
+        "asked",
+    )
+    finish: int = flag(
+        0, "finish", "with --compensate: stages more that move weights at the final mask", "asked"
+    )
+    recalibrate: str = flag(
+        "no",
+        "recalibrate",
+        "statistics of batch normalisation anew at the mask: no, stages (after each) or end",
+        "asked",
+    )
     epochs: int = flag(200, "nepochs", "epochs in all", "always")
     lr: float = flag(0.01, "lr", "learning rate", "always")
     decay: float = flag(1.0, "dec", "factor on the learning rate every dec_every epochs", "always")
@@ -147,6 +163,8 @@ class RunConfig:
         check_whole("pe", self.prune_epoch, -1, MOST_EPOCHS)
         check_not_negative("reg", self.reg, MOST_REG)
         check_whole("nex", self.examples, 1)  # the data set says how many there are
+        check_finish(self.finish, compensate=self.compensate)
+        check_one_of("recalibrate", self.recalibrate, RECALIBRATIONS)
         check_whole("nepochs", self.epochs, 0, MOST_EPOCHS)
         check_positive("lr", self.lr)
         check_positive("dec", self.decay)
@@ -185,15 +203,27 @@ class RunConfig:
         return "exponential" if self.exponential else "linear"
 
     @property
+    def stages_in_all(self) -> int:
+        """How many stages there are with those at the final mask."""
+        return self.stages + self.finish
+
+    @property
     def prunes(self) -> bool:
         """Whether the run prunes at all."""
         return self.prune_epoch >= 0
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What determines the result, by flag: the protocol's flags, data set and estimator."""
-        flags = sorted(declared_flags(type(self)).items())
-        values = {name: getattr(self, flag.field) for name, flag in flags if flag.named != "never"}
+        """What determines the result, by flag: the protocol's flags, data set and estimator.
+
+        Later flags are there only where they are asked for: records of the protocol stay the same.
+        """
+        values = {}
+        for name, declared in sorted(declared_flags(type(self)).items()):
+            value = getattr(self, declared.field)
+            left_out = declared.named == "asked" and value == declared.default
+            if declared.named != "never" and not left_out:
+                values[name] = value
         has_start = None if self.start is None else True
         return {**values, "model_0": has_start, "dataset": self.dataset_name}
 
@@ -212,6 +242,16 @@ class RunConfig:
     def folder(self) -> Path:
         """The run's folder."""
         return self.path / self.name
+
+
+def check_finish(finish: int, *, compensate: bool) -> None:
+    """Check ``--finish``, which says how a compensation ends."""
+    check_whole("finish", finish, 0, MOST_STAGES)
+    if finish and not compensate:
+        raise ValueError(
+            f"--finish {finish} without --compensate: these stages remove nothing, they only move "
+            "weights; give --compensate as well"
+        )
 
 
 def implied_dataset(arch: str) -> str | None:

@@ -56,7 +56,7 @@ def _pruning_lines(record: RunRecord) -> list[str]:
     lines = []
     if record.before_pruning is not None:
         lines.append(f"before pruning: {describe(record.before_pruning.scores)}")
-    lines += [describe_stage(stage, record.config["pi"]) for stage in record.stages]
+    lines += [describe_stage(stage, record.stages_in_all) for stage in record.stages]
     if record.after_pruning is not None:
         lines.append(f"after pruning: {describe(record.after_pruning.scores)}")
         lines.append(
@@ -84,8 +84,10 @@ def stage_in_words(stage: Mapping[str, Any]) -> str:
     if before is None and after is None:
         return sparsity
     predicted = stage["predicted_change"]
-    return f"training loss {_number(before, '.4f')} -> {_number(after, '.4f')}, {sparsity}" + (
-        "" if predicted is None else f", predicted change {predicted:.4f}"
+    return (
+        f"training loss {_number(before, '.4f')} -> {_number(after, '.4f')}"
+        f"{_without_compensation(stage, '.4f')}, {sparsity}"
+        + ("" if predicted is None else f", predicted change {predicted:.4f}")
     )
 
 
@@ -101,9 +103,16 @@ def describe_stage(stage: Mapping[str, Any], stages: int) -> str:
     predicted = stage["predicted_change"]
     return (
         f"stage {stage['stage']}/{stages}: sparsity {stage['sparsity']:.5f} "
-        f"loss {_number(stage['loss_before'])} -> {_number(stage['loss_after'])} "
+        f"loss {_number(stage['loss_before'])} -> {_number(stage['loss_after'])}"
+        f"{_without_compensation(stage)} "
         f"predicted change {'none' if predicted is None else format(predicted, '.5f')}"
     )
+
+
+def _without_compensation(stage: Mapping[str, Any], form: str = ".5f") -> str:
+    """What the loss would be had the weights that are left not moved, where they were to."""
+    step = stage.get("compensation")
+    return f" ({_number(step['loss_without'], form)} without compensation)" if step else ""
 
 
 def legible(text: str) -> str:

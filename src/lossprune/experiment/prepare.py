@@ -21,6 +21,7 @@ from lossprune.experiment.record import RunRecord, Start
 from lossprune.experiment.start import begin_
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning import Mask
+from lossprune.pruning.compensation import Compensation
 from lossprune.pruning.settings import Pruning
 from lossprune.training.perceptron.structure import check_sparse
 from lossprune.training.precision import check_compiler
@@ -215,6 +216,8 @@ def pruning_of(
         estimator=config.estimator,
         seed=config.seed,
         start=start,
+        compensate=config.compensate and Compensation(finish=config.finish),
+        recalibrate=None if config.recalibrate == "no" else config.recalibrate,
     )
 
 

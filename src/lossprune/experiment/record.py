@@ -6,11 +6,14 @@ No torch here, so that thousands of records can be read in a moment.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lossprune.json_text import digest_of, parse_json
+
+if TYPE_CHECKING:
+    from lossprune.pruning.stages import StageRecord
 
 _DIGEST = "sha256"
 
@@ -80,7 +83,7 @@ class RunRecord:
         after_pruning: the same network with the mask applied, at the epoch of pruning.
         best: the network in ``best_model.pt``: lowest validation error, of the pruned ones if any.
         last: the network in ``last_model.pt``.
-        stages: one dictionary per pruning stage, as :class:`lossprune.StageRecord` names them.
+        stages: one dictionary per pruning stage, as :func:`stage_dict` makes it.
         removed: weights removed.
         prunable: prunable weights in all.
         epochs: one record per epoch trained.
@@ -125,6 +128,11 @@ class RunRecord:
     def sparsity(self) -> float:
         """The fraction of the prunable weights that is removed."""
         return self.removed / self.prunable if self.prunable else 0.0
+
+    @property
+    def stages_in_all(self) -> int:
+        """How many stages its pruning has, with those at the final mask."""
+        return self.config["pi"] + self.config.get("finish", 0)
 
     @property
     def is_pruning(self) -> bool:
@@ -209,6 +217,17 @@ class RunRecord:
                 f"where they were changed on purpose, take its {_DIGEST!r} out"
             )
         return cls.from_dict(values)
+
+
+def stage_dict(stage: "StageRecord") -> dict[str, Any]:
+    """Return what a record says of a stage: all of its fields, but none of a compensation not done.
+
+    So records of prunings without one are what they were before there was any.
+    """
+    values = asdict(stage)
+    if values["compensation"] is None:
+        del values["compensation"]
+    return values
 
 
 def _epoch(values: Mapping[str, Any] | None) -> Any:

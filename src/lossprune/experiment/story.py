@@ -5,17 +5,17 @@ The run tells what it needs (:class:`Request`), and whoever drives it gives it t
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import asdict
 from enum import Enum, auto
 
 from lossprune.experiment.log import in_words, stage_in_words
 from lossprune.experiment.network_file import weights_sha256
 from lossprune.experiment.own_code import criterion_of
 from lossprune.experiment.prepare import Cache, StageExamples, pruning_of
-from lossprune.experiment.record import EpochRecord, RunStatus, Scores
+from lossprune.experiment.record import EpochRecord, RunStatus, Scores, stage_dict
 from lossprune.experiment.state import RunState, check_finite
 from lossprune.experiment.store import RunStore
 from lossprune.pruning import Statistics
+from lossprune.pruning.norms import tracking_norms
 from lossprune.pruning.stages import Stages
 from lossprune.training import DivergedError
 
@@ -134,6 +134,9 @@ def _settle(
 def _prune(state: RunState, store: RunStore, cache: Cache) -> None:
     """Prune the best network, or go on after the last stage that is saved.
 
+    A stage may move the network's weights and running statistics too, in place: while it is pruned,
+    the checkpoint holds it as the stage before left it.
+
     Raises:
         DivergedError: a loss of the pruned network is not finite.
     """
@@ -141,7 +144,7 @@ def _prune(state: RunState, store: RunStore, cache: Cache) -> None:
         if not state.record.ends_best:
             state.network.load_state_dict(store.read_best())
         _commit(state, store, before_pruning=state.record.best)
-    if len(state.record.stages) < state.config.stages:
+    if len(state.record.stages) < state.config.stages_in_all:
         _prune_stages(state, store, cache)
     assert state.mask is not None  # there is at least one stage
     state.mask.apply_(state.network)
@@ -158,27 +161,48 @@ def _prune_stages(state: RunState, store: RunStore, cache: Cache) -> None:
     config, completed = state.config, len(state.record.stages)
     examples = StageExamples(state.dataset, config.examples, config.seed)
     examples.stage = completed + 1
-    if examples.examples < config.examples:
-        state.progress.note(
-            f"--nex {config.examples}: all {examples.examples} training examples are measured, as "
-            "there are no more"
-        )
+    _note_limits(state, examples)
 
     def recall(stage: int, measure: Callable[[], Statistics]) -> Statistics:
         """Share the first stage's: from the second one on each run has its own mask."""
         return measure() if stage > 1 else cache.get("statistics", _measured(state), measure)
 
     pruning = pruning_of(config, state.network, examples, state.start_mask)
-    state.progress.advance("stage", completed, config.stages)
-    for mask, stage in Stages(pruning, state.mask, completed, recall, state.progress):
+    before = state.record.stages[-1].get("compensation") if completed else None
+    stages = Stages(
+        pruning,
+        state.mask,
+        completed,
+        recall,
+        state.progress,
+        damping=before and before["damping"],
+        in_place=True,
+    )
+    state.progress.advance("stage", completed, config.stages_in_all)
+    for mask, stage in stages:
         state.mask = mask
-        done = asdict(stage)
+        done = stage_dict(stage)
         state.change(stages=(*state.record.stages, done), removed=mask.removed)
         if store.due:
             store.save(state.checkpoint())
-        state.progress.advance("stage", stage.stage, config.stages, stage_in_words(done))
+        state.progress.advance("stage", stage.stage, config.stages_in_all, stage_in_words(done))
         examples.stage += 1
     state.progress.close("stage")
+
+
+def _note_limits(state: RunState, examples: StageExamples) -> None:
+    """Tell of flags that ask for more than there is."""
+    config = state.config
+    if examples.examples < config.examples:
+        state.progress.note(
+            f"--nex {config.examples}: all {examples.examples} training examples are measured, as "
+            "there are no more"
+        )
+    if config.recalibrate != "no" and not tracking_norms(state.network):
+        state.progress.note(
+            f"--recalibrate {config.recalibrate}: {config.arch} has no running statistics of batch "
+            "normalisation, so there is nothing to estimate"
+        )
 
 
 def _measured(state: RunState) -> tuple[object, ...]:

@@ -265,6 +265,6 @@ def _longest_first(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
 
     def key(run: PlannedRun) -> tuple[bool, int, int, int]:
         start = order[run.config.folder] if run.baseline is None else order[run.baseline.folder]
-        return run.baseline is not None, start, -run.config.epochs, -run.config.stages
+        return run.baseline is not None, start, -run.config.epochs, -run.config.stages_in_all
 
     return sorted(runs, key=key)

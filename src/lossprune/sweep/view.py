@@ -147,7 +147,7 @@ def progress(folder: Path) -> str:
     if record is None:
         return "beginning"
     if record.is_pruning:
-        return f"pruning stage {len(record.stages)} of {record.config['pi']}"
+        return f"pruning stage {len(record.stages)} of {record.stages_in_all}"
     return f"epoch {len(record.epochs)} of {record.config['nepochs']}"
 
 
