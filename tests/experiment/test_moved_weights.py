@@ -18,7 +18,8 @@ from lossprune.experiment.prepare import StageExamples
 from lossprune.pruning import Mask
 from lossprune.pruning.settings import RECALIBRATED
 from tests.experiment.test_resume import result, the_run
-from tests.processes import Processes
+from tests.experiment.test_several_processes import ROUNDING, assert_same_to_rounding
+from tests.processes import Processes, finish
 
 ARCH = f"{__name__}:normed"
 FLAGS = shlex.split(
@@ -54,6 +55,18 @@ def test_killed_between_stages_it_ends_as_if_never_stopped(undisturbed, tmp_path
     assert main(flags) == 0
     assert "going on after pruning stage" in capfd.readouterr().err
     assert result(tmp_path / "killed") == result(undisturbed)
+
+
+def test_two_processes_move_weights_as_one_does(undisturbed, tmp_path):
+    finish([*FLAGS, *MOVING, "--path", str(tmp_path / "two")], tmp_path / "log", 2)
+    assert_same_to_rounding(tmp_path / "two", undisturbed)
+    two, one = (
+        [stage["compensation"] for stage in json.loads(text.read_text())["stages"]]
+        for text in (the_run(path) / "record.json" for path in (tmp_path / "two", undisturbed))
+    )
+    for name in ("moved", "apart", "damping", "loss_without", "loss_apart"):
+        expected = [step[name] for step in one]
+        assert [step[name] for step in two] == pytest.approx(expected, rel=ROUNDING)
 
 
 def test_the_pruned_network_is_that_of_the_library(undisturbed):
