@@ -70,6 +70,9 @@ class Maker:
             "realised_change": loss - before,
             "seconds": 0.0,
         }
+        if config.compensate:
+            change = (loss - before) / 4
+            stage["compensation"] = {"predicted_change": change, "loss_without": 2 * loss}
         done = epochs if status == "finished" else epochs // 2
         record = RunRecord(
             config={**config.settings, **(extra or {})},

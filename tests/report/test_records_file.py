@@ -14,7 +14,7 @@ import pytest
 
 from lossprune.pruning import Mask
 from lossprune.report.reading import read_results
-from lossprune.report.records_file import write_records
+from lossprune.report.records_file import RecordsFile, write_records
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -150,6 +150,23 @@ def test_unfinished_diverged_and_unusable_runs_are_in_it(command, maker, tmp_pat
     for run, texts in details_of(folder["index.html"]).items():
         texts["log"] = texts["log"].replace("predicted change nan", "predicted change none")
         assert texts == details_of(file["index.html"])[run]
+
+
+def test_what_a_compensation_did_is_in_it(maker, tmp_path):
+    """A file of a version that knew of none is read as well, as one without."""
+    folders = [maker.run(seed=1, compensate=True), maker.run(seed=2)]
+    write_records(read_results(maker.root), tmp_path / "all.parquet")
+    texts = [
+        text
+        for _, text in RecordsFile(tmp_path / "all.parquet").texts(
+            {folder.name for folder in folders}
+        )
+    ]
+    assert sorted(texts) == sorted((folder / "record.json").read_text() for folder in folders)
+    assert sum('"compensation"' in text for text in texts) == 1
+    without("compensations")(tmp_path / "all.parquet")
+    (plain,) = RecordsFile(tmp_path / "all.parquet").texts({folders[1].name})
+    assert plain[1] == (folders[1] / "record.json").read_text()
 
 
 def test_a_file_compares_as_its_folder_does(command, maker):

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from lossprune.experiment.record import EpochRecord, RunRecord, Scores
 from lossprune.json_text import parse_json
-from lossprune.report.settings import RECORDED
+from lossprune.report.settings import RECORDED, SETTINGS
 
 _ARROW: dict[type, pa.DataType] = {
     bool: pa.bool_(),
@@ -27,10 +27,12 @@ _ARROW: dict[type, pa.DataType] = {
 _SCORES = tuple(item.name for item in fields(Scores))
 LOSSES = tuple(name for name in _SCORES if name.endswith("loss"))
 ERRORS = tuple(name for name in _SCORES if name.endswith("error"))
+_STEP = "compensation"
 _MOMENTS = ("before_pruning", "after_pruning", "best", "last")
 
 
-_CONFIG = {name: RECORDED[name] for name in sorted(RECORDED)}
+# Flags that a record names only where they are asked for are among the rest.
+_CONFIG = {name: RECORDED[name] for name in sorted(RECORDED) if SETTINGS[name].named != "asked"}
 _ENVIRONMENT: dict[str, type] = {
     **dict.fromkeys(("lossprune", "torch", "numpy", "python", "platform"), str),
     **dict.fromkeys(("device", "device_name"), str),
@@ -76,9 +78,13 @@ SCHEMA = pa.schema(
         ("seconds", pa.float64()),
         ("format", pa.string()),
         ("layers", pa.list_(_struct({"name": str, "sparsity": float}))),
+        ("compensations", pa.list_(pa.string())),
     ]
 )
-"""The columns: ``folder``, then those of ``record.json``, then the sparsity of each layer."""
+"""The columns: ``folder``, then those of ``record.json``, the sparsity of each layer, and what the
+compensation of each stage says, as JSON, where a run has one."""
+LATER = ("compensations",)
+"""Columns that files of earlier versions lack."""
 
 
 class StoredRun(NamedTuple):
@@ -114,11 +120,19 @@ def _row(run: StoredRun) -> dict[str, Any]:
         "start": asdict(record.start),
         **{"status": record.status, "message": record.message},
         **{moment: _moment(getattr(record, moment)) for moment in _MOMENTS},
-        "stages": [dict(stage) for stage in record.stages],
+        **_stages(record.stages),
         **{"removed": record.removed, "prunable": record.prunable},
         "training": [dict(way) for way in record.training],
         **{"seconds": record.seconds, "format": record.format},
         "layers": layers and [{"name": name, "sparsity": of} for name, of in layers.items()],
+    }
+
+
+def _stages(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    steps = [stage.get(_STEP) for stage in stages]
+    return {
+        "stages": [{key: value for key, value in row.items() if key != _STEP} for row in stages],
+        "compensations": [step and json.dumps(step) for step in steps] if any(steps) else None,
     }
 
 
@@ -168,6 +182,9 @@ def from_table(table: pa.Table) -> Iterator[StoredRun]:
         row["environment"] = _joined(row["environment"], row.pop("more_environment"))
         for moment in _MOMENTS:
             row[moment] = _nested(row[moment])
+        for stage, step in zip(row["stages"], row.pop("compensations", None) or (), strict=False):
+            if step is not None:
+                stage[_STEP] = parse_json(step)
         record = RunRecord.from_dict({**row, "epochs": ()})
         # Not from_dict: of epochs there are thousands.
         record = RunRecord(**{**vars(record), "epochs": epochs})
