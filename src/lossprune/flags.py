@@ -43,8 +43,8 @@ def flag(default: T, name: str, help: str, named: str = "never") -> T:  # noqa: 
         name: the flag's spelling, without the dashes.
         help: one line for ``--help``.
         named: whether the flag is part of the run folder's name: ``"always"``, ``"changed"``
-            (only where it differs from its default), ``"asked"`` (so too, and of the record as
-            well) or ``"never"``.
+            (only where it differs from its default), ``"asked"`` (the same, and in the record too)
+            or ``"never"``.
     """
     metadata = {"name": name, "help": help, "named": named}
     return cast(T, field(default=default, metadata=metadata))

@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lossprune.experiment.record import EpochRecord, RunRecord, RunStatus, Scores
+from lossprune.experiment.record import (
+    EpochRecord,
+    RunRecord,
+    RunStatus,
+    Scores,
+    predicted_change,
+)
 
 LOG_HEADER = "n\ttrain_l\ttrain_m\tvalid_l\tvalid_m\ttest_l\ttest_m\ttime"
 
@@ -83,7 +89,7 @@ def stage_in_words(stage: Mapping[str, Any]) -> str:
     sparsity = f"sparsity {stage['sparsity']:.5f}"
     if before is None and after is None:
         return sparsity
-    predicted = stage["predicted_change"]
+    predicted = predicted_change(stage)
     return (
         f"training loss {_number(before, '.4f')} -> {_number(after, '.4f')}"
         f"{_without_compensation(stage, '.4f')}, {sparsity}"
@@ -100,7 +106,7 @@ def describe(scores: Scores) -> str:
 
 def describe_stage(stage: Mapping[str, Any], stages: int) -> str:
     """Return what happened in one pruning stage, in one line and without its time."""
-    predicted = stage["predicted_change"]
+    predicted = predicted_change(stage)
     return (
         f"stage {stage['stage']}/{stages}: sparsity {stage['sparsity']:.5f} "
         f"loss {_number(stage['loss_before'])} -> {_number(stage['loss_after'])}"

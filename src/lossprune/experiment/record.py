@@ -230,6 +230,11 @@ def stage_dict(stage: "StageRecord") -> dict[str, Any]:
     return values
 
 
+def predicted_change(stage: Mapping[str, Any]) -> float | None:
+    """Return ΔL as it is predicted of all that a stage did: of its compensation, if it has one."""
+    return (stage.get("compensation") or stage)["predicted_change"]
+
+
 def _epoch(values: Mapping[str, Any] | None) -> Any:
     if values is None:
         return None

@@ -15,7 +15,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lossprune.experiment.log import legible
-from lossprune.experiment.record import EpochRecord, RunRecord, RunStatus, Scores
+from lossprune.experiment.record import (
+    EpochRecord,
+    RunRecord,
+    RunStatus,
+    Scores,
+    predicted_change,
+)
 from lossprune.report.layout import arrange
 from lossprune.report.records_file import RecordsFile
 from lossprune.report.settings import RECORDED, SETTINGS
@@ -26,6 +32,7 @@ _LONGEST_SETTING = 80
 MOMENTS = {"before_pruning": "before", "after_pruning": "pruned", "best": "best", "last": "last"}
 
 _NEEDED = [name for name, flag in SETTINGS.items() if flag.named == "always" or name == "dataset"]
+_ASKED = [name for name, flag in SETTINGS.items() if flag.named == "asked"]
 
 RunSource = ResultsFolder | RecordsFile
 """Runs by their folders; ``folder`` is where their own files are, None where they are not there."""
@@ -153,7 +160,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         for text in (name, value) if isinstance(value, str) else (name,):
             if len(text) > _LONGEST_SETTING or not text.isprintable():
                 raise ValueError(f"the record's setting {_quoted(name)} is {_quoted(value)}")
-    for name in _NEEDED:
+    for name in [*_NEEDED, *(name for name in _ASKED if name in config)]:
         if not _fits(name, config[name]):
             raise ValueError(f"the record's setting {name} is {_quoted(config[name])}")
     row = {flag.field: config.get(name, flag.default) for name, flag in SETTINGS.items()}
@@ -180,7 +187,8 @@ def _scores(moment: EpochRecord | None, prefix: str) -> dict[str, float]:
 
 
 def _history(record: RunRecord) -> History:
-    stages = [[_number(stage[name]) for name in STAGE_COLUMNS] for stage in record.stages]
+    changes = [{**stage, "predicted_change": predicted_change(stage)} for stage in record.stages]
+    stages = [[_number(stage[name]) for name in STAGE_COLUMNS] for stage in changes]
     epochs = [
         [row.epoch, *(getattr(row.scores, name) for name in _SCORES)] for row in record.epochs
     ]

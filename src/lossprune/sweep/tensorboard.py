@@ -4,7 +4,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from lossprune.experiment.record import RunRecord
+from lossprune.experiment.record import RunRecord, predicted_change
 
 
 def write_events(record: RunRecord, folder: Path) -> None:
@@ -27,6 +27,7 @@ def write_events(record: RunRecord, folder: Path) -> None:
                 split, what = name.split("_")
                 writer.add_scalar(f"{what}/{split}", value, row.epoch)
         for stage in record.stages:
-            for name in ("sparsity", "loss_before", "loss_after", "predicted_change"):
-                if stage[name] is not None:
-                    writer.add_scalar(f"stage/{name}", stage[name], stage["stage"])
+            values = {name: stage[name] for name in ("sparsity", "loss_before", "loss_after")}
+            for name, value in {**values, "predicted_change": predicted_change(stage)}.items():
+                if value is not None:
+                    writer.add_scalar(f"stage/{name}", value, stage["stage"])
