@@ -15,12 +15,13 @@ for conjugate gradients with GGN products.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-from lossprune.pruning.conjugate_gradients import KrylovSpace, krylov_space
+from lossprune.pruning.conjugate_gradients import Solutions, solve
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.examples import check_examples
@@ -34,7 +35,7 @@ PARAMETERS = ("prunable", "all")
 # Of so many examples one takes no part in the fit, and helps to choose the damping.
 _EVERY = 5
 # Conjugate gradients end where the residual is this small beside the right-hand side.
-_TOLERANCE = 1e-10
+_TOLERANCE = 1e-12
 # Backward passes that a preconditioner takes which is not measured anyway.
 _DRAWS = 8
 # λ stays between these, in units of the mean of diag(G) over the weights that are left.
@@ -61,7 +62,7 @@ class Compensation:
 
     iterations: int = 10
     examples: int | None = None
-    dampings: Sequence[float] = (0.25, 1.0, 4.0)
+    dampings: Sequence[float] = (1.0, 0.25, 4.0)
     parameters: str = "prunable"
     finish: int = 0
 
@@ -85,7 +86,8 @@ class Compensation:
             dampings = ()
         if not dampings or not all(0 < multiple < float("inf") for multiple in dampings):
             raise ValueError(f"dampings must be positive numbers, got {self.dampings!r}")
-        object.__setattr__(self, "dampings", dampings)
+        # The one nearest to the last first: it builds the space.
+        object.__setattr__(self, "dampings", tuple(sorted(dampings, key=lambda m: abs(log(m)))))
 
 
 @dataclass(frozen=True)
@@ -164,23 +166,23 @@ def compensate(
     loss_without = objective.measure(after).loss
     model = _Model(objective, fit, names, _of_all(network, names, before), kept, diagonal)
     start = _bounded(damping, model.scale)
-    space = model.space(start, settings.iterations)
+    found = model.solved([start * m for m in settings.dampings], settings.iterations)
     trial = replace(objective, batches=apart)
     without = trial.measure(after)
-    least, chosen, values = without.loss, None, {}
-    for multiple in settings.dampings:
-        candidate = model.values(space, start * multiple)
+    least, chosen, values = without.loss, None, model.masked
+    for solution in found.of_each:
+        candidate = model.values(solution.x)
         loss = _loss(trial.at(network.moved_to(candidate)), after)
         if loss < least:
-            least, chosen, values = loss, start * multiple, candidate
+            least, chosen, values = loss, solution, candidate
     return Step(
-        values or model.masked,
+        values,
         CompensationRecord(
             moved=chosen is not None,
-            damping=chosen or start * max(settings.dampings),
-            iterations=len(space.directions),
-            residual=space.residual,
-            predicted_change=model.removal + (space.change(chosen) if chosen else 0.0),
+            damping=chosen.damping if chosen else start * max(settings.dampings),
+            iterations=found.iterations,
+            residual=found.residual,
+            predicted_change=model.removal + (chosen.change if chosen else 0.0),
             predicted_change_without=model.removal,
             loss_without=loss_without,
             realised_change_without=loss_without - loss_before,
@@ -227,19 +229,19 @@ class _Model:
         self._diagonal = self._gathered(diagonal)
         self.scale = float(self._diagonal.double().mean()) if len(self._diagonal) else 0.0
 
-    def space(self, damping: float, iterations: int) -> KrylovSpace:
-        return krylov_space(
+    def solved(self, dampings: Sequence[float], iterations: int) -> Solutions:
+        """δ_S for every λ, the first of which builds the space."""
+        return solve(
             lambda vector: self._gathered(self._products.product(self._scattered(vector))),
             self._b,
-            self._diagonal + damping,
-            damping,
-            iterations,
-            _TOLERANCE,
+            lambda damping: self._diagonal + damping,
+            dampings,
+            iterations=iterations,
+            tolerance=_TOLERANCE,
         )
 
-    def values(self, space: KrylovSpace, damping: float) -> dict[str, Tensor]:
-        """θ + δ for that damping, 0 where removed."""
-        step = space.minimiser(damping)
+    def values(self, step: Tensor) -> dict[str, Tensor]:
+        """θ + δ of a δ_S, 0 where removed."""
         distributed.as_the_first_has_([step])
         moved = self._scattered(step)
         return {

@@ -303,7 +303,9 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         )
 
     def _measure(self, objective: Objective, mask: Mask, stage: int) -> Statistics:
-        estimator = find_estimator(self._pruning.estimator) if self._criterion.curvature else None
+        # A compensation takes the diagonal too, to precondition its solver.
+        curvature = self._criterion.curvature or self._pruning.compensation is not None
+        estimator = find_estimator(self._pruning.estimator) if curvature else None
         statistics = self._recall(
             stage,
             lambda: objective.measure(mask, gradient=self._criterion.gradient, estimator=estimator),
