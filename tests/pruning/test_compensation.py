@@ -287,15 +287,14 @@ def test_finish_stages_remove_nothing_and_lower_the_loss():
 def test_pruning_by_stage_moves_the_network_and_goes_on():
     model, inputs, targets, loss = case("convolution")
     settings = {
-        "sparsity": 0.7, "stages": 4, "data": [(inputs, targets)], "loss": loss, "progress": None, "seed": 1,
+        "sparsity": 0.7, "stages": 4, "data": [(inputs, targets)], "loss": loss, "seed": 1,
         "compensate": True, "recalibrate": "stages",
     }  # fmt: skip
     whole = lossprune.prune(model, "QM", **settings)
     moving = copy.deepcopy(model)
     stages = lossprune.prune_by_stage(moving, "QM", **settings)
-    for mask, record in stages:
-        if record.stage == 2:
-            break
+    for _ in range(2):
+        mask, record = next(stages)
     later = copy.deepcopy(moving)  # as a checkpoint has it
     rest = lossprune.prune_by_stage(
         later, "QM", start=mask, completed=2, damping=record.compensation.damping, **settings

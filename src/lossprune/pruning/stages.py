@@ -9,23 +9,22 @@ import torch
 from torch import Tensor
 
 from lossprune.progress import Progress, Silent
-from lossprune.pruning.compensation import CompensationRecord, compensate
+from lossprune.pruning.compensation import CompensationRecord
 from lossprune.pruning.criteria import find_criterion
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.estimators import find_estimator
 from lossprune.pruning.curvature.examples import take
 from lossprune.pruning.curvature.losses import find_loss
 from lossprune.pruning.curvature.measure import Objective
-from lossprune.pruning.curvature.network import MaskedNetwork
 from lossprune.pruning.curvature.probe import checked_memory
 from lossprune.pruning.curvature.running import outside_inference
 from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
+from lossprune.pruning.moving import Moving
 from lossprune.pruning.names import listed, together
 from lossprune.pruning.pace import Forecast, Pace
 from lossprune.pruning.randomness import PrivateRandomness
-from lossprune.pruning.recalibration import batch_norm_statistics
 from lossprune.pruning.scoring import Scoring
 from lossprune.pruning.settings import Pruning
 from lossprune.pruning.skipped import Skipped, find_skipped, left_out
@@ -116,8 +115,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         else:
             pruning.check_reached(mask, completed)
         self._pruning = pruning
-        self._network = pruning.network
-        self._damping, self._in_place = damping, in_place
+        self._moving = Moving(pruning, damping, in_place=in_place)
         self._criterion = find_criterion(pruning.criterion)
         self._recall = recall or (lambda stage, measure: measure())
         self._unused: tuple[str, ...] | None = None  # known after the first stage, given data
@@ -134,7 +132,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
     @property
     def moved(self) -> dict[str, Tensor]:
         """Parameters and buffers that the stages so far have moved, by name."""
-        return dict(self._network.moved)
+        return dict(self._moving.network.moved)
 
     @property
     def skipped(self) -> dict[str, Skipped]:
@@ -218,8 +216,8 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             criterion=self._criterion.name,
         )
         before = None if statistics is None else statistics.loss
-        step = self._compensate(objective, mask, reached, statistics)
-        objective = self._recalibrate(objective.at(self._network), reached, stage)
+        step = self._moving.compensate(objective, mask, reached, statistics)
+        objective = self._moving.recalibrate(objective, reached, stage)
         after = objective.measure(reached).loss if given else None
         self._pace.end()
         if before is not None and stage == 1 and self._pruning.start is None:
@@ -237,51 +235,6 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             compensation=step,
         )
 
-    def _compensate(
-        self, objective: Objective, mask: Mask, reached: Mask, statistics: Statistics | None
-    ) -> CompensationRecord | None:
-        """Move the weights that are left, where that is asked for."""
-        settings = self._pruning.compensation
-        if settings is None or statistics is None:
-            return None
-        step = compensate(
-            objective,
-            mask,
-            reached,
-            diagonal=statistics.ggn_diagonal,
-            settings=settings,
-            damping=self._damping,
-            loss_before=statistics.loss,
-        )
-        self._damping = step.record.damping
-        self._move(step.values)
-        return step.record
-
-    def _recalibrate(self, objective: Objective, reached: Mask, stage: int) -> Objective:
-        """Estimate running statistics anew, where that is asked for now."""
-        when, last = self._pruning.recalibrate, stage == len(self._pruning.steps)
-        if when is None or (when == "end" and not last):
-            return objective
-        self._move(
-            batch_norm_statistics(
-                MaskedNetwork(self._network, reached),
-                objective.batches,
-                sharded=self._pruning.sharded,
-            )
-        )
-        return objective.at(self._network)
-
-    @torch.no_grad()
-    def _move(self, values: Mapping[str, Tensor]) -> None:
-        """Let parameters and buffers, by name, have these values."""
-        if not self._in_place:
-            self._network = self._network.moved_to(values)
-            return
-        model = self._pruning.model
-        own = dict((*model.named_parameters(), *model.named_buffers()))
-        for name, value in values.items():
-            own[name].copy_(value)
-
     def _objective(self, stage: int) -> Objective:
         """The loss over the examples of a stage: none where there is no data."""
         pruning = self._pruning
@@ -293,7 +246,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
                 )
         self._pace.begin(distributed.own_examples(batches, sharded=pruning.sharded))
         return Objective(
-            self._network,
+            self._moving.network,
             batches,
             find_loss(pruning.loss),
             memory=checked_memory(pruning.memory, pruning.network.device),
@@ -335,7 +288,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
     ) -> tuple[Mapping[str, Tensor], float | None]:
         """The weights that go next, and the change of the loss that is predicted for it."""
         pruning = self._pruning
-        scoring = Scoring(self._criterion, self._network.weights, statistics, term)
+        scoring = Scoring(self._criterion, self._moving.network.weights, statistics, term)
         count = pruning.selection.count(sparsity) - mask.removed
         marked = pruning.selection.mark(scoring.saliencies(pruning.penalty), mask, count)
         return marked, scoring.predicted_change(marked)

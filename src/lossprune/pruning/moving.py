@@ -1,0 +1,80 @@
+"""What moves beside the mask: the weights that are left, and running statistics."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lossprune.pruning.compensation import CompensationRecord
+from lossprune.pruning.curvature.measure import Objective
+from lossprune.pruning.curvature.network import MaskedNetwork
+from lossprune.pruning.curvature.statistics import Statistics
+from lossprune.pruning.mask import Mask
+from lossprune.pruning.recalibration import batch_norm_statistics
+from lossprune.pruning.second_order import compensate
+from lossprune.pruning.settings import Pruning
+
+
+class Moving:
+    """The network as the stages so far have moved it.
+
+    Args:
+        pruning: what is asked for.
+        damping: λ of the last compensation, where there was one.
+        in_place: whether the module itself gets what moves; else it stays as it is.
+
+    Attributes:
+        network: the module with what has moved in the place of its own.
+    """
+
+    def __init__(self, pruning: Pruning, damping: float | None, *, in_place: bool) -> None:
+        self.network = pruning.network
+        self._pruning, self._damping, self._in_place = pruning, damping, in_place
+
+    def compensate(
+        self, objective: Objective, mask: Mask, reached: Mask, statistics: Statistics | None
+    ) -> CompensationRecord | None:
+        """Move the weights that are left of a stage, where that is asked for."""
+        settings = self._pruning.compensation
+        if settings is None or statistics is None:
+            return None
+        step = compensate(
+            objective,
+            mask,
+            reached,
+            diagonal=statistics.ggn_diagonal,
+            settings=settings,
+            damping=self._damping,
+            loss_before=statistics.loss,
+        )
+        self._damping = step.record.damping
+        self._move(step.values)
+        return step.record
+
+    def recalibrate(self, objective: Objective, reached: Mask, stage: int) -> Objective:
+        """Estimate running statistics anew, where that is asked for; return the loss as it is now.
+
+        It is over the same examples.
+        """
+        when, last = self._pruning.recalibrate, stage == len(self._pruning.steps)
+        if when == "stages" or (when == "end" and last):
+            statistics = batch_norm_statistics(
+                MaskedNetwork(self.network, reached),
+                objective.batches,
+                sharded=self._pruning.sharded,
+            )
+            self._move(statistics)
+        elif self._pruning.compensation is None:  # nothing has moved
+            return objective
+        return objective.at(self.network)
+
+    @torch.no_grad()
+    def _move(self, values: Mapping[str, Tensor]) -> None:
+        """Let parameters and buffers, by name, have these values."""
+        if not self._in_place:
+            self.network = self.network.moved_to(values)
+            return
+        model = self._pruning.model
+        own = dict((*model.named_parameters(), *model.named_buffers()))
+        for name, value in values.items():
+            own[name].copy_(value)
