@@ -129,8 +129,8 @@ def normalised():
     return nn.Sequential(
         *network(),
         nn.SyncBatchNorm(5, dtype=torch.float64),
-        nn.Linear(5, 3, dtype=torch.float64),
-        nn.SyncBatchNorm(3, dtype=torch.float64),
+        nn.Linear(5, 5, dtype=torch.float64),
+        nn.SyncBatchNorm(5, dtype=torch.float64),
     )
 
 
@@ -141,6 +141,18 @@ def recalibrated(*, sharded):
         data = data[dist.get_rank() :: dist.get_world_size()]
     model = lossprune.recalibrate(normalised(), data, sharded=sharded)
     return {name: value for name, value in model.named_buffers() if "running_" in name}
+
+
+def pruned_and_recalibrated():
+    return lossprune.prune(
+        normalised(),
+        "QM",
+        sparsity=0.8,
+        data=batches(),
+        examples=19,
+        stages=2,
+        recalibrate="stages",
+    )
 
 
 def one_example():
@@ -183,6 +195,7 @@ def outcomes():
         "drawn": drawn(),
         **{criterion: plain(pruned(criterion)) for criterion in ("MP", "LM", "QM", "GraSP")},
         "data parallel": data_parallel(),
+        "QM, recalibrated": plain(pruned_and_recalibrated()),
         "recalibrated": recalibrated(sharded=False),
         "recalibrated in shares": recalibrated(sharded=True),
         "in shares": plain(measured_in_shares()),

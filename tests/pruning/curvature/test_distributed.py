@@ -13,7 +13,7 @@ PROGRAM = "import runpy; runpy.run_path(path)['main'](*arguments)"
 
 
 MASKS = [
-    *("MP", "LM", "QM", "GraSP", "shuffled", "data parallel"),
+    *("MP", "LM", "QM", "GraSP", "shuffled", "data parallel", "QM, recalibrated"),
     *(f"{criterion} in shares" for criterion in ("QM", "EF-OBD", "GraSP", "SynFlow", "random")),
 ]
 
