@@ -15,8 +15,9 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -55,12 +56,17 @@ class Block(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
+def residual(channels: int, widths: Sequence[int]) -> nn.Module:
+    """A residual network with a block from each width to the next, which halves where they grow."""
+    stem = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+    blocks = [Block(i, o, 1 if i == o else 2) for i, o in pairwise(widths)]
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)
+    return nn.Sequential(*stem, *blocks, *head)
+
+
 def digits_resnet() -> nn.Module:
     """A residual network of 77 thousand weights for images of 8×8 pixels."""
-    stem = nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-    blocks = Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2)
-    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
-    return nn.Sequential(*stem, *blocks, *head)
+    return residual(1, (16, 16, 32, 64))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import copy
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import lossprune
 from benchmarks.cells import Cells, Row, mean_and_std, print_markdown, words_of
+from benchmarks.draws import Draws
 from benchmarks.rivals import BATCH, GRID, SHORTEST, TRIAL, Examples, accuracy, tune
 from lossprune.data import load
 
@@ -99,18 +100,6 @@ ROWS = (
 )
 
 
-class Draws:
-    """One batch of training images, others each time that it is iterated."""
-
-    def __init__(self, train: Examples, count: int, seed: int) -> None:
-        self.inputs, self.targets = train
-        self.count, self.generator = count, torch.Generator().manual_seed(seed)
-
-    def __iter__(self) -> Iterator[Examples]:
-        chosen = torch.randperm(len(self.targets), generator=self.generator)[: self.count]
-        yield self.inputs[chosen], self.targets[chosen]
-
-
 @dataclass(frozen=True)
 class Case:
     """The trained network, the images, and what is pruned: the same for all rows."""
@@ -133,13 +122,16 @@ class Case:
     def pruned(self, method: Method) -> tuple[nn.Module, lossprune.Mask, list[Row]]:
         """Network, mask and rows: a compensated pruning passes its 0 further stages on the way."""
         network, moves = copy.deepcopy(self.network), MOVED in method.after
-        data = Draws(self.train, method.examples, self.seed) if method.examples else None
+        inputs, targets = self.train
+        data = Draws(
+            len(targets), method.examples, lambda i: (inputs[i], targets[i]), seed=self.seed
+        )
         compensation = lossprune.Compensation(finish=FINISH) if moves else False
         stages = lossprune.prune_by_stage(
             network,
             method.criterion,
             sparsity=self.sparsity,
-            data=data,
+            data=data if method.examples else None,
             stages=method.stages,
             reg=0.0 if method.criterion == "MP" else REG,
             compensate=compensation,
