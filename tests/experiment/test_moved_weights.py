@@ -105,11 +105,11 @@ def test_the_pruned_network_is_that_of_the_library(undisturbed):
     assert scores["train_loss"] < record["stages"][2]["compensation"]["loss_without"]
 
 
-def test_the_log_tells_the_loss_without(undisturbed):
+def test_the_log_tells_the_loss_at_the_mask_alone(undisturbed):
     log = (the_run(undisturbed) / "log.txt").read_text()
     (first,) = [line for line in log.splitlines() if line.startswith("# stage 1/5: ")]
     stage = json.loads((the_run(undisturbed) / "record.json").read_text())["stages"][0]
-    assert f"({stage['compensation']['loss_without']:.5f} without compensation)" in first
+    assert f"({stage['compensation']['loss_without']:.5f} at the mask alone)" in first
 
 
 def test_statistics_alone_can_be_estimated_anew(tmp_path):

@@ -15,14 +15,18 @@ from lossprune.commands.pruned_folder import (
     FILES,
     FORMAT,
     SPARE,
+    moves_of,
+    notes_of,
+    origin_of,
     outcome_of,
     rows_of,
     table_of,
     write_folder,
 )
 from lossprune.data import DATA_PATH, DATA_PATH_HELP, DATASETS
-from lossprune.experiment.config import DEVICES
+from lossprune.experiment.config import DEVICES, RECALIBRATIONS, check_finish
 from lossprune.experiment.log import stage_in_words
+from lossprune.experiment.record import stage_dict
 from lossprune.flags import (
     MOST_REG,
     check_fraction,
@@ -46,10 +50,9 @@ from lossprune.text_table import print_lines, print_table
 if TYPE_CHECKING:
     from torch import nn
 
-    from lossprune.channels.connectivity import Connectivity
     from lossprune.commands.evaluation import LossAndError
     from lossprune.commands.user_data import UsersData
-    from lossprune.pruning import Mask, StageRecord
+    from lossprune.pruning import Mask
     from lossprune.pruning.stages import Stages
 
 
@@ -88,6 +91,19 @@ class PruneConfig:
     scope: str = flag("global", "scope", f"which weights compete: {', '.join(SCOPES)}")
     pattern: str = flag("unstructured", "pattern", "unstructured, or N:M such as 2:4")
     estimator: str = flag("exact", "estimator", f"of the curvature: {', '.join(ESTIMATORS)}")
+    compensate: bool = flag(
+        False,
+        "compensate",
+        "each stage also moves the weights that are left to where a second-order model has them",
+    )
+    finish: int = flag(
+        0, "finish", "with --compensate: stages more that move weights at the final mask"
+    )
+    recalibrate: str = flag(
+        "no",
+        "recalibrate",
+        "statistics of batch normalisation anew at the mask: no, stages (after each) or end",
+    )
     test: str | None = flag(
         None, "test", "MODULE:FUNCTION of batches to test on, before and after pruning"
     )
@@ -121,6 +137,8 @@ class PruneConfig:
         check_seed("seed", self.seed)
         check_whole("stages", self.stages, 1, MOST_STAGES)
         check_whole("examples", self.examples, 1)
+        check_finish(self.finish, compensate=self.compensate)
+        check_one_of("recalibrate", self.recalibrate, RECALIBRATIONS)
         check_threads(self.threads)
         check_one_of("device", self.device, DEVICES)
         _ = self.memory_bytes
@@ -128,6 +146,9 @@ class PruneConfig:
             check_one_or_own("dataset", self.dataset, DATASETS, "MODULE:FUNCTION")
             if self.data is not None or self.test is not None:
                 raise ValueError("--dataset is given instead of --data and --test")
+        if self.data is self.dataset is None and (self.compensate or self.recalibrate != "no"):
+            given = "--compensate" if self.compensate else f"--recalibrate {self.recalibrate}"
+            raise ValueError(f"{given} needs examples: give --data or --dataset")
 
     @property
     def memory_bytes(self) -> int | None:
@@ -158,16 +179,18 @@ def do(config: PruneConfig, build: str) -> int:
         network = on_device(network, config.device)
         functions = {"loss": users_loss(config.loss), "forward": users_forward(config.forward)}
         with shown_progress() as progress:
+            origin = origin_of(network)
             before = _tested(network, data, functions, progress)
             mask, stages, pruning = _prune(network, config, data, functions, progress)
             found = count_live(network, mask)
-            outcome = outcome_of(network, mask, found)
+            outcome = outcome_of(network, origin, mask, found)
             mask.apply_(network)
             after = _tested(network, data, functions, progress)
-        rows, notes = rows_of(found, pruning.unused), _notes(found, pruning, outcome)
+        rows, notes = rows_of(found, pruning.unused), notes_of(found, pruning, outcome)
         if before is not None and after is not None:
             notes.insert(1, told_tests(before, after))
             outcome["test"] = {"before": asdict(before), "after": asdict(after)}
+        notes[1:1] = moves_of(network, stages, config.recalibrate, data.drawn or config.examples)
         record = {
             "format": FORMAT,
             "settings": _settings(config, build),
@@ -175,7 +198,7 @@ def do(config: PruneConfig, build: str) -> int:
             "unused": pruning.unused,
             "skipped": {name: asdict(part) for name, part in pruning.skipped.items()},
             "untraced": found.left_dense,
-            "stages": [asdict(stage) for stage in stages],
+            "stages": stages,
             "seconds": time.perf_counter() - began,
         }
         write_folder(out, network, mask, record, table_of(rows, notes))
@@ -197,32 +220,16 @@ def _tested(
     return loss_and_error(network, data.test, **functions)
 
 
-def _notes(found: "Connectivity", pruning: "Stages", outcome: Mapping[str, Any]) -> list[str]:
-    notes = [
-        f"effective sparsity {found.effective_sparsity:.5f}",
-        f"of all {outcome['model_parameters']:,} parameters of the network: "
-        f"{outcome['model_sparsity']:.1%} removed",
-    ]
-    if pruning.left_out:
-        names = ",".join(["*", *pruning.left_out])
-        notes.append(f"note: {pruning.told_left_out()}; --parameters '{names}' takes them in")
-    if pruning.unused:
-        names = ",".join(pruning.unused_modules)
-        notes.append(f"note: {pruning.told_unused()}; --exclude {names} leaves them out")
-    if guess := pruning.told_guess():
-        notes.append(f"note: {guess} (--weights FILE)")
-    return [*notes, *(f"note: {note}" for note in found.notes)]
-
-
 def _prune(
     network: "nn.Module",
     config: PruneConfig,
     data: "UsersData",
     functions: Mapping[str, Any],
     progress: Progress,
-) -> "tuple[Mask, list[StageRecord], Stages]":
+) -> "tuple[Mask, list[dict[str, Any]], Stages]":
+    """Prune the network, moving its weights where that is asked for."""
     from lossprune.experiment.prepare import StageExamples
-    from lossprune.pruning import Mask, prune_by_stage
+    from lossprune.pruning import Compensation, Mask, prune_by_stage
 
     pruning = prune_by_stage(
         network,
@@ -241,19 +248,21 @@ def _prune(
         seed=config.seed,
         memory=config.memory_bytes,
         origin=_start(config.start),
+        compensate=config.compensate and Compensation(finish=config.finish),
+        recalibrate=None if config.recalibrate == "no" else config.recalibrate,
         progress=progress,
         on_long=lambda forecast: progress.note(f"note: {forecast.told('--{} {}'.format)}"),
         **functions,
     )
     pruned, stages = Mask({}), []
-    total = config.stages or CRITERIA[config.criterion].stages
+    total = (config.stages or CRITERIA[config.criterion].stages) + config.finish
     progress.advance("stage", 0, total)
     for mask, stage in pruning:
         pruned = mask
-        stages.append(stage)
+        stages.append(stage_dict(stage))
         if isinstance(data.train, StageExamples):
             data.train.stage = stage.stage + 1  # of which the examples are drawn next
-        progress.advance("stage", stage.stage, total, stage_in_words(asdict(stage)))
+        progress.advance("stage", stage.stage, total, stage_in_words(stages[-1]))
     return pruned, stages, pruning
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lossprune.commands.output import NETWORK, TABLE, json_bytes, open_out
 from lossprune.experiment.folder import MASK, RECORD
+from lossprune.experiment.log import told_compensation
 from lossprune.text_table import markdown_table
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from lossprune.channels.connectivity import Connectivity
     from lossprune.pruning import Mask
+    from lossprune.pruning.stages import Stages
 
 FORMAT = "lossprune pruning 1"
 STATE_DICT = "state_dict.safetensors"
@@ -81,19 +83,71 @@ def rows_of(found: "Connectivity", unused: Collection[str]) -> list[list[str]]:
     return [*rows, [*last, f"{found.nominal_sparsity:.5f}", f"{dead:,} of {units:,}"]]
 
 
-def outcome_of(network: "nn.Module", mask: "Mask", found: "Connectivity") -> dict[str, Any]:
+def notes_of(found: "Connectivity", pruning: "Stages", outcome: Mapping[str, Any]) -> list[str]:
+    """Return what is to be said below the table."""
+    notes = [
+        f"effective sparsity {found.effective_sparsity:.5f}",
+        f"of all {outcome['model_parameters']:,} parameters of the network: "
+        f"{outcome['model_sparsity']:.1%} removed",
+    ]
+    if pruning.left_out:
+        names = ",".join(["*", *pruning.left_out])
+        notes.append(f"note: {pruning.told_left_out()}; --parameters '{names}' takes them in")
+    if pruning.unused:
+        names = ",".join(pruning.unused_modules)
+        notes.append(f"note: {pruning.told_unused()}; --exclude {names} leaves them out")
+    if guess := pruning.told_guess():
+        notes.append(f"note: {guess} (--weights FILE)")
+    return [*notes, *(f"note: {note}" for note in found.notes)]
+
+
+def moves_of(
+    network: "nn.Module",
+    stages: Sequence[Mapping[str, Any]],
+    recalibrate: str,
+    examples: int | None,
+) -> list[str]:
+    """Return what is to be said of what moved beside the mask, and on how many examples a stage."""
+    from lossprune.pruning.norms import tracking_norms
+
+    told = []
+    if (moves := told_compensation(stages)) is not None:
+        read = "all examples of --data were read at each stage"
+        if examples is not None:
+            in_all = examples * len(stages)
+            read = f"{examples:,} examples were read at each stage, {in_all:,} in all"
+        told += [moves, read]
+    if recalibrate != "no":
+        at = "after each stage" if recalibrate == "stages" else "at the final mask"
+        told.append(
+            f"running statistics of batch normalisation were estimated anew {at}"
+            if tracking_norms(network)
+            else f"--recalibrate {recalibrate}: the network has no running statistics"
+        )
+    return told
+
+
+def origin_of(network: "nn.Module") -> dict[str, str]:
+    """Return what the record tells of the network that is to be pruned."""
+    from lossprune.experiment.network_file import weights_sha256
+
+    return {
+        "class": type(network).__name__,
+        "weights_sha256": weights_sha256(network.state_dict()),
+    }
+
+
+def outcome_of(
+    network: "nn.Module", origin: Mapping[str, str], mask: "Mask", found: "Connectivity"
+) -> dict[str, Any]:
     """Return what the record tells of the network as it was and of what is left of it."""
     from lossprune.experiment.environment import environment_of
-    from lossprune.experiment.network_file import weights_sha256
     from lossprune.pruning.skipped import numbers_in
 
     numbers = numbers_in(network)
     return {
         "environment": environment_of(next(network.parameters()).device),
-        "network": {
-            "class": type(network).__name__,
-            "weights_sha256": weights_sha256(network.state_dict()),
-        },
+        "network": origin,
         "removed": mask.removed,
         "prunable": mask.total,
         "sparsity": mask.sparsity,

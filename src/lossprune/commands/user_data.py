@@ -28,6 +28,11 @@ class UsersData:
     test: Iterable[Any] | None
     offered: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def drawn(self) -> int | None:
+        """How many examples of a data set each stage has; None: the data are the user's batches."""
+        return self.train.examples if isinstance(self.train, StageExamples) else None
+
     @classmethod
     def of(cls, settings: Mapping[str, Any], data_path: Path) -> "UsersData":
         """Return what ``--data``, ``--test`` or ``--dataset`` names; nothing is asked for yet.

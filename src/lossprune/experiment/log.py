@@ -1,6 +1,6 @@
 """What a person reads of a run: its log (``log.txt``), and lines about it.  No torch here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lossprune.experiment.record import (
@@ -10,6 +10,7 @@ from lossprune.experiment.record import (
     Scores,
     predicted_change,
 )
+from lossprune.pruning.names import counted
 
 LOG_HEADER = "n\ttrain_l\ttrain_m\tvalid_l\tvalid_m\ttest_l\ttest_m\ttime"
 
@@ -92,8 +93,21 @@ def stage_in_words(stage: Mapping[str, Any]) -> str:
     predicted = predicted_change(stage)
     return (
         f"training loss {_number(before, '.4f')} -> {_number(after, '.4f')}"
-        f"{_without_compensation(stage, '.4f')}, {sparsity}"
+        f"{_at_the_mask(stage, '.4f')}, {sparsity}"
         + ("" if predicted is None else f", predicted change {predicted:.4f}")
+    )
+
+
+def told_compensation(stages: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return what compensation did over all stages, in one line; None where there was none."""
+    steps = [stage["compensation"] for stage in stages if "compensation" in stage]
+    if not steps:
+        return None
+    moved = sum(step["moved"] for step in steps)
+    return (
+        f"surviving weights were moved in {moved} of {counted(len(steps), 'stage')}: training loss "
+        f"{_number(stages[-1]['loss_after'])} after the last one, "
+        f"{_number(steps[-1]['loss_without'])} at its mask alone"
     )
 
 
@@ -110,15 +124,15 @@ def describe_stage(stage: Mapping[str, Any], stages: int) -> str:
     return (
         f"stage {stage['stage']}/{stages}: sparsity {stage['sparsity']:.5f} "
         f"loss {_number(stage['loss_before'])} -> {_number(stage['loss_after'])}"
-        f"{_without_compensation(stage)} "
+        f"{_at_the_mask(stage)} "
         f"predicted change {'none' if predicted is None else format(predicted, '.5f')}"
     )
 
 
-def _without_compensation(stage: Mapping[str, Any], form: str = ".5f") -> str:
-    """What the loss would be had the weights that are left not moved, where they were to."""
+def _at_the_mask(stage: Mapping[str, Any], form: str = ".5f") -> str:
+    """The loss before the weights that are left moved, where they were to."""
     step = stage.get("compensation")
-    return f" ({_number(step['loss_without'], form)} without compensation)" if step else ""
+    return f" ({_number(step['loss_without'], form)} at the mask alone)" if step else ""
 
 
 def legible(text: str) -> str:
@@ -150,6 +164,8 @@ def summarise(record: RunRecord) -> str:
             f"(sparsity {record.sparsity:.5f}): training loss {before.train_loss:.4f} -> "
             f"{after.train_loss:.4f}, test error {before.test_error:.2%} -> {after.test_error:.2%}"
         )
+    if (moves := told_compensation(record.stages)) is not None:
+        lines.append(moves)
     if record.best is not None:
         best = record.best.scores
         lines.append(
