@@ -18,8 +18,10 @@ class Compensation:
         iterations: of conjugate gradients a stage, each a product with the GGN matrix.
         examples: how many of a stage's examples the fit and the choice of λ use; None: all.  A
             fifth of them takes no part in the fit.
-        dampings: multiples of the stage before's λ, of which the loss on that fifth chooses; the
-            first stage's λ is the mean of diag(G).  A Krylov space serves all of them.
+        dampings: multiples of the stage before's λ, of which the loss on that fifth chooses: the
+            smallest that does not raise it, and from the stage with the final mask on the one that
+            lowers it most; where all raise it the weights stay.  The first stage's λ is the mean of
+            diag(G).  A Krylov space serves all of them.
         parameters: what moves: the ``"prunable"`` weights that are left, or ``"all"`` parameters,
             biases and normalisations too.
         finish: how many stages more at the final mask, that remove nothing.
@@ -30,7 +32,7 @@ class Compensation:
 
     iterations: int = 10
     examples: int | None = None
-    dampings: Sequence[float] = (1.0, 0.25, 4.0)
+    dampings: Sequence[float] = (0.25, 1.0, 4.0, 16.0)
     parameters: str = "prunable"
     finish: int = 0
 
@@ -64,7 +66,8 @@ class CompensationRecord:
 
     Attributes:
         moved: whether they did: not where every λ raised the loss on the examples apart.
-        damping: λ of the step that was taken, or the largest that was tried.
+        damping: λ of the step that was taken; where none was, four times the last: what the next
+            stage's are multiples of.
         iterations: of conjugate gradients.
         residual: |b − (G_SS + λ I) δ_S| / |b| after them, with the λ of the stage before.
         predicted_change: gᵀδ + ½ δᵀGδ of the step, over the examples of the fit.

@@ -31,13 +31,23 @@ class Moving:
         self.network = pruning.network
         self._pruning, self._damping, self._in_place = pruning, damping, in_place
 
-    def compensate(
-        self, objective: Objective, mask: Mask, reached: Mask, statistics: Statistics | None
-    ) -> CompensationRecord | None:
-        """Move the weights that are left of a stage, where that is asked for."""
-        settings = self._pruning.compensation
-        if settings is None or statistics is None:
-            return None
+    def move(
+        self, objective: Objective, mask: Mask, reached: Mask, statistics: Statistics, stage: int
+    ) -> tuple[Objective, CompensationRecord | None]:
+        """Move what is asked for after a stage; return the loss as it is now over its examples.
+
+        Running statistics are first: a compensation fits the weights to those that there are.
+        """
+        pruning = self._pruning
+        settings = pruning.compensation
+        last = len(pruning.steps) - (settings.finish if settings else 0)
+        if pruning.recalibrate == "stages" or (pruning.recalibrate == "end" and stage == last):
+            network = MaskedNetwork(self.network, reached)
+            self._move(batch_norm_statistics(network, objective.batches, sharded=pruning.sharded))
+            objective = objective.at(self.network)
+            mask = reached  # with other statistics the loss is another, and expanded anew
+        if settings is None:
+            return objective, None
         step = compensate(
             objective,
             mask,
@@ -46,27 +56,11 @@ class Moving:
             settings=settings,
             damping=self._damping,
             loss_before=statistics.loss,
+            last=stage >= last,
         )
         self._damping = step.record.damping
         self._move(step.values)
-        return step.record
-
-    def recalibrate(self, objective: Objective, reached: Mask, stage: int) -> Objective:
-        """Estimate running statistics anew, where that is asked for; return the loss as it is now.
-
-        It is over the same examples.
-        """
-        when, last = self._pruning.recalibrate, stage == len(self._pruning.steps)
-        if when == "stages" or (when == "end" and last):
-            statistics = batch_norm_statistics(
-                MaskedNetwork(self.network, reached),
-                objective.batches,
-                sharded=self._pruning.sharded,
-            )
-            self._move(statistics)
-        elif self._pruning.compensation is None:  # nothing has moved
-            return objective
-        return objective.at(self.network)
+        return objective.at(self.network), step.record
 
     @torch.no_grad()
     def _move(self, values: Mapping[str, Tensor]) -> None:

@@ -35,6 +35,8 @@ _EVERY = 5
 _TOLERANCE = 1e-12
 # Backward passes that a preconditioner takes which is not measured anyway.
 _DRAWS = 8
+# What λ is multiplied by after a stage that kept its weights.
+_RAISED = 4.0
 # λ stays between these, in units of the mean of diag(G) over the weights that are left.
 _LEAST, _MOST = 1e-8, 1e4
 
@@ -62,6 +64,7 @@ def compensate(
     settings: Compensation,
     damping: float | None,
     loss_before: float,
+    last: bool,
 ) -> Step:
     """Return where the weights go that are left of a stage.
 
@@ -73,6 +76,7 @@ def compensate(
         settings: what is asked for.
         damping: λ of the stage before; None: there was none.
         loss_before: at the mask before, over the stage's examples.
+        last: whether the mask is the final one.
 
     Raises:
         PruningError: too few examples to set some apart; a derivative is not finite.
@@ -87,17 +91,17 @@ def compensate(
     found = model.solved([start * m for m in settings.dampings], settings.iterations)
     trial = replace(objective, batches=apart)
     without = trial.measure(after)
-    least, chosen, values = without.loss, None, model.masked
-    for solution in found.of_each:
-        candidate = model.values(solution.x)
-        loss = _loss(trial.at(network.moved_to(candidate)), after)
-        if loss < least:
-            least, chosen, values = loss, solution, candidate
+    losses = [
+        _loss(trial.at(network.moved_to(model.values(solution.x))), after)
+        for solution in found.of_each
+    ]
+    best = choose([s.damping for s in found.of_each], losses, without.loss, last=last)
+    chosen = None if best is None else found.of_each[best]
     return Step(
-        values,
+        model.masked if chosen is None else model.values(chosen.x),
         CompensationRecord(
             moved=chosen is not None,
-            damping=chosen.damping if chosen else start * max(settings.dampings),
+            damping=chosen.damping if chosen else start * _RAISED,
             iterations=found.iterations,
             residual=found.residual,
             predicted_change=model.removal + (chosen.change if chosen else 0.0),
@@ -105,10 +109,28 @@ def compensate(
             loss_without=loss_without,
             realised_change_without=loss_without - loss_before,
             apart=without.examples,
-            loss_apart=least,
+            loss_apart=without.loss if best is None else losses[best],
             loss_apart_without=without.loss,
         ),
     )
+
+
+def choose(
+    dampings: Sequence[float], losses: Sequence[float], without: float, *, last: bool
+) -> int | None:
+    """Return which λ is taken by the losses on the examples apart; None: none, as all raise it.
+
+    A stage that others follow takes the smallest λ whose step does not raise that loss.  What a
+    long step fits of the examples' noise the next one replaces, on examples of its own, while what
+    it gains stays.  With the final mask the λ with the least loss is taken.
+
+    >>> choose([0.25, 1.0, 4.0], [0.7, 0.5, 0.4], 0.6, last=False)
+    1
+    >>> choose([0.25, 1.0, 4.0], [0.7, 0.5, 0.4], 0.6, last=True)
+    2
+    """
+    lower = [k for k, loss in enumerate(losses) if loss < without]
+    return min(lower, key=lambda k: losses[k] if last else dampings[k], default=None)
 
 
 class _Model:

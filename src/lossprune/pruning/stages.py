@@ -216,8 +216,9 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             criterion=self._criterion.name,
         )
         before = None if statistics is None else statistics.loss
-        step = self._moving.compensate(objective, mask, reached, statistics)
-        objective = self._moving.recalibrate(objective, reached, stage)
+        step = None
+        if statistics is not None:
+            objective, step = self._moving.move(objective, mask, reached, statistics, stage)
         after = objective.measure(reached).loss if given else None
         self._pace.end()
         if before is not None and stage == 1 and self._pruning.start is None:
@@ -256,9 +257,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         )
 
     def _measure(self, objective: Objective, mask: Mask, stage: int) -> Statistics:
-        # A compensation takes the diagonal too, to precondition its solver.
-        curvature = self._criterion.curvature or self._pruning.compensation is not None
-        estimator = find_estimator(self._pruning.estimator) if curvature else None
+        estimator = find_estimator(self._pruning.estimator) if self._criterion.curvature else None
         statistics = self._recall(
             stage,
             lambda: objective.measure(mask, gradient=self._criterion.gradient, estimator=estimator),

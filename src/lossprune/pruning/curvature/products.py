@@ -90,23 +90,23 @@ class GaussNewton:
         """Return an unbiased estimate of diag(G), never negative, from so many backward passes.
 
         With vectors s_n of mean 0 and covariance H, independent between examples, (Σ_n Jᵀ s_n)²
-        has mean Σ_n diag(Jᵀ H J): a pass for all examples of a chunk, whatever uses a weight has.
+        has mean Σ_n diag(Jᵀ H J): a pass for all examples, whatever uses a weight has.
         """
         generator = distributed.own_generator(generator)
-        sums = _Sums(self.network)
-
-        def add(outputs: Tensor, targets: Any) -> None:
-            vectors = self.loss.draw(outputs.detach(), targets, draws, generator)
-            for k in range(draws):
-                for total, part in self._backward(sums.totals, outputs, vectors[:, k]):
-                    total.addcmul_(part.to(total.dtype), part.to(total.dtype), value=1 / draws)
-
-        with self._running():
-            for chunk in self._chunks:
-                outputs, targets = self.network(chunk)
-                sums.count(self.loss, outputs, targets)
-                add(outputs, targets)
-        return sums.means()[0]
+        diagonal = self.network.zeros()
+        for _ in range(draws):
+            sums = _Sums(self.network)
+            with self._running():
+                for chunk in self._chunks:
+                    outputs, targets = self.network(chunk)
+                    sums.count(self.loss, outputs, targets)
+                    drawn = self.loss.draw(outputs.detach(), targets, 1, generator)[:, 0]
+                    for total, part in self._backward(sums.totals, outputs, drawn):
+                        total.add_(part)
+            totals, amount = sums.joined()
+            for name, total in totals.items():
+                diagonal[name].addcmul_(total, total, value=1 / (draws * amount))
+        return diagonal
 
     def _chunked(self, batches: Sequence[Batch], memory: int) -> list[Batch]:
         if not batches:  # this process has no share
@@ -168,15 +168,20 @@ class _Sums:
     def count(self, loss: FullLoss, outputs: Tensor, targets: Any) -> None:
         self.scalars[0] += loss.amount(outputs.detach(), targets).sum()
 
-    def means(self) -> tuple[dict[str, Tensor], float, float]:
+    def joined(self) -> tuple[dict[str, Tensor], float]:
+        """The sums over everybody's examples, and what these count."""
         if distributed.processes() > 1:
             distributed.sum_over_processes_([self.scalars, *self.totals.values()])
-        amount, linear, quadratic = self.scalars.tolist()
+        amount = float(self.scalars[0])
         if amount == 0:
             raise PruningError("no target counts: all are ignored, or of classes of weight 0")
-        for total in self.totals.values():
+        return self.totals, amount
+
+    def means(self) -> tuple[dict[str, Tensor], float, float]:
+        totals, amount = self.joined()
+        for total in totals.values():
             total /= amount
-        return self.totals, linear / amount, quadratic / amount
+        return totals, float(self.scalars[1]) / amount, float(self.scalars[2]) / amount
 
 
 Along = Callable[[MaskedNetwork, Batch, Tensors], tuple[Tensor, Any, Tensor]]
