@@ -102,7 +102,7 @@ class _KrylovSpace:
     """Directions P that conjugate gradients went along, of norm 1, and what A and b are in them.
 
     Attributes:
-        directions: P, (k, n).
+        directions: the k rows of P, (n,) each.
         curvature: P A Pᵀ, (k, k), float64.
         overlap: P Pᵀ, (k, k), float64.
         slope: P b, (k,), float64.
@@ -111,7 +111,7 @@ class _KrylovSpace:
         residual: |b − (A + λ I) x| / |b| at the end.
     """
 
-    directions: Tensor
+    directions: list[Tensor]
     curvature: Tensor
     overlap: Tensor
     slope: Tensor
@@ -125,7 +125,10 @@ class _KrylovSpace:
         # Directions that rounding has made dependent add nothing.
         y = torch.linalg.lstsq(matrix, self.slope[:, None], driver="gelsd").solution[:, 0]
         change = float(0.5 * y @ self.curvature @ y - self.slope @ y)
-        return y.to(self.directions) @ self.directions, change
+        x = torch.zeros_like(self.x)
+        for coordinate, direction in zip(y.tolist(), self.directions, strict=True):
+            x.add_(direction, alpha=coordinate)
+        return x, change
 
 
 def _krylov_space(
@@ -139,8 +142,7 @@ def _krylov_space(
     size = _norm(b)
     x, r = torch.zeros_like(b), b.clone()
     z = r / preconditioner
-    p = z.clone()
-    rz = _dot(r, z)
+    p, rz = z, _dot(r, z)
     directions: list[Tensor] = []
     # Rows of symmetric matrices, up to the diagonal.
     curvature: list[list[float]] = []
@@ -153,13 +155,13 @@ def _krylov_space(
         curvature.append([_dot(before, curved) for before in directions])
         overlap.append([_dot(before, direction) for before in directions])
         step = rz / length / (curvature[-1][-1] + damping)
-        x = x + step * direction
-        r = r - step * (curved + damping * direction)
+        x.add_(direction, alpha=step)
+        r.add_(curved, alpha=-step).add_(direction, alpha=-step * damping)
         z = r / preconditioner
         rz, previous = _dot(r, z), rz
-        p = z + rz / previous * p
+        p = z.add_(direction, alpha=rz / previous * length)
     return _KrylovSpace(
-        torch.stack(directions) if directions else b.new_zeros(0, len(b)),
+        directions,
         _symmetric(curvature),
         _symmetric(overlap),
         torch.tensor([_dot(b, direction) for direction in directions], dtype=torch.float64),
@@ -171,7 +173,7 @@ def _krylov_space(
 
 
 def _dot(one: Tensor, other: Tensor) -> float:
-    return float((one.double() * other.double()).sum())
+    return float((one * other).sum(dtype=torch.float64))
 
 
 def _norm(vector: Tensor) -> float:
