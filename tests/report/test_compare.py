@@ -52,6 +52,17 @@ def test_folders_that_differ_in_a_setting_as_a_whole_still_pair(command, maker):
     )
 
 
+def test_with_and_without_compensation_pair_by_their_criterion(command, maker):
+    for criterion, loss in (("LM", 2.0), ("QM", 1.0)):
+        maker.run(criterion, loss=loss, folder=f"a/{criterion}")
+        maker.run(criterion, loss=loss / 2, compensate=True, folder=f"b/{criterion}")
+    lines = command("compare", maker.root / "a", maker.root / "b").out.splitlines()
+    (changed,) = [line.split() for line in lines if "compensate" in line]
+    assert changed == ["compensate", "False", "True"]
+    assert "2 pairs of runs; means over pairs" in lines
+    assert any("LM" in line and "-1.00000" in line for line in lines)
+
+
 def test_what_cannot_be_compared(command, maker, tmp_path):
     run = maker.run(folder="a/one")
     for arguments, told in (

@@ -19,6 +19,9 @@ def figures(tmp_path_factory):
         for criterion, stages in (("MP", 1), ("QM", 1), ("QM", 14), ("LM", 140)):
             error = 0.03 + 0.01 * seed + sparsity / 100
             maker.run(criterion, stages, 0.0, seed, sparsity=sparsity, error=error, epochs=269)
+        for finish in (0, 10):
+            moved = {"compensate": True, "finish": finish, "recalibrate": "stages"}
+            maker.run("QM", 14, 0.0, seed, sparsity=sparsity, epochs=269, **moved)
     with mpl.rc_context(STYLE):
         drawn = dict(drawn_figures(read_results(maker.root)))
         for figure in drawn.values():
@@ -92,7 +95,9 @@ def test_sparsity_is_drawn_from_dense_to_sparse_with_every_seed(figures):
     assert left > 20 > 10 > right
     assert [text.get_text() for text in tuned.get_xticklabels()] == ["20", "10"]
     dots = [tuple(dot) for marks in tuned.collections for dot in marks.get_offsets().tolist()]
-    assert len(dots) == 2 * 3 * 4
+    assert len(dots) == 2 * 3 * 6
+    kinds = "MP", "LM", "QM", "moved", "moved and finished", "dense"
+    assert len({line.get_color() for line in tuned.lines}) == len(kinds)
     assert (pytest.approx(20), pytest.approx(4.8)) in dots
 
 

@@ -1,12 +1,16 @@
 import io
 import math
+import shlex
 
 import pandas as pd
 import pytest
 
+from lossprune.experiment import RunConfig
+from lossprune.flags import parse
 from lossprune.report.choice import BEST, BEST_TUNED, ZERO, best_reg_after_pruning
 from lossprune.report.reading import read_results
-from lossprune.report.series import training_curves
+from lossprune.report.series import stage_changes, training_curves
+from lossprune.report.settings import command_of
 from lossprune.report.table import to_csv, to_latex, to_markdown
 from lossprune.report.tables import all_tables
 
@@ -178,6 +182,29 @@ def test_what_may_not_share_a_table_does_not(maker):
     networks = set(read_results(maker.root).runs["network"])
     assert len(networks) == 5
     assert all(name.startswith("MLP on mnist, 9") for name in networks)
+
+
+def test_where_weights_move_it_is_another_line_of_the_same_table(maker):
+    for seed in (1, 2):
+        maker.run("MP", 1, seed=seed, recalibrate="end")
+        maker.run("QM", seed=seed, loss=2.0)
+        maker.run("QM", seed=seed, loss=1.5, compensate=True)
+        maker.run("QM", seed=seed, loss=1.25, compensate=True, finish=3)
+    results = read_results(maker.root)
+    assert results.runs["network"].unique().tolist() == ["MLP on mnist, 95.6 % removed"]
+    frame = tables(maker)[0].frame.query("choice == @BEST")
+    assert frame[["criterion", "n", "mean"]].to_numpy().tolist() == [
+        ["MP+recalibrate=end", 2, 0.75],
+        ["QM", 2, 1.75],
+        ["QM+compensate", 2, 1.25],
+        ["QM+compensate+finish=3", 2, 1.0],
+    ]
+    changes = stage_changes(results).groupby("criterion")["predicted_change"].first()
+    assert changes["QM"] == pytest.approx(1.75 / 2)
+    assert changes["QM+compensate"] == pytest.approx(1.25 / 4)
+    for row in results.runs.to_dict("records"):
+        config = parse(RunConfig, shlex.split(command_of(row, "results"))[2:])
+        assert config.name == row["folder"]
 
 
 def test_small_seeds_are_not_found_in_other_settings(maker):

@@ -8,6 +8,7 @@ import pytest
 from lossprune.experiment import RunConfig
 from lossprune.flags import parse
 from lossprune.sweep import read_plan
+from lossprune.sweep.board import label_runs
 from lossprune.sweep.plan import select
 from lossprune.sweep.plan_file import parse_choices, parse_plan
 
@@ -61,6 +62,15 @@ def test_lists_are_axes_and_constraints_drop_combinations():
         *[(seed, *rest) for seed in (1, 2) for rest in (("MP", 1), ("QM", 1), ("QM", 3))],
     ]
     assert [run.config.prunes for run in runs] == [False] * 2 + [True] * 6
+
+
+def test_a_plan_may_have_runs_with_and_without_compensation():
+    text = SMALL.replace("lr = 0.1", "lr = 0.1\ncompensate = [false, true]")
+    runs = parse_plan(text.replace("seed = [1, 2]", "seed = 1"), "both").expand()
+    assert [run.config.compensate for run in runs if run.config.prunes] == [False, True] * 3
+    labels = label_runs(runs)
+    assert labels[runs[1]] == "compensate=False pi=1 pm=MP"
+    assert labels[runs[-1]] == "compensate=True pi=3 pm=QM"
 
 
 def test_keep_leaves_out_all_other_combinations():

@@ -15,7 +15,8 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from lossprune.report import series
 from lossprune.report.labels import MEASURES, Labels
 from lossprune.report.layout import criterion_order
-from lossprune.report.palette import CRITERION_COLOURS, METHOD_COLOURS, OTHER_COLOUR
+from lossprune.report.palette import CRITERION_COLOURS, METHOD_COLOURS
+from lossprune.report.panels import apart, colours_of, decades, in_lines, make_panels
 from lossprune.report.table import reg_text
 
 Draw = Callable[[Figure, pd.DataFrame, Labels], None]
@@ -23,7 +24,6 @@ Plot = Callable[[Axes, pd.DataFrame, str, str], Any]  # rows in a colour, by a l
 
 _DENSE: Any = {"color": "0.25", "ls": ":", "lw": 1.4}
 _DASHES, _MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
-_APART = 0.09  # of an axis: labels nearer than that run into each other
 
 
 def draw_by_sparsity(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
@@ -32,7 +32,7 @@ def draw_by_sparsity(figure: Figure, data: pd.DataFrame, labels: Labels) -> None
     data = data.assign(shown=data["value"].where(of_loss, 100 * data["value"]))
     places = data.drop_duplicates(["measure", "tuning"])[["measure", "tuning"]].to_numpy().tolist()
     names = [MEASURES[measure] + tuning for measure, tuning in places]
-    panels = _panels(figure, names, "", width=3.3)
+    panels = make_panels(figure, names, "", width=3.3)
     kept = sorted(100 * (1 - data["sparsity"].unique()), reverse=True)
     stages = [key for key, _ in data.groupby(["stages", "schedule"])]
     legend: dict[str, Any] = {}
@@ -40,11 +40,11 @@ def draw_by_sparsity(figure: Figure, data: pd.DataFrame, labels: Labels) -> None
         here = data[(data["measure"] == measure) & (data["tuning"] == tuning)]
         dense = here.drop_duplicates("seed")["dense_value"].mean()
         legend["dense"] = _draw_dense(axes, dense if measure == series.LOSS else 100 * dense)
-        for criterion in criterion_order(here["criterion"]):
+        for criterion, colour in colours_of(criterion_order(data["criterion"])).items():
             own = here[here["criterion"] == criterion]
             for key, part in own.groupby(["stages", "schedule"]):
                 place = stages.index(key) % len(_DASHES)
-                style: Any = {"color": _colour(criterion), "marker": _MARKERS[place]}
+                style: Any = {"color": colour, "marker": _MARKERS[place]}
                 mean = part.groupby(100 * (1 - part["sparsity"]))["shown"].mean()
                 (line,) = axes.plot(mean.index, mean, ls=_DASHES[place], **style)
                 x = 100 * (1 - part["sparsity"])
@@ -54,36 +54,10 @@ def draw_by_sparsity(figure: Figure, data: pd.DataFrame, labels: Labels) -> None
         axes.set_xscale("log")
         axes.invert_xaxis()
         axes.xaxis.set_minor_locator(NullLocator())
-        ticks = _apart(kept)
+        ticks = apart(kept)
         axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
         axes.set_xlabel(labels.x)
     _legend(figure, legend)
-
-
-def _apart(values: list[float]) -> list[float]:
-    """Return those of falling values whose labels have room on a logarithmic axis."""
-    least = _APART * np.log(values[0] / values[-1])
-    found = values[:1]
-    for value in values[1:]:
-        if np.log(found[-1] / value) >= least:
-            found.append(value)
-    return found
-
-
-def _panels(
-    figure: Figure, names: list[str], y_label: str, width: float = 2.5, **options: Any
-) -> dict[str, Axes]:
-    """One panel a name, ten inches in a row at most; the first tells what is drawn upwards."""
-    columns = min(len(names), int(10 / width))
-    rows = -(-len(names) // columns)
-    figure.set_size_inches(max(5.4, width * columns + 0.8), 2.9 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False, **options).ravel()
-    for spare in grid[len(names) :]:
-        spare.set_visible(False)
-    for axes, name in zip(grid, names, strict=False):
-        axes.set_title(name)
-    grid[0].set_ylabel(y_label)
-    return dict(zip(names, grid, strict=False))
 
 
 def _plot_methods(
@@ -121,21 +95,18 @@ def _method_text(rows: pd.DataFrame) -> str:
     return f"π {first['stages']}" + (" linear" if first["schedule"] == "linear" else "")
 
 
-def _colour(criterion: str) -> str:
-    return CRITERION_COLOURS.get(criterion, OTHER_COLOUR).light
-
-
 def draw_loss_by_reg(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
     """Mean and range over seeds by λ, a panel a criterion, a line a π; MP is a level."""
     magnitude = data[data["criterion"] == "MP"]  # λ does not change its order: a level, no panel
     data = magnitude if len(magnitude) == len(data) else data[data["criterion"] != "MP"]
     regs = sorted(data["reg"].unique())
     criteria = criterion_order(data["criterion"])
-    panels = _panels(figure, criteria, labels.y, sharey=True)
+    panels = make_panels(figure, criteria, labels.y, sharey=True)
     legend: dict[str, Any] = {}
+    grey = CRITERION_COLOURS["MP"].light
     for criterion, axes in panels.items():
         for _, (level, n) in magnitude[["mean", "count"]].iterrows():
-            legend[f"MP (n = {int(n)})"] = axes.axhline(level, color=_colour("MP"), ls="--", lw=1.2)
+            legend[f"MP (n = {int(n)})"] = axes.axhline(level, color=grey, ls="--", lw=1.2)
         legend["dense"] = _draw_dense(axes, data["dense"].iloc[0])
         axes.set_xticks(range(len(regs)), [reg_text(reg) for reg in regs], rotation=45)
         axes.set_xlabel(labels.x + _n_text(data[data["criterion"] == criterion]["count"]))
@@ -153,7 +124,7 @@ def draw_loss_by_reg(figure: Figure, data: pd.DataFrame, labels: Labels) -> None
 def _title_with_n(axes: Axes, criterion: str, data: pd.DataFrame) -> None:
     own = data[data["criterion"] == criterion]
     seeds = own.groupby(["stages", "schedule"])["seed"].nunique()
-    axes.set_title(criterion + _n_text(seeds))
+    axes.set_title(in_lines(criterion + _n_text(seeds)))
 
 
 def _n_of_seeds(rows: pd.DataFrame) -> str:
@@ -167,8 +138,9 @@ def _n_text(counts: pd.Series) -> str:
 
 def draw_error_by_stages(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
     """Mean over seeds and each seed, by π, a panel a tuning, a line a criterion."""
-    panels = _panels(figure, sorted(data["tuning"].unique()), labels.y, width=3.6, sharey=True)
+    panels = make_panels(figure, sorted(data["tuning"].unique()), labels.y, width=3.6, sharey=True)
     stages, criteria = sorted(data["stages"].unique()), criterion_order(data["criterion"])
+    colours = colours_of(criteria)
     legend: dict[str, Any] = {}
     for tuning, axes in panels.items():
         here = data[data["tuning"] == tuning]
@@ -181,7 +153,7 @@ def draw_error_by_stages(figure: Figure, data: pd.DataFrame, labels: Labels) -> 
                 at = part["stages"].map(stages.index) + aside
                 error = 100 * part["best_test_error"]
                 mean = error.groupby(at).mean()
-                style: Any = {"color": _colour(criterion)}
+                style: Any = {"color": colours[criterion]}
                 (line,) = axes.plot(mean.index, mean, "o--" if linear else "o-", **style)
                 axes.scatter(at, error, s=14, alpha=0.55, lw=0, **style)
                 name = criterion + (" linear" if linear else "")
@@ -200,14 +172,14 @@ def draw_stage_changes(figure: Figure, data: pd.DataFrame, labels: Labels) -> No
     both = data[["predicted_change", "realised_change"]].to_numpy(dtype=float)
     ends = [np.nanmin(both), np.nanmax(both)]
     criteria = criterion_order(data["criterion"])
-    panels = _panels(figure, criteria, labels.y, sharex=True, sharey=True)
+    panels = make_panels(figure, criteria, labels.y, sharex=True, sharey=True)
     for criterion, axes in panels.items():
         _title_with_n(axes, criterion, data)
         axes.plot(ends, ends, color="0.5", lw=0.8, ls="--")
         axes.set_xscale("symlog", linthresh=1e-3)
         axes.set_yscale("symlog", linthresh=1e-3)
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(FixedLocator(_decades(*ends)))
+            axis.set_major_locator(FixedLocator(decades(*ends)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_locator(NullLocator())
         axes.tick_params(axis="x", labelrotation=60)
@@ -220,31 +192,22 @@ def draw_stage_changes(figure: Figure, data: pd.DataFrame, labels: Labels) -> No
     _plot_methods(figure, panels, data, plot)
 
 
-def _decades(low: float, high: float) -> list[float]:
-    """Return 0 and the powers of ten about it, every other one where they are many."""
-    found = [0.0]
-    for least in (-2, -3, -4):
-        powers = [sign * 10.0**n for n in range(least, 7) for sign in (-1, 1)]
-        found = sorted([0.0, *(power for power in powers if low <= power <= high)])
-        if len(found) > 2:
-            break
-    return found if len(found) <= 6 else found[found.index(0) % 2 :: 2]
-
-
 def draw_change_and_gap(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
     """A dot a run, a panel a tuning, a colour a criterion; the dense network has no gap."""
     found = {
         tuning: rho for (_, tuning), rho in series.correlations(data.assign(tuned=True)).items()
     }
-    panels = _panels(figure, sorted(data["tuning"].unique()), labels.y, width=4.4)
+    panels = make_panels(figure, sorted(data["tuning"].unique()), labels.y, width=4.4)
     legend: dict[str, Any] = {}
     for tuning, axes in panels.items():
         here = data[data["tuning"] == tuning]
         legend["dense"] = _draw_dense(axes, 0)
-        for criterion in criterion_order(here["criterion"]):
+        for criterion, colour in colours_of(criterion_order(data["criterion"])).items():
             part = here[here["criterion"] == criterion]
+            if part.empty:
+                continue
             x, y = part["loss_change"], 100 * part["error_gap"]
-            dots = axes.scatter(x, y, s=12, color=_colour(criterion), alpha=0.7)
+            dots = axes.scatter(x, y, s=12, color=colour, alpha=0.7)
             legend.setdefault(criterion, dots)
         rho = found[tuning]
         text = f"ρ = {rho.rho:.2f} [{rho.low:.2f}, {rho.high:.2f}], n = {rho.n}"
@@ -255,7 +218,7 @@ def draw_change_and_gap(figure: Figure, data: pd.DataFrame, labels: Labels) -> N
 
 def draw_layers(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
     """Mean over seeds by layer, a panel a criterion, a line a π."""
-    panels = _panels(figure, criterion_order(data["criterion"]), labels.y, sharey=True)
+    panels = make_panels(figure, criterion_order(data["criterion"]), labels.y, sharey=True)
 
     def plot(axes: Axes, part: pd.DataFrame, colour: str, label: str) -> Any:
         kept = 100 * (1 - part.groupby("position")["sparsity"].mean())
@@ -276,7 +239,7 @@ def draw_layers(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
 
 def draw_curves(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
     """Mean over seeds by epoch, a panel a criterion, a line a π."""
-    panels = _panels(figure, criterion_order(data["criterion"]), labels.y, sharey=True)
+    panels = make_panels(figure, criterion_order(data["criterion"]), labels.y, sharey=True)
     dense = 100 * data["dense"].iloc[0]
     legend: dict[str, Any] = {}
     for axes in panels.values():

@@ -12,9 +12,10 @@ import pandas as pd
 from lossprune.experiment.folder import BEST
 from lossprune.report.choice import best_reg_after_pruning
 from lossprune.report.layout import METHOD, dense_names, rows_of
-from lossprune.report.settings import SETTINGS
+from lossprune.report.settings import ASKED, SETTINGS
 
 _TRAINING = ("epochs", "batch_size", "lr", "decay", "decay_every", "l2")
+_MOVES = tuple(flag.field for flag in ASKED.values())
 _METHOD_FIELDS = ("criterion", "stages", "exponential", "reg")
 _FIELDS = {flag.field: name for name, flag in SETTINGS.items() if name != "model_0"}
 
@@ -42,10 +43,13 @@ def _plan(pruned: pd.DataFrame, runs: pd.DataFrame) -> str | None:
         return None
     first = rows_of(pruned.sort_values("epochs"))[0]
     sparsities = sorted(pruned["sparsity"].unique().tolist())
-    of_the_method = (*_METHOD_FIELDS, *(["sparsity"] if len(sparsities) > 1 else []))
-    methods = pruned[["network", *METHOD, "exponential", "sparsity"]].drop_duplicates()
-    best = best_reg_after_pruning(pruned).merge(methods, on=["network", *METHOD])
-    axes: dict[str, Any] = {_FIELDS[name]: first[name] for name in _FIELDS if name in first}
+    moved = [flag.field for flag in ASKED.values() if any(pruned[flag.field] != flag.default)]
+    of_the_method = (*_METHOD_FIELDS, *moved, *(["sparsity"] if len(sparsities) > 1 else []))
+    methods = pruned[["network", *METHOD, "pm", "exponential", *_MOVES, "sparsity"]]
+    best = best_reg_after_pruning(pruned).merge(methods.drop_duplicates(), on=["network", *METHOD])
+    best["criterion"] = best["pm"]
+    fields = [name for name in _FIELDS if name in first and name not in _MOVES]
+    axes: dict[str, Any] = {_FIELDS[name]: first[name] for name in fields}
     axes["seed"] = sorted(int(seed) for seed in pruned["seed"].unique())
     for name in of_the_method:
         axes[_FIELDS[name]] = sorted(best[name].unique().tolist())

@@ -3,8 +3,9 @@
 A *network* is all that must be equal for two prunings to be comparable: architecture, data set,
 sparsity, where pruning comes, what it measures on and what it starts from.  A *dense network* is
 that at whatever sparsity.  A *method* is what is compared: criterion, number of stages π, schedule
-and λ.  A *tuning* is how the pruned network is trained on.  What is left is the seed, over which
-means are taken.
+and λ.  Where weights or running statistics move beside the mask, that is part of the criterion's
+name, as in ``QM+compensate+finish=5``.  A *tuning* is how the pruned network is trained on.  What
+is left is the seed, over which means are taken.
 """
 
 import re
@@ -17,14 +18,15 @@ import pandas as pd
 
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.names import counted
-from lossprune.report.settings import DEFAULTS, FLAG_OF
+from lossprune.report.settings import ASKED, DEFAULTS, FLAG_OF
 
 METHOD = ["criterion", "stages", "schedule"]
 _TRAINING = ["lr", "decay", "decay_every", "l2"]
 _TUNING = ["epochs", *_TRAINING]
 # A network's name begins with these, or they tell methods, tunings and seeds of it apart.
 _OF_THE_METHOD = {
-    "arch", "dataset", "sparsity", "criterion", "stages", "exponential", "reg", "seed", *_TUNING
+    "arch", "dataset", "sparsity", "pm", "stages", "exponential", "reg", "seed", *_TUNING,
+    *(flag.field for flag in ASKED.values()),
 }  # fmt: skip
 
 # Columns that are outcomes or names, not settings; every other one is a setting, known or not.
@@ -33,20 +35,23 @@ _NOT_SETTINGS = {
     "seconds", "achieved_sparsity", "trained_epochs", "best_epoch", "loss_change", "error_gap",
     "device", "torch",
 }  # fmt: skip
-_DERIVED = {"prunes", "tuned", "diverged", "schedule", "family", "origin", "network", "tuning",
-            "training"}  # fmt: skip
+_DERIVED = {"criterion", "prunes", "tuned", "diverged", "schedule", "family", "origin", "network",
+            "tuning", "training"}  # fmt: skip
 _SCORE_PREFIXES = ("before_", "pruned_", "best_", "last_")
 
 
 def arrange(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs with the columns by which tables and figures group them.
 
-    Added are ``family`` (architecture and data set), ``network``, ``tuning``, ``schedule``,
-    ``prunes``, ``tuned`` (finished training after pruning) and ``diverged``.  A run that never
-    prunes has an empty ``network``: it belongs to its family.
+    ``criterion`` becomes the name of what is compared, and ``pm`` is the criterion alone.  Added
+    are ``family`` (architecture and data set), ``network``, ``tuning``, ``schedule``, ``prunes``,
+    ``tuned`` (finished training after pruning) and ``diverged``.  A run that never prunes has an
+    empty ``network``: it belongs to its family.
     """
     runs = runs.copy()
     runs["prunes"] = runs["prune_epoch"] >= 0
+    runs.insert(list(runs.columns).index("criterion"), "pm", runs["criterion"])
+    runs["criterion"] = _criteria(runs)
     one_cut = (runs["stages"] == 1) | ~runs["prunes"]
     spread = np.where(runs["exponential"], "exponential", "linear")
     runs["schedule"] = np.where(one_cut, "", spread)
@@ -128,7 +133,26 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def criterion_order(criteria: Iterable[str]) -> list[str]:
     """Return the criteria as the library lists them, unknown ones last."""
     known = {name: place for place, name in enumerate(CRITERIA)}
-    return sorted(set(criteria), key=lambda name: (known.get(name, len(known)), name))
+    return sorted(set(criteria), key=lambda name: (known.get(alone(name), len(known)), name))
+
+
+def alone(criterion: str) -> str:
+    """Return the criterion of a name that says what moves beside the mask.
+
+    >>> alone("QM+compensate+finish=5")
+    'QM'
+    """
+    return criterion.partition("+")[0]
+
+
+def _criteria(runs: pd.DataFrame) -> list[str]:
+    """Return the criterion of each run, and the flags by which more than the mask moves."""
+    names = runs["criterion"].tolist()
+    for name, flag in ASKED.items():
+        for place, value in enumerate(runs[flag.field]):
+            if value != flag.default and runs["prunes"].iloc[place]:
+                names[place] += f"+{name}" + ("" if value is True else f"={value}")
+    return names
 
 
 def _origin(start: str, seed: int) -> str:

@@ -23,7 +23,7 @@ from lossprune.report.layout import (
     removed_text,
     rows_of,
 )
-from lossprune.report.palette import CRITERION_COLOURS, METHOD_COLOURS
+from lossprune.report.palette import CRITERION_COLOURS, METHOD_COLOURS, SHADES
 from lossprune.report.reading import Results
 from lossprune.report.settings import command_of
 from lossprune.report.table import Table, reg_text, shown
@@ -62,7 +62,11 @@ def page_data(results: Results, tables: tuple[Table, ...], figures: list[str]) -
         "slugs": file_slugs(network_names(runs)),
         "labels": {name: asdict(labels) for name, labels in LABELS.items()},
         "measures": MEASURES,
-        "palette": {"criteria": list(CRITERION_COLOURS), "methods": len(METHOD_COLOURS)},
+        "palette": {
+            "criteria": list(CRITERION_COLOURS),
+            "methods": len(METHOD_COLOURS),
+            "shades": SHADES,
+        },
     }
 
 

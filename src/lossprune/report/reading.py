@@ -24,7 +24,7 @@ from lossprune.experiment.record import (
 )
 from lossprune.report.layout import arrange
 from lossprune.report.records_file import RecordsFile
-from lossprune.report.settings import RECORDED, SETTINGS
+from lossprune.report.settings import ASKED, RECORDED, SETTINGS
 from lossprune.report.source import ResultsFolder
 
 _SCORES = tuple(item.name for item in fields(Scores))
@@ -32,7 +32,6 @@ _LONGEST_SETTING = 80
 MOMENTS = {"before_pruning": "before", "after_pruning": "pruned", "best": "best", "last": "last"}
 
 _NEEDED = [name for name, flag in SETTINGS.items() if flag.named == "always" or name == "dataset"]
-_ASKED = [name for name, flag in SETTINGS.items() if flag.named == "asked"]
 
 RunSource = ResultsFolder | RecordsFile
 """Runs by their folders; ``folder`` is where their own files are, None where they are not there."""
@@ -160,7 +159,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         for text in (name, value) if isinstance(value, str) else (name,):
             if len(text) > _LONGEST_SETTING or not text.isprintable():
                 raise ValueError(f"the record's setting {_quoted(name)} is {_quoted(value)}")
-    for name in [*_NEEDED, *(name for name in _ASKED if name in config)]:
+    for name in [*_NEEDED, *(name for name in ASKED if name in config)]:
         if not _fits(name, config[name]):
             raise ValueError(f"the record's setting {name} is {_quoted(config[name])}")
     row = {flag.field: config.get(name, flag.default) for name, flag in SETTINGS.items()}

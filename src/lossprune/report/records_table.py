@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from lossprune.experiment.record import EpochRecord, RunRecord, Scores
 from lossprune.json_text import parse_json
-from lossprune.report.settings import RECORDED, SETTINGS
+from lossprune.report.settings import ASKED, RECORDED
 
 _ARROW: dict[type, pa.DataType] = {
     bool: pa.bool_(),
@@ -32,7 +32,7 @@ _MOMENTS = ("before_pruning", "after_pruning", "best", "last")
 
 
 # Flags that a record names only where they are asked for are among the rest.
-_CONFIG = {name: RECORDED[name] for name in sorted(RECORDED) if SETTINGS[name].named != "asked"}
+_CONFIG = {name: RECORDED[name] for name in sorted(RECORDED.keys() - ASKED.keys())}
 _ENVIRONMENT: dict[str, type] = {
     **dict.fromkeys(("lossprune", "torch", "numpy", "python", "platform"), str),
     **dict.fromkeys(("device", "device_name"), str),

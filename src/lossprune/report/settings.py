@@ -13,6 +13,9 @@ _FLAGS = declared_flags(RunConfig)
 SETTINGS = {name: flag for name, flag in _FLAGS.items() if flag.named != "never"}
 """The flags whose values a record holds, by name."""
 
+ASKED = {name: flag for name, flag in SETTINGS.items() if flag.named == "asked"}
+"""Those of them that a record holds only where they are not the default."""
+
 RECORDED = {name: bool if Path in flag.kinds else flag.kinds[0] for name, flag in SETTINGS.items()}
 """The type of each in a record; of the start network it says only whether there is one."""
 
@@ -28,11 +31,11 @@ def command_of(row: Mapping[str, Any], path: str) -> str:
     Only flags that differ from their defaults are given.
 
     Args:
-        row: settings by their names in the code.
+        row: settings by their names in the code, but for the criterion, which is ``pm`` there.
         path: the results folder.
     """
     values = {flag.field: row.get(flag.field, flag.default) for flag in SETTINGS.values()}
-    values |= {"path": Path(path), "start": row.get("start") or None}
+    values |= {"criterion": row["pm"], "start": row.get("start") or None, "path": Path(path)}
     if values["dataset"] == implied_dataset(row["arch"]):
         values["dataset"] = None
     return shlex.join(["lossprune", "run", *words_of(RunConfig, values)])

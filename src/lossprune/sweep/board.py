@@ -1,12 +1,14 @@
 """Where a sweep stands: what is running, done, failed and still to do, and the best so far."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from lossprune.experiment.config import RunConfig
 from lossprune.sweep.job import Outcome, RunPhase
-from lossprune.sweep.plan import PlannedRun
+from lossprune.sweep.plan import FLAGS, PlannedRun
 
 
 def label_runs(runs: Sequence[PlannedRun]) -> dict[PlannedRun, str]:
@@ -14,16 +16,21 @@ def label_runs(runs: Sequence[PlannedRun]) -> dict[PlannedRun, str]:
     labels = {run: "baseline " * (not run.config.prunes) for run in runs}
     for prunes in (False, True):
         group = [run for run in runs if run.config.prunes == prunes]
-        settings = {run: {"pm": run.config.criterion, **run.config.settings} for run in group}
+        named = {"pm": None} | {name: None for run in group for name in run.config.settings}
+        settings = {run: _settings(run.config, named) for run in group}
         varying = [
-            name
-            for name in dict.fromkeys(name for values in settings.values() for name in values)
-            if len({values[name] for values in settings.values()}) > 1
+            name for name in named if len({values[name] for values in settings.values()}) > 1
         ]
         varying = sorted(varying or ["pm", "seed"], key=lambda name: (name == "seed", name))
         for run in group:
             labels[run] += " ".join(f"{name}={settings[run][name]}" for name in varying)
     return labels
+
+
+def _settings(config: RunConfig, names: Iterable[str]) -> dict[str, Any]:
+    """Those settings of a run, by flag; one that it does not tell is the default."""
+    told = config.settings
+    return {name: told.get(name, FLAGS[name].default) for name in names}
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 // The figures of one network, of the runs that pass the filters.
 
 // The colours are variables of the style, which palette.py writes.
-const colourOf = (criterion) =>
-  DATA.palette.criteria.includes(criterion)
-    ? `var(--c-${criterion.toLowerCase()})`
-    : "var(--c-other)";
+function colourOf(criterion) {
+  const [name] = criterion.split("+");
+  if (!DATA.palette.criteria.includes(name)) return "var(--c-other)";
+  const moved = DATA.criteria.filter((other) => other.startsWith(`${name}+`));
+  const shade = criterion === name ? "" : `-${moved.indexOf(criterion) % DATA.palette.shades}`;
+  return `var(--c-${name.toLowerCase()}${shade})`;
+}
 
 function methodColours(runs) {
   const sorted = [...runs].sort(
