@@ -49,7 +49,8 @@ def fill(cells: Cells, case: Case, given: argparse.Namespace) -> None:
         start = case.start(seed, given) if missing else None
         for variant in missing:
             scores = case.measure(start, variant, seed, given)
-            row = {"seed": seed, **asdict(variant), **scores}
+            how = {"examples": given.examples, "settings": given.compensation}
+            row = {"seed": seed, **asdict(variant), **scores, **how}
             cells.add([row])
             print(row, file=sys.stderr, flush=True)
 
@@ -99,6 +100,10 @@ def main() -> None:
     parser.add_argument("--variants", type=words_of(str), default=["*"], help="such as QM-0.9-*")
     parser.add_argument("--seeds", type=words_of(int), default=range(5), help="such as 0,1,2")
     parser.add_argument("--examples", type=int, help="a stage: 1000, of gpt2 128 rows")
+    parser.add_argument(
+        "--iterations", type=int, help="of compensation, if not as it is by default"
+    )
+    parser.add_argument("--fit_examples", type=int, help="that a compensation uses, if not all")
     parser.add_argument("--epochs", type=int, default=20, help="of training, and of fine-tuning")
     parser.add_argument("--steps", type=int, default=1000, help="of training gpt2")
     parser.add_argument("--scored", type=int, default=10_000, help="images of each split")
@@ -110,6 +115,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is there, measure nothing")
     given = parser.parse_args()
     given.examples = given.examples or (128 if given.case == "gpt2" else 1000)
+    asked = {"iterations": given.iterations, "examples": given.fit_examples}
+    given.compensation = {name: value for name, value in asked.items() if value is not None}
     given.out = given.out or Path(f"measurements/compensation-{given.case}.json")
     torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore")  # of the time that curvature takes

@@ -64,7 +64,7 @@ class Case:
 
 
 def pruned(
-    network: nn.Module, variant: Variant, data: Iterable[Any], **settings: Any
+    network: nn.Module, variant: Variant, data: Iterable[Any], given: Given, **settings: Any
 ) -> tuple[nn.Module, lossprune.Mask | None, float]:
     """A pruned copy, its mask, and the seconds that the call took."""
     if variant == DENSE:
@@ -123,7 +123,7 @@ def measure_mnist(
 ) -> dict[str, float]:
     network, dataset = start
     data = training_draws(dataset, given.examples, seed=seed, size=100)
-    network, mask, seconds = pruned(network, variant, data)
+    network, mask, seconds = pruned(network, variant, data, given)
     scores = scores_of_images(network, dataset, len(dataset.train))
     best, last = trained(network, mask, dataset, FIRST_SEED + seed, given.epochs)
     return {
@@ -151,7 +151,7 @@ def vgg11_here(variant: Variant, seed: int, given: Given) -> dict[str, float]:
     network.load_state_dict(load_file(given.weights))
     data = training_draws(dataset, given.examples, seed=seed, size=100)
     with PeakMemory() as memory:
-        network, _, seconds = pruned(network.eval(), variant, data)
+        network, _, seconds = pruned(network.eval(), variant, data, given)
     return {
         **scores_of_images(network, dataset, given.scored),
         "seconds": seconds,
@@ -200,7 +200,7 @@ def measure_images(
     network, dataset = start
     count = min(given.examples, len(dataset.train))
     data = training_draws(dataset, count, seed=seed, size=100)
-    network, _, seconds = pruned(network, variant, data)
+    network, _, seconds = pruned(network, variant, data, given)
     return {**scores_of_images(network, dataset, given.scored), "seconds": seconds}
 
 
@@ -228,7 +228,7 @@ def measure_gpt2(
         size=gpt2.BATCH,
     )
     how = {"loss": "next_token", "estimator": "monte-carlo", "seed": seed, "reg": 1e-3}
-    network, _, seconds = pruned(network, variant, data, **how)
+    network, _, seconds = pruned(network, variant, data, given, **how)
     return {"nats": gpt2.held_out_loss(network.eval(), test), "seconds": seconds}
 
 
