@@ -4,6 +4,7 @@ import argparse
 import copy
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -146,6 +147,7 @@ def vgg11_here(variant: Variant, seed: int, given: Given) -> dict[str, float]:
     from safetensors.torch import load_file
 
     torch.set_num_threads(given.threads)
+    warnings.simplefilter("ignore")  # of the time that curvature takes, as a process of its own
     dataset = load("folder", given.images, seed=FIRST_SEED)
     network = NETWORKS["VGG11"]()
     network.load_state_dict(load_file(given.weights))
