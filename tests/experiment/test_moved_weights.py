@@ -152,6 +152,7 @@ def test_names_and_records_have_the_flags_only_where_they_are_asked_for():
     [
         ({"finish": 2}, "--finish 2 without --compensate: "),
         ({"compensate": True, "finish": -1}, "--finish must be a whole number from 0 to"),
+        ({"compensate": True, "examples": 4}, "--nex 4 with --compensate: "),
         ({"recalibrate": "ends"}, "--recalibrate must be one of no, stages, end, got 'ends'; did"),
     ],
 )

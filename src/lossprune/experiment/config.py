@@ -35,6 +35,7 @@ DEVICES = ("auto", "cpu", "cuda")
 TRAININGS = ("auto", "dense", "sparse")
 AMPS = ("off", "bf16")
 RECALIBRATIONS = ("no", "stages", "end")
+LEAST_EXAMPLES = 5  # of a stage that compensates
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,11 @@ class RunConfig:
         check_not_negative("reg", self.reg, MOST_REG)
         check_whole("nex", self.examples, 1)  # the data set says how many there are
         check_finish(self.finish, compensate=self.compensate)
+        if self.compensate and self.examples < LEAST_EXAMPLES:  # not only after all training
+            raise ValueError(
+                f"--nex {self.examples} with --compensate: a fifth of the examples choose the "
+                f"damping, so it takes {LEAST_EXAMPLES} at least"
+            )
         check_one_of("recalibrate", self.recalibrate, RECALIBRATIONS)
         check_whole("nepochs", self.epochs, 0, MOST_EPOCHS)
         check_positive("lr", self.lr)
