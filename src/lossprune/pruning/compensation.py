@@ -21,7 +21,8 @@ class Compensation:
         dampings: multiples of the stage before's λ, of which the loss on that fifth chooses: the
             smallest that does not raise it, and from the stage with the final mask on the one that
             lowers it most; where all raise it the weights stay.  The first stage's λ is the mean of
-            diag(G).  A Krylov space serves all of them.
+            diag(G) over the weights that are left, and no λ is below a quarter of that.  A Krylov
+            space serves all of them.
         parameters: what moves: the ``"prunable"`` weights that are left, or ``"all"`` parameters,
             biases and normalisations too.
         finish: how many stages more at the final mask, that remove nothing.

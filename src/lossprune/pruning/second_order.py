@@ -37,8 +37,9 @@ _TOLERANCE = 1e-12
 _DRAWS = 8
 # What λ is multiplied by after a stage that kept its weights.
 _RAISED = 4.0
-# λ stays between these, in units of the mean of diag(G) over the weights that are left.
-_LEAST, _MOST = 1e-8, 1e4
+# λ stays between these, in units of the mean of diag(G) over the weights that are left: smaller
+# ones do not raise the loss apart either where removing alone has raised it much, and fit noise.
+_LEAST, _MOST = 0.25, 1e4
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def compensate(
     loss_without = objective.measure(after).loss
     model = _Model(objective, fit, names, _of_all(network, names, before), kept, diagonal)
     start = _bounded(damping, model.scale)
-    found = model.solved([start * m for m in settings.dampings], settings.iterations)
+    tried = [_bounded(start * multiple, model.scale) for multiple in settings.dampings]
+    found = model.solved(tuple(dict.fromkeys(tried)), settings.iterations)
     trial = replace(objective, batches=apart)
     without = trial.measure(after)
     losses = [
