@@ -38,6 +38,7 @@ NOT_RUN = {
     ("README.md", "--arch MLP --nepochs 800"): "hours; the plan mlp-mnist is tested to be the same",
     ("README.md", "--arch VGG11 --nepochs 300"): "days; the plan vgg11-cifar10 is the same",
     ("README.md", "--arch PreActResNet18 --nepochs 200 --lr"): "days; there is such a plan",
+    ("docs/guide.md", "benchmarks.oneshot"): "benchmarks",
     ("docs/deployment.md", "benchmarks.deployment"): "a benchmark",
     ("docs/distributed.md", "torchrun"): "CIFAR-10 is not here",
     ("docs/training.md", "SparseStack("): "a GPU",
