@@ -31,7 +31,7 @@ MOVING = ["--compensate", "--finish", "2", "--recalibrate", "stages"]
 
 def normed(shape, classes):
     return nn.Sequential(
-        *(nn.Conv2d(shape[0], 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(shape[0], 6, 3, bias=False), nn.BatchNorm2d(6), nn.Tanh(), nn.AvgPool2d(2)),
         *(nn.Flatten(), nn.Linear(54, classes)),
     )
 
