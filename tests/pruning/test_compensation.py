@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 import lossprune
 from lossprune.pruning import LOSSES, CrossEntropy, PruningError
+from tests.models.architectures import ARCHITECTURES
+from tests.models.calls import assert_same, data_of, network_of, snapshot
+from tests.models.expectations import REFUSED
 
 EXAMPLES = 60
 
@@ -178,6 +181,30 @@ def test_weights_are_those_of_the_dense_solution(name, parameters):
     assert record.predicted_change == pytest.approx(change, abs=1e-9)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key])
+
+
+@pytest.mark.full("every kind of network, beside the oracle's few")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "name", [name for name in ARCHITECTURES if (name, "prune MP") not in REFUSED]
+)
+def test_every_kind_of_network_can_be_compensated(name):
+    architecture = ARCHITECTURES[name]
+    network, arguments = network_of(architecture), data_of(architecture)
+    arguments["data"] = arguments.pop("batches")
+    before = snapshot(network)
+    result = lossprune.prune(
+        network, "MP", sparsity=0.5, stages=1, progress=False,
+        compensate=lossprune.Compensation(3), **arguments,
+    )  # fmt: skip
+    assert_same(snapshot(network), before)
+    record = result.stages[0].compensation
+    if record.moved:
+        assert record.predicted_change < record.predicted_change_without
+        assert record.loss_apart < record.loss_apart_without
+    for key, weight in result.weights.items():
+        assert weight.isfinite().all()
+        assert not weight[~result.mask[key]].any()
 
 
 def test_second_stage_starts_from_the_moved_weights():

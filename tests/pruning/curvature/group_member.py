@@ -155,6 +155,25 @@ def pruned_and_recalibrated():
     )
 
 
+def compensated(*, sharded):
+    """With all batches, or with the share that a sampler gives."""
+    model = network()
+    with torch.no_grad():  # so that what fits some examples fits others
+        data = [(inputs, model(inputs).argmax(1)) for inputs, _ in (*batches(), *batches())]
+    if sharded and dist.is_initialized():
+        data = data[dist.get_rank() :: dist.get_world_size()]
+    settings = lossprune.Compensation(200, finish=1)
+    result = lossprune.prune(
+        model, "QM", sparsity=0.8, data=data, stages=2, sharded=sharded, compensate=settings
+    )
+    return {
+        "weights": dict(result.weights),
+        "dampings": [stage.compensation.damping for stage in result.stages],
+        "moved": [stage.compensation.moved for stage in result.stages],
+        "apart": [stage.compensation.apart for stage in result.stages],
+    }
+
+
 def one_example():
     """Fewer examples than processes: some have nothing to do."""
     inputs, targets = batches()[0]
@@ -196,6 +215,8 @@ def outcomes():
         **{criterion: plain(pruned(criterion)) for criterion in ("MP", "LM", "QM", "GraSP")},
         "data parallel": data_parallel(),
         "QM, recalibrated": plain(pruned_and_recalibrated()),
+        "compensated": compensated(sharded=False),
+        "compensated in shares": compensated(sharded=True),
         "recalibrated": recalibrated(sharded=False),
         "recalibrated in shares": recalibrated(sharded=True),
         "in shares": plain(measured_in_shares()),

@@ -77,6 +77,28 @@ def test_recalibrated_statistics_are_those_of_one_process(alone, group, what):
             torch.testing.assert_close(member[what][name], tensor, rtol=1e-12, atol=1e-15)
 
 
+def test_moved_weights_are_those_of_one_process(alone, group):
+    expected = alone["compensated"]
+    assert any(expected["moved"])
+    for member in group:
+        found = member["compensated"]
+        assert same(found["weights"], group[0]["compensated"]["weights"])
+        for what in ("moved", "apart"):
+            assert found[what] == expected[what]
+        assert found["dampings"] == pytest.approx(expected["dampings"], rel=1e-8)
+        for name, tensor in expected["weights"].items():
+            torch.testing.assert_close(found["weights"][name], tensor, rtol=1e-8, atol=1e-8)
+
+
+def test_moved_weights_are_the_same_where_each_has_its_share(group):
+    """Each sets a fifth of its own examples apart, which are others than those of one process."""
+    for member in group:
+        found, first = member["compensated in shares"], group[0]["compensated in shares"]
+        assert same(found["weights"], first["weights"])
+        assert found["dampings"] == first["dampings"]
+        assert all(0 < apart < 40 / 5 + len(group) for apart in found["apart"])
+
+
 def test_each_example_has_draws_of_its_own(alone, group):
     """Six different labels of 1000: two the same, by chance, would be less likely than 2 %."""
     assert alone["drawn"]["labels"] == 6
