@@ -162,7 +162,7 @@ def compensated(*, sharded):
         data = [(inputs, model(inputs).argmax(1)) for inputs, _ in (*batches(), *batches())]
     if sharded and dist.is_initialized():
         data = data[dist.get_rank() :: dist.get_world_size()]
-    settings = lossprune.Compensation(200, finish=1)
+    settings = lossprune.Compensation(8, finish=1)
     result = lossprune.prune(
         model, "QM", sparsity=0.8, data=data, stages=2, sharded=sharded, compensate=settings
     )
