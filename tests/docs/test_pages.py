@@ -19,6 +19,7 @@ import torch
 PAGES = (
     "README.md",
     "docs/guide.md",
+    "docs/compensation.md",
     "docs/finetuning.md",
     "docs/deployment.md",
     "docs/distributed.md",

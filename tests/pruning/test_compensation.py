@@ -186,7 +186,7 @@ def test_weights_are_those_of_the_dense_solution(name, parameters):
 @pytest.mark.full("every kind of network, beside the oracle's few")
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(
-    "name", [name for name in ARCHITECTURES if (name, "prune MP") not in REFUSED]
+    "name", [name for name in ARCHITECTURES if (name, "prune LM") not in REFUSED]
 )
 def test_every_kind_of_network_can_be_compensated(name):
     architecture = ARCHITECTURES[name]
@@ -385,6 +385,12 @@ def test_refusals(error, sentence, changed):
     }
     with pytest.raises(error, match=sentence):
         lossprune.prune(perceptron().double(), **{**settings, **changed})
+
+
+def test_complex_weights_are_refused():
+    model = nn.Linear(5, 3, dtype=torch.complex64)
+    with pytest.raises(ValueError, match="real weights, but 'weight' is complex"):
+        lossprune.prune(model, "MP", sparsity=0.5, data=[(drawn(5), None)], compensate=True)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,8 @@ class PruningResult:
         if self.stages and self.stages[0].loss_before is not None:
             before, after = self.stages[0].loss_before, self.stages[-1].loss_after
             parts.append(f"loss {before:.5g} before, {after:.5g} after")
+        if self.weights or self.buffers:
+            parts.append(f"{len(self.weights) + len(self.buffers)} tensors moved, for apply_")
         if self.unused:
             parts.append(f"unused: {listed(self.unused, MOST_NAMED)}")
         return f"PruningResult({', '.join(parts)})"

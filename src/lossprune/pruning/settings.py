@@ -175,8 +175,16 @@ class Pruning:
         ):
             if asked and self.data is None:
                 raise ValueError(f"{name} needs data: an iterable of (inputs, targets)")
+        if self.compensation is None:
+            return
+        for name, weight in self.network.weights.items():
+            if weight.is_complex():
+                raise ValueError(
+                    f"compensate moves real weights, but {name!r} is complex, of {weight.dtype}: "
+                    f"leave compensate out, or give exclude={name!r}"
+                )
         loss = find_loss(self.loss)
-        if self.compensation is not None and isinstance(loss, AnyFunction):
+        if isinstance(loss, AnyFunction):
             raise ValueError(
                 f"compensate needs the curvature of the loss, but {loss.name} is a plain "
                 f"function: give one of {', '.join(loss.known)} or a lossprune.pruning.Loss"
