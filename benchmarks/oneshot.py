@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -45,6 +45,7 @@ Test accuracy in per cent right after pruning, mean ± standard deviation over t
 
 moved: compensation MOVES THE SURVIVING WEIGHTS at each stage; +{FINISH}: and at {FINISH} more,
   which remove nothing. In rows without, the weights that are left are the dense network's.
+again: the same examples at every stage.
 tuned: the same stages' mask alone, then SGD or Adam on the surviving weights, batches of {BATCH};
   -examples: as many visits to examples as the moved+{FINISH} network of these stages read examples,
   -seconds: as many as fit into its time, that of the pruning included.
@@ -73,14 +74,16 @@ class Method:
     stages: int = 1
     examples: int = 0  # a stage
     after: str = ""  # moved, moved+5, tuned-examples, tuned-seconds
+    fresh: bool = True  # whether each stage has others
 
     @property
     def name(self) -> str:
-        drawn = (str(self.stages), str(self.examples)) if self.stages > 1 else ()
+        examples = f"{self.examples}{'' if self.fresh else '-again'}"
+        drawn = (str(self.stages), examples) if self.stages > 1 else ()
         return "-".join((self.criterion, *drawn, *(self.after,) * bool(self.after)))
 
     def but(self, after: str, criterion: str | None = None) -> "Method":
-        return Method(criterion or self.criterion, self.stages, self.examples, after)
+        return replace(self, criterion=criterion or self.criterion, after=after)
 
     @property
     def mask(self) -> "Method":
@@ -96,6 +99,7 @@ ROWS = (
     *QM.values(),
     *(method.but(after) for method in QM.values() for after in (MOVED, FINISHED)),
     *(QM[20, 4000].but(after, "MP") for after in (MOVED, FINISHED)),
+    *(Method("QM", 20, 1000, after, fresh=False) for after in (MOVED, FINISHED)),
     *(QM[pi, 4000].but(after, c) for pi in (20, 60) for after in TUNED for c in ("MP", "QM")),
 )
 
@@ -123,9 +127,10 @@ class Case:
         """Network, mask and rows: a compensated pruning passes its 0 further stages on the way."""
         network, moves = copy.deepcopy(self.network), MOVED in method.after
         inputs, targets = self.train
-        data = Draws(
+        drawn = Draws(
             len(targets), method.examples, lambda i: (inputs[i], targets[i]), seed=self.seed
         )
+        data = drawn if method.fresh else list(drawn)
         compensation = lossprune.Compensation(finish=FINISH) if moves else False
         stages = lossprune.prune_by_stage(
             network,
@@ -142,7 +147,10 @@ class Case:
             if done in (method.stages, method.stages + FINISH):
                 mask.apply_(network)  # as it may be a copy whose weights nothing has moved
                 after = FINISHED if done > method.stages else MOVED if moves else ""
-                read = {"seconds": seconds, "examples": done * method.examples}
+                read = {
+                    "seconds": seconds,
+                    "examples": (done if method.fresh else 1) * method.examples,
+                }
                 rows.append(self.row(method.but(after), network, mask, **read))
             began = time.perf_counter()
         return network, mask, rows

@@ -155,7 +155,8 @@ class _Model:
             memory=objective.memory,
             sharded=objective.sharded,
         )
-        self._own, self._kept = network.own, kept
+        self._kept = kept
+        self._sizes = [int(where.sum()) for where in kept.values()]
         theta = {name: weight.detach() for name, weight in network.weights.items()}
         self.masked = {name: weight * kept[name] for name, weight in theta.items()}
         removal = self._products.expansion(
@@ -195,7 +196,7 @@ class _Model:
         return torch.cat([tensors[name][kept] for name, kept in self._kept.items()])
 
     def _scattered(self, vector: Tensor) -> dict[str, Tensor]:
-        parts = vector.split([int(kept.sum()) for kept in self._kept.values()])
+        parts = vector.split(self._sizes)
         return {
             name: vector.new_zeros(kept.shape).masked_scatter_(kept, part)
             for (name, kept), part in zip(self._kept.items(), parts, strict=True)
