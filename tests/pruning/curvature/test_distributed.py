@@ -26,7 +26,10 @@ def alone():
     return member.outcomes()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(2, marks=pytest.mark.full("two processes, beside three")), 3],
+)
 def group(request, tmp_path_factory):
     """What every process of a group of that size found."""
     folder, world, port = tmp_path_factory.mktemp("group"), request.param, free_port()
