@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import lossprune
 from lossprune.pruning import LOSSES, CrossEntropy, PruningError
+from lossprune.pruning.curvature.losses import FullLoss
 from tests.models.architectures import ARCHITECTURES
 from tests.models.calls import assert_same, data_of, network_of, snapshot
 from tests.models.expectations import REFUSED
@@ -290,6 +291,25 @@ def test_step_that_raises_the_loss_apart_is_not_taken():
     assert result.stages[0].loss_after == record.loss_without
 
 
+def test_fewer_examples_are_those_that_come_first():
+    model, inputs, targets, loss = case("linear")
+    batches = [*zip(inputs.split(7), targets.split(7), strict=True)]
+    settings = {"sparsity": 0.5, "loss": loss, "seed": 0, "progress": False}
+    some = lossprune.prune(
+        model, "MP", data=batches, compensate=lossprune.Compensation(5, examples=25), **settings
+    )
+    cut = lossprune.prune(
+        model, "MP", data=batches, examples=25, compensate=lossprune.Compensation(5), **settings
+    )
+    assert some.stages[0].compensation.apart == cut.stages[0].compensation.apart == 5
+    for name, weight in cut.weights.items():
+        torch.testing.assert_close(some.weights[name], weight, rtol=1e-10, atol=1e-12)
+    whole = lossprune.prune(
+        model, "MP", data=batches, compensate=lossprune.Compensation(5), **settings
+    )
+    assert any(not torch.equal(whole.weights[name], cut.weights[name]) for name in cut.weights)
+
+
 def test_finish_stages_remove_nothing_and_lower_the_loss():
     model, inputs, targets, loss = case("linear")
     settings = {
@@ -459,8 +479,6 @@ def test_products_with_the_hessian_in_the_outputs(loss):
         expected = (h.reshape(12, 12) @ vectors[n].flatten()).view(4, 3)
         found = loss.hessian_product(outputs[n : n + 1], targets[n : n + 1], vectors[n : n + 1])
         torch.testing.assert_close(found[0], expected, rtol=1e-10, atol=1e-12)
-        from lossprune.pruning.curvature.losses import FullLoss
-
         general = FullLoss.hessian_product(
             loss, outputs[n : n + 1], targets[n : n + 1], vectors[n : n + 1]
         )
