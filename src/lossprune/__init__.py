@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from lossprune.pruning import prune_by_stage as prune_by_stage
     from lossprune.pruning import recalibrate as recalibrate
     from lossprune.pruning import sparsities as sparsities
+    from lossprune.training.convolution.model import SparseModel as SparseModel
+    from lossprune.training.convolution.model import sparse as sparse
 
 __version__: str
 
@@ -46,6 +48,7 @@ _NAMES = {
     "deployment.sparse_file": "load_sparse save_sparse",
     "pruning": "CRITERIA Compensation CompensationRecord Criterion Mask PruningError "
     "PruningResult StageRecord Statistics measure prune prune_by_stage recalibrate sparsities",
+    "training.convolution.model": "SparseModel sparse",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 _ROOMS = ("data", "networks", "pruning")

@@ -1,5 +1,10 @@
 """The Ray engine on a cluster of two nodes on this machine, one of which is lost."""
 
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 
 from lossprune.cli import main
@@ -24,6 +29,22 @@ def add_node(cluster):
     return cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
 
 
+def lose(cluster, node):
+    """All that runs on the node ends at once, as when a machine loses its power.
+
+    Without their raylet its workers would only notice after seconds, and may be done by then.
+    """
+    (raylet,) = node.all_processes["raylet"]
+    pid = raylet.process.pid
+    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for worker in workers:
+        os.kill(int(worker), signal.SIGSTOP)
+    cluster.remove_node(node, allow_graceful=False)
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            os.kill(int(worker), signal.SIGKILL)
+
+
 def running(grid):
     """The runs under way; there is no more than one on a node."""
     return [it for it in grid.runs.values() if it["status"] == "running"]
@@ -35,7 +56,7 @@ def test_a_lost_node_loses_no_run(grid, check_same, cluster):
     nodes = [add_node(cluster), add_node(cluster)]
     process = grid.start_on_ray(cluster.address)
     grid.wait_until(lambda: running(grid) if len(running(grid)) == 2 else [])
-    cluster.remove_node(nodes[0], allow_graceful=False)
+    lose(cluster, nodes[0])
     _, said = process.communicate(timeout=150)
     assert process.returncode == 0, said
     assert "its node or process was lost" in said
@@ -59,7 +80,7 @@ def test_a_lost_node_loses_none_of_a_group(new_grid, cluster, tmp_path):
     grid.plan.write_text(GROUP)
     process = grid.start_on_ray(cluster.address)
     grid.wait_until(lambda: [it for it in grid.runs.values() if it["epochs"]])
-    cluster.remove_node(node, allow_graceful=False)
+    lose(cluster, node)
     add_node(cluster)
     _, said = process.communicate(timeout=150)
     assert process.returncode == 0, said

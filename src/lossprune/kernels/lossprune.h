@@ -47,14 +47,25 @@
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 INLINE vec broadcast(float value) { return value - (vec){0}; }
+INLINE vec load(const float *p) { return *(const unaligned *)p; }
+INLINE void store(float *p, vec v) { *(unaligned *)p = v; }
 INLINE vec choose(ivec where, vec yes, vec no) {
     return (vec)(((ivec)yes & where) | ((ivec)no & ~where));
 }
+
+/* A pool of threads (see threads.py): parallel(f, data, size, 0) runs f on each of so many. */
+typedef struct {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    void (*barrier)(void);
+    int (*rank)(void);
+    int (*size)(void);
+} Threads;
 
 #endif
 

@@ -35,6 +35,8 @@ _EVERY = 5
 _TOLERANCE = 1e-12
 # Backward passes that a preconditioner takes which is not measured anyway.
 _DRAWS = 8
+# So many standard errors must the loss apart fall by for a step to be taken.
+_ERRORS = float(__import__("os").environ.get("ZZ", "1"))
 # What λ is multiplied by after a stage that kept its weights.
 _RAISED = 4.0
 # λ stays between these, in units of the mean of diag(G) over the weights that are left: smaller
@@ -92,12 +94,12 @@ def compensate(
     tried = [_bounded(start * multiple, model.scale) for multiple in settings.dampings]
     found = model.solved(tuple(dict.fromkeys(tried)), settings.iterations)
     trial = replace(objective, batches=apart)
-    without = trial.measure(after)
-    losses = [
-        _loss(trial.at(network.moved_to(model.values(solution.x))), after)
+    without, each = trial.measure_each(after)
+    changes = [
+        change(_losses(trial.at(network.moved_to(model.values(solution.x))), after), each)
         for solution in found.of_each
     ]
-    best = choose([s.damping for s in found.of_each], losses, without.loss, last=last)
+    best = choose([s.damping for s in found.of_each], changes, last=last)
     chosen = None if best is None else found.of_each[best]
     return Step(
         model.masked if chosen is None else model.values(chosen.x),
@@ -111,28 +113,67 @@ def compensate(
             loss_without=loss_without,
             realised_change_without=loss_without - loss_before,
             apart=without.examples,
-            loss_apart=without.loss if best is None else losses[best],
+            loss_apart=without.loss + (0.0 if best is None else changes[best].mean),
             loss_apart_without=without.loss,
         ),
     )
 
 
-def choose(
-    dampings: Sequence[float], losses: Sequence[float], without: float, *, last: bool
-) -> int | None:
-    """Return which λ is taken by the losses on the examples apart; None: none, as all raise it.
+@dataclass(frozen=True)
+class Change:
+    """By how much the mean loss over examples changes, and the standard error of that."""
 
-    A stage that others follow takes the smallest λ whose step does not raise that loss.  What a
-    long step fits of the examples' noise the next one replaces, on examples of its own, while what
-    it gains stays.  With the final mask the λ with the least loss is taken.
+    mean: float
+    error: float
 
-    >>> choose([0.25, 1.0, 4.0], [0.7, 0.5, 0.4], 0.6, last=False)
+    @property
+    def lowers(self) -> bool:
+        """Whether it is a fall that chance alone would show in few stages."""
+        return self.mean < -_ERRORS * self.error
+
+
+def change(losses: Tensor | None, before: Tensor) -> Change:
+    """Return the change between losses of the same examples, paired.
+
+    With d_n the difference of the losses of example n and a_n how much it counts, the mean is
+    d = Σ d_n / Σ a_n and its standard error, that of a ratio of sums,
+    √(N / (N − 1) Σ (d_n − d a_n)²) / Σ a_n.
+    Source: Cochran, "Sampling Techniques", 1977, section 6.
+
+    Args:
+        losses: (n, 2): ℓ and how much it counts, of this process's n of all N examples; None: not
+            finite.
+        before: the same.
+
+    >>> one, other = torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([[2.0, 1.0], [4.0, 1.0]])
+    >>> change(one, other)
+    Change(mean=-3.0, error=1.0)
+    """
+    if losses is None:
+        return Change(float("inf"), 0.0)
+    d, a = losses[:, 0] - before[:, 0], before[:, 1]
+    sums = d.new_tensor([len(d), d.sum(), a.sum(), d @ d, d @ a, a @ a])
+    n, total, amount, dd, da, aa = distributed.summed(sums).tolist()
+    mean = total / amount
+    squares = max(dd - 2 * mean * da + mean**2 * aa, 0.0)
+    return Change(mean, (n / (n - 1) * squares) ** 0.5 / amount if n > 1 else float("inf"))
+
+
+def choose(dampings: Sequence[float], changes: Sequence[Change], *, last: bool) -> int | None:
+    """Return which λ is taken by the losses on the examples apart; None: none surely lowers it.
+
+    A stage that others follow takes the smallest λ whose step lowers that loss beyond doubt.  What
+    a long step fits of the examples' noise the next one replaces, on examples of its own, while
+    what it gains stays.  With the final mask the λ with the least loss is taken.
+
+    >>> changes = [Change(0.1, 0.01), Change(-0.1, 0.01), Change(-0.2, 0.01), Change(-0.3, 0.5)]
+    >>> choose([0.25, 1.0, 4.0, 16.0], changes, last=False)
     1
-    >>> choose([0.25, 1.0, 4.0], [0.7, 0.5, 0.4], 0.6, last=True)
+    >>> choose([0.25, 1.0, 4.0, 16.0], changes, last=True)
     2
     """
-    lower = [k for k, loss in enumerate(losses) if loss < without]
-    return min(lower, key=lambda k: losses[k] if last else dampings[k], default=None)
+    lower = [k for k, found in enumerate(changes) if found.lowers]
+    return min(lower, key=lambda k: changes[k].mean if last else dampings[k], default=None)
 
 
 class _Model:
@@ -258,9 +299,9 @@ def _bounded(damping: float | None, scale: float) -> float:
     return scale if damping is None else min(max(damping, _LEAST * scale), _MOST * scale)
 
 
-def _loss(objective: Objective, mask: Mapping[str, Tensor]) -> float:
-    """The loss, ∞ where it is not finite: a step may be far too long."""
+def _losses(objective: Objective, mask: Mapping[str, Tensor]) -> Tensor | None:
+    """The loss of each example, None where their mean is not finite: a step may be far too long."""
     try:
-        return objective.measure(mask).loss
+        return objective.measure_each(mask)[1]
     except PruningError:  # as the network itself could be measured just before
-        return float("inf")
+        return None

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from lossprune.deployment.sparse.layout import FeatureMap
 from lossprune.deployment.sparse.steps import Shape
+from lossprune.kernels import threads
 from lossprune.kernels.compiler import load
+from lossprune.kernels.threads import ThreadsStruct
 
 SOURCE = Path(__file__).with_name("sparse_network.c")
 SHARED = 200_000  # multiply-adds: less work than that is not worth waking another thread
@@ -53,10 +55,6 @@ class OperationStruct(ctypes.Structure):
     ]
 
 
-class _Threads(ctypes.Structure):
-    _fields_ = [(name, _P) for name in ("parallel", "barrier", "rank", "size")]
-
-
 @functools.cache
 def library() -> ctypes.CDLL:
     """Return the compiled kernels.
@@ -67,7 +65,7 @@ def library() -> ctypes.CDLL:
     built = load(
         SOURCE,
         constants=OperationKind.__members__,
-        structures={"Map": MapStruct, "Operation": OperationStruct, "Threads": _Threads},
+        structures={"Map": MapStruct, "Operation": OperationStruct, "Threads": ThreadsStruct},
     )
     built.run.argtypes = [_P, _I, _P, _I, _I, _P, _I, _I, _I, _P]
     built.run.restype = None
@@ -78,21 +76,6 @@ def library() -> ctypes.CDLL:
 def lanes() -> int:
     """Return how many images a block has on this machine."""
     return library().lanes()
-
-
-@functools.cache
-def _threads() -> _Threads | None:
-    """Return torch's own pool of threads, or None where it has none that C can call.
-
-    A second pool would fight with torch's for the cores, since each spins while it waits.
-    """
-    folder = Path(torch.__file__).parent / "lib"
-    for file in sorted(folder.glob("libgomp*")):
-        pool = ctypes.CDLL(str(file))
-        names = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
-        if all(hasattr(pool, name) for name in names):
-            return _Threads(*(ctypes.cast(getattr(pool, name), _P) for name in names))
-    return None
 
 
 @dataclass(frozen=True)
@@ -132,9 +115,9 @@ class SparsePlan:
         ``only`` that one is run.
         """
         first, count = (0, len(self.operations)) if only is None else (only, 1)
-        images, pool = inputs[0].shape[0], _threads()
+        images, pool = inputs[0].shape[0], threads.pool()
         # Threads that wait for each other cost microseconds; less work than that is one's alone.
-        size = torch.get_num_threads() if pool and self.work * images > shared else 1
+        size = torch.get_numthreads.pool() if pool and self.work * images > shared else 1
         pointers = (_P * (len(inputs) + len(outputs)))(
             *(tensor.data_ptr() for tensor in (*inputs, *outputs))
         )

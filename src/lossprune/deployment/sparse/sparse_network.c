@@ -15,7 +15,7 @@
 
 #include "lossprune.h"
 
-typedef float unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+MIRRORED(Threads)
 
 #define MOST 16 /* accumulators of a tile */
 
@@ -50,14 +50,6 @@ typedef struct {
 MIRRORED(Operation)
 
 typedef struct {
-    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
-    void (*barrier)(void);
-    int (*rank)(void);
-    int (*size)(void);
-} Threads;
-MIRRORED(Threads)
-
-typedef struct {
     const Operation *operations;
     int64_t count, images, blocked, scratch, room;
     float *const *tensors;
@@ -72,8 +64,6 @@ typedef struct {
 
 int64_t lanes(void) { return LANES; }
 
-INLINE vec load(const float *p) { return *(const unaligned *)p; }
-INLINE void store(float *p, vec v) { *(unaligned *)p = v; }
 /* Keeps NaN. */
 INLINE vec larger(vec a, vec b) { return choose((ivec)(a < b) | (ivec)(b != b), b, a); }
 

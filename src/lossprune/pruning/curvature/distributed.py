@@ -104,6 +104,13 @@ def sum_over_processes_(tensors: Iterable[Tensor]) -> None:
         dist.broadcast(tensor, src=0)
 
 
+def summed(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over the processes, if there are several."""
+    if processes() > 1:
+        sum_over_processes_([tensor])
+    return tensor
+
+
 @contextmanager
 def together(device: torch.device) -> Iterator[None]:
     """Do something that can go wrong on one process, and raise on all if it does on any.

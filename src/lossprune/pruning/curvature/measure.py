@@ -165,8 +165,28 @@ class Objective:
         alone = not gradient and estimator is None
         if alone and self._known is not None and self._known[0] is mask:
             return self._known[1]
+        sums = self._sums(mask, gradient=gradient, estimator=estimator)
+        statistics = _means(sums)
+        # Columns take memory, and so other chunks than the loss alone, unless one will do.
+        if estimator is None or (sums.chunks == 1 and distributed.processes() == 1):
+            self._known = mask, replace(statistics, gradient={}, ggn_diagonal={}, skipped=0.0)
+        return statistics
+
+    def measure_each(self, mask: Mapping[str, Tensor] | None) -> tuple[Statistics, Tensor]:
+        """Return the loss at θ ⊙ m; and ℓ of this process's examples, how much each counts: (n, 2).
+
+        Raises:
+            PruningError: as :func:`lossprune.measure`.
+        """
+        sums = self._sums(mask, gradient=False, estimator=None)
+        return _means(sums), sums.of_each
+
+    def _sums(
+        self, mask: Mapping[str, Tensor] | None, *, gradient: bool, estimator: Estimator | None
+    ) -> Sums:
+        """Over the examples that this process takes."""
         network = MaskedNetwork(self.network, mask)
-        if not alone:
+        if gradient or estimator is not None:
             _check_real(network.weights)
         # Processes that measure together draw together: their loaders shuffle alike.
         randomness = PrivateRandomness(distributed.shared_random_state())
@@ -180,12 +200,7 @@ class Objective:
                 generator=distributed.own_generator(self.generator()),
             )
             self._add_share(sums) if several else self._add(sums, self.batches)
-        statistics = sums.means()
-        check_finite(statistics)
-        # Columns take memory, and so other chunks than the loss alone, unless one will do.
-        if estimator is None or (sums.chunks == 1 and not several):
-            self._known = mask, replace(statistics, gradient={}, ggn_diagonal={}, skipped=0.0)
-        return statistics
+        return sums
 
     def at(self, network: PrunableNetwork) -> "Objective":
         """Return the loss of the network at other values, over the same examples in like chunks."""
@@ -224,7 +239,7 @@ class Objective:
         sums.note_reached()
 
     def _add_share(self, sums: Sums) -> None:
-        """Add this process's share of the examples, and everybody else's sums.
+        """Add this process's share of the examples.
 
         Where it is ``sharded`` the batches are the share, else those of all, which must be alike.
         """
@@ -237,7 +252,6 @@ class Objective:
             batches = distributed.share(chain([first] if first else [], batches))
         with distributed.together(device):
             self._add(sums, batches)
-        sums.join_()
 
     def _probed(self, network: MaskedNetwork, first: Batch, *, curvature: bool) -> Costs:
         """What the first examples cost: from a measurement before, or found out now."""
@@ -257,6 +271,15 @@ class Objective:
         if outputs.ndim > 2 and estimator.packs:  # its columns are written out in full
             most = min(most, max(1, OUTPUTS // (outputs[0].numel() ** 2)))
         return len(columns.keys()), most
+
+
+def _means(sums: Sums) -> Statistics:
+    """Over the examples of all processes."""
+    if distributed.processes() > 1:
+        sums.join_()
+    statistics = sums.means()
+    check_finite(statistics)
+    return statistics
 
 
 def _check_real(tensors: Mapping[str, Tensor]) -> None:

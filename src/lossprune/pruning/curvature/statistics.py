@@ -77,6 +77,7 @@ class Sums:
         # loss, examples, trace of the output Hessian, share of it that was skipped, what the
         # examples count
         self.scalars = torch.zeros(5, dtype=torch.float64, device=network.device)
+        self._each: list[Tensor] = []
         self.gradient = network.zeros() if gradient else {}
         self.ggn_diagonal = network.zeros() if estimator else {}
         # in how many processes the outputs depend on each weight
@@ -98,10 +99,13 @@ class Sums:
             call.check()
         logits = outputs.detach()
         check_outputs(logits, targets, batch, self.loss)
-        self.scalars[0] += self._values(logits, targets).detach().sum()
+        values = self._values(logits, targets).detach()
+        amounts = self.loss.amount(logits, targets)
+        self._each.append(torch.stack((values, amounts.to(values)), 1))
+        self.scalars[0] += values.sum()
         self.scalars[1] += len(logits)
         self.chunks += 1
-        self.scalars[4] += self.loss.amount(logits, targets).sum()
+        self.scalars[4] += amounts.sum()
         if outputs.requires_grad:  # else nothing was asked for, or no layer reaches the outputs
             if self.gradient:
                 self._add_gradient(outputs, targets)
@@ -154,6 +158,11 @@ class Sums:
         self.scalars[3] += columns.skipped
         for chosen, count in columns.packed(budget.examples):
             self.add(batch[chosen], budget, Columns(columns.vectors[chosen, :count]))
+
+    @property
+    def of_each(self) -> Tensor:
+        """ℓ of each example that this process took, and how much it counts: (n, 2)."""
+        return torch.cat([self.scalars.new_zeros(0, 2), *self._each])
 
     def note_reached(self) -> None:
         """Count which weights the examples of this process have depended on, after the last."""

@@ -1,0 +1,1 @@
+"""Convolutional networks, trained over their kept weights alone."""

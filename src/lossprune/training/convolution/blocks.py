@@ -1,0 +1,77 @@
+"""Blocks of images: the layout in which all layers work, and the way into it and out of it.
+
+A value (n, channels, height, width) is kept as (blocks, height, channels, width, lanes): ``lanes``
+images innermost, as many as a vector of this machine holds.  In the last block there may be fewer;
+what lanes without an image hold is of no meaning, and their gradients are 0.  It is a tensor like
+any other, so that functions of each number by itself, and sums, are torch's own.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lossprune.training.convolution.kernel import lanes
+from lossprune.training.convolution.memory import POOL
+
+IMAGE = 4  # which dimension is that of the images of a block
+
+
+def packed(x: Tensor) -> Tensor:
+    """Return (n, channels, height, width) or (n, features) as blocks."""
+    return _Pack.apply(x)
+
+
+def unpacked(blocks: Tensor, images: int, flat: bool = False) -> Tensor:
+    """Return blocks as (images, channels, height, width); ``flat``: as (images, features)."""
+    x = _Unpack.apply(blocks, images)
+    return x.flatten(1) if flat else x
+
+
+def images_of(x: Tensor) -> int:
+    """Return how many images there are; by a call, as a graph may hold it."""
+    return x.shape[0]
+
+
+class _Pack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return _to_blocks(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _from_blocks(gradient, ctx.shape[0]).view(ctx.shape)
+
+
+class _Unpack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, blocks: Tensor, images: int) -> Tensor:
+        return _from_blocks(blocks, images)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return _to_blocks(gradient), None
+
+
+def _to_blocks(x: Tensor) -> Tensor:
+    images, channels, height, width = x.shape if x.dim() == 4 else (*x.shape, 1, 1)
+    count = math.ceil(images / lanes())
+    out = POOL.empty((count, height, channels, width, lanes()))
+    x = x.reshape(images, channels, height, width)
+    whole = images // lanes()
+    cut = whole * lanes()
+    out[:whole].copy_(x[:cut].unflatten(0, (whole, lanes())).permute(0, 3, 2, 4, 1))
+    if whole < count:
+        rest = F.pad(x[cut:], (0, 0, 0, 0, 0, 0, 0, count * lanes() - images))
+        out[whole].copy_(rest.permute(2, 1, 3, 0))
+    return out
+
+
+def _from_blocks(blocks: Tensor, images: int) -> Tensor:
+    count, height, channels, width, width_of_block = blocks.shape
+    x = blocks.permute(0, 4, 2, 1, 3)
+    return x.reshape(count * width_of_block, channels, height, width)[:images]

@@ -1,0 +1,157 @@
+"""Operations over blocks of images, with their gradients."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lossprune.training.convolution import between, kernel
+from lossprune.training.convolution.memory import POOL
+from lossprune.training.convolution.structure import (
+    Convolution,
+    Passes,
+    input_passes,
+    output_passes,
+)
+
+
+class KeptConvolution:
+    """A convolution over the kept weights alone.
+
+    Args:
+        layer: what is computed.
+        kept: positions of the kept weights in the flattened kernel, ascending: int64.
+    """
+
+    def __init__(self, layer: Convolution, kept: Tensor) -> None:
+        self.layer, self._kept = layer, kept
+        self.outputs = functools.cache(lambda blocks: output_passes(layer, kept, blocks))
+        self.inputs = functools.cache(lambda blocks: input_passes(layer, kept, blocks))
+
+    def __call__(
+        self, x: Tensor, values: Tensor, bias: Tensor | None, *, relu: bool = False
+    ) -> Tensor:
+        """Return the outputs, rectified if asked for.
+
+        Args:
+            x: blocks of images.
+            values: of the kept weights, (kept,).
+            bias: (outputs,).
+        """
+        return _Convolve.apply(x, values, bias, self, relu)
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, by: KeptConvolution, relu: bool
+    ) -> Tensor:
+        x = x.contiguous()
+        passes = by.outputs(x.shape[0])
+        channels, height, width = by.layer.output_shape
+        out = POOL.empty((x.shape[0], height, channels, width, x.shape[-1]))
+        kernel.convolve(passes.structs, _of_entries(values, passes), x, None, bias, out, relu=relu)
+        ctx.by = by
+        ctx.save_for_backward(x, values, out if relu else None)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, values, out = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        to_x = to_values = to_bias = None
+        if ctx.needs_input_grad[0]:
+            passes = ctx.by.inputs(x.shape[0])
+            to_x = POOL.empty(x.shape)
+            entries = _of_entries(values, passes)
+            kernel.convolve(passes.structs, entries, gradient, out, None, to_x, relu=False)
+        if any(ctx.needs_input_grad[1:3]):
+            passes = ctx.by.outputs(x.shape[0])
+            of_entries = torch.zeros(len(passes.index))
+            if ctx.needs_input_grad[2]:
+                to_bias = torch.zeros(gradient.shape[2])
+            kernel.correlate_weights(passes.structs, x, out, gradient, of_entries, to_bias)
+            to_values = torch.zeros_like(values).index_add_(0, passes.index, of_entries)
+        return to_x, to_values, to_bias, None, None
+
+
+def _of_entries(values: Tensor, passes: Passes) -> Tensor:
+    return values.detach()[passes.index]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Batch normalisation by the batch's own statistics; ``images`` of the blocks' lanes are some."""
+
+    images: int
+    epsilon: float
+    relu: bool
+
+    def __call__(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the outputs, and mean and biased variance of each channel."""
+        return _Normalise.apply(x, weight, bias, self)
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, by: Normalisation
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = x.contiguous()
+        mean, variance = between.moments(x, by.images)
+        scale = (variance + by.epsilon).rsqrt()
+        scale = scale if weight is None else scale * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        out = between.scaled(x, scale, shift, relu=by.relu)
+        ctx.by = by
+        ctx.save_for_backward(x, weight, mean, variance, out if by.relu else None)
+        ctx.mark_non_differentiable(mean, variance)
+        return out, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance, out = ctx.saved_tensors
+        found = between.normalise_gradient(
+            x, gradient.contiguous(), out, mean, variance, weight, ctx.by.epsilon, ctx.by.images
+        )
+        return *(g if n else None for g, n in zip(found, ctx.needs_input_grad, strict=False)), None
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """The maximum over windows, as :class:`torch.nn.MaxPool2d`."""
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the maxima of blocks of images."""
+        return _Maximise.apply(x, self)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Rows and columns of each."""
+        return *self.size, *self.stride, *self.padding
+
+
+class _Maximise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, by: Maximum) -> Tensor:
+        x = x.contiguous()
+        ctx.by = by
+        ctx.save_for_backward(x)
+        return between.maxima(x, by.numbers)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return between.maxima_gradient(x, gradient.contiguous(), ctx.by.numbers), None

@@ -1,0 +1,165 @@
+"""Layers that hold the kept weights alone, and what stands between them, over blocks of images."""
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lossprune.pruning.errors import PruningError
+from lossprune.training.convolution.blocks import packed, unpacked
+from lossprune.training.convolution.functions import KeptConvolution, Normalisation
+from lossprune.training.convolution.structure import Convolution
+
+
+class SparseLayer(nn.Module):
+    """A linear or convolution layer whose weight is a vector of the kept ones.
+
+    Called with blocks of images it returns blocks; otherwise it takes and returns what the layer
+    did.
+
+    Attributes:
+        weight: the kept values, (kept,), in the order of ``kept``.
+        bias: as the layer's.
+        kept: their positions in the flattened weight, ascending: int32, saved with them.
+        shape: of the whole weight.
+    """
+
+    kept: Tensor
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, mask: Tensor, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.shape = layer.weight.shape
+        self.linear = isinstance(layer, nn.Linear)
+        self.settings: dict[str, Any] = {}
+        if not isinstance(layer, nn.Linear):
+            names = ("stride", "padding", "dilation")
+            self.settings = {name: _pair(getattr(layer, name)) for name in names}
+            self.settings["groups"] = layer.groups
+        self.register_buffer("kept", positions(mask).int())
+        self.weight = weight
+        self.bias = layer.bias
+        self._made = functools.cache(self._convolution)
+
+    def forward(self, x: Tensor, *, blocks: bool = False, relu: bool = False) -> Tensor:
+        """Return the layer's outputs, rectified if asked for."""
+        if not blocks:
+            images = len(x)
+            return unpacked(self(packed(x), blocks=True, relu=relu), images, flat=x.dim() == 2)
+        _, height, channels, width, _ = x.shape
+        return self._made(channels, height, width)(x, self.weight, self.bias, relu=relu)
+
+    def _convolution(self, channels: int, height: int, width: int) -> KeptConvolution:
+        """For maps of one size; a linear layer's inputs are those of all positions in order."""
+        if self.linear:
+            outputs, features = self.shape
+            if features != channels * height * width:
+                raise PruningError(
+                    f"a layer of {features} inputs got {channels} channels of {height}×{width}"
+                )
+            kernel, settings = (outputs, channels, height, width), {}
+        else:
+            kernel, settings = tuple(self.shape), self.settings
+        return KeptConvolution(
+            Convolution((channels, height, width), kernel, **settings), self.kept.long()
+        )
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
+        given = state.get(f"{prefix}kept")
+        if given is not None and not torch.equal(given.cpu(), self.kept):
+            raise PruningError(f"{prefix}kept: the state is of another mask")
+        super()._load_from_state_dict(state, prefix, *others)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._made = functools.cache(self._convolution)
+
+    def extra_repr(self) -> str:
+        """Say what is kept."""
+        return f"{self.weight.numel():,} of {self.shape.numel():,} weights of {tuple(self.shape)}"
+
+
+class Scattered(nn.Module):
+    """The parametrisation of a weight by its kept values, for layers that the kernels lack."""
+
+    kept: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.shape = mask.shape
+        self.register_buffer("kept", positions(mask))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the whole weight."""
+        whole = values.new_zeros(self.shape.numel()).index_put((self.kept,), values)
+        return whole.view(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Return the kept values of a weight."""
+        return weight.detach().flatten()[self.kept]
+
+
+class BlockNorm1d(nn.BatchNorm1d):
+    """A batch normalisation that takes blocks of images too, where ``images`` says of how many."""
+
+    def forward(self, x: Tensor, *, images: int | None = None, relu: bool = False) -> Tensor:
+        """Return what the normalisation does."""
+        return super().forward(x) if images is None else block_norm(self, x, images, relu=relu)
+
+
+class BlockNorm2d(nn.BatchNorm2d):
+    """The same of maps."""
+
+    def forward(self, x: Tensor, *, images: int | None = None, relu: bool = False) -> Tensor:
+        """Return what the normalisation does."""
+        return super().forward(x) if images is None else block_norm(self, x, images, relu=relu)
+
+
+BLOCK_NORMS = {nn.BatchNorm1d: BlockNorm1d, nn.BatchNorm2d: BlockNorm2d}
+
+
+def over_blocks(norm: nn.Module) -> nn.Module:
+    """Return a batch normalisation with the same parameters and buffers that takes blocks too."""
+    kind = BLOCK_NORMS[type(norm)]
+    made = kind.__new__(kind)
+    made.__dict__.update(norm.__dict__)
+    return made
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Return where a mask is True, flattened: int64."""
+    return mask.flatten().nonzero()[:, 0]
+
+
+def _pair(value: int | str | tuple[int, int]) -> tuple[int, int]:
+    assert not isinstance(value, str)
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def block_norm(norm: Any, x: Tensor, images: int, *, relu: bool) -> Tensor:
+    """Return blocks of images normalised as ``norm`` does, its running statistics moved on."""
+    if not norm.training and norm.track_running_stats:
+        scale = (norm.running_var + norm.eps).rsqrt()
+        scale = scale if norm.weight is None else scale * norm.weight
+        shift = -norm.running_mean * scale
+        shift = shift if norm.bias is None else shift + norm.bias
+        out = x * scale[:, None, None] + shift[:, None, None]
+        return F.relu(out) if relu else out
+    count = images * x.shape[1] * x.shape[3]
+    if count < 2:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got {images} image of "
+            f"{x.shape[1]}×{x.shape[3]} positions"
+        )
+    out, mean, variance = Normalisation(images, norm.eps, relu)(x, norm.weight, norm.bias)
+    if norm.training and norm.track_running_stats:
+        norm.num_batches_tracked.add_(1)
+        by = norm.momentum
+        by = 1.0 / float(norm.num_batches_tracked) if by is None else by
+        norm.running_mean.lerp_(mean, by)
+        norm.running_var.lerp_(variance * (count / (count - 1)), by)
+    return out

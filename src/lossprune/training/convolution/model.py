@@ -1,0 +1,253 @@
+"""A pruned network that trains at the cost of its kept weights, in anyone's loop."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.utils import parametrize
+
+from lossprune.channels.calls import Call
+from lossprune.channels.nodes import changed
+from lossprune.channels.tracing import UntraceableError
+from lossprune.deployment.traced import GraphInputs, traced
+from lossprune.kernels.compiler import NoCompiler
+from lossprune.pruning.errors import PruningError
+from lossprune.pruning.mask import Mask
+from lossprune.pruning.matching import match
+from lossprune.torch_state import in_mode
+from lossprune.training.convolution.graph import rewritten
+from lossprune.training.convolution.kernel import library
+from lossprune.training.convolution.layers import (
+    BLOCK_NORMS,
+    Scattered,
+    SparseLayer,
+    over_blocks,
+)
+
+
+class SparseModel(nn.Module):
+    """A network whose pruned weights are vectors of those that are kept.
+
+    It takes what the network takes and gives what the masked network gives, with gradients of its
+    parameters and inputs; see :func:`sparse`.
+
+    Attributes:
+        network: the network's modules, its pruned layers replaced.
+        notes: what runs as torch runs it, and why.
+    """
+
+    def __init__(self, network: nn.Module, source: nn.Module, notes: list[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.notes = notes
+        self._source = _Source(source)
+        # By the mode; not registered, as their layers are the network's.
+        self._graphs: dict[bool, tuple[nn.Module, GraphInputs]] = {}
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Return what the network returns."""
+        if not self._graphs:
+            return self.network(*inputs, **named)
+        graph, arguments = self._graphs[self.training]
+        return graph(*arguments(inputs, named))
+
+    @torch.no_grad()
+    def write_back_(self) -> nn.Module:
+        """Put parameters and buffers into the network that this was made of, and return it.
+
+        Kept weights get their values, removed ones are 0.
+        """
+        model = self._source.network
+        own = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        for name, values, kept in self.mirrored():
+            whole = own[name]
+            if kept is None:
+                whole.copy_(values)
+            else:
+                whole.zero_()
+                whole.view(-1)[kept.long()] = values
+        return model
+
+    def mirrored(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        """Yield parameters and buffers: name in the network, tensor here, positions if it is pruned."""
+        for path, module in self.network.named_modules(remove_duplicate=False):
+            if isinstance(module, (Scattered, parametrize.ParametrizationList)):
+                continue
+            prefix = f"{path}." if path else ""
+            if isinstance(module, SparseLayer):
+                yield f"{prefix}weight", module.weight, module.kept
+                if module.bias is not None:
+                    yield f"{prefix}bias", module.bias, None
+                continue
+            tensors = [
+                *module.named_parameters(recurse=False),
+                *module.named_buffers(recurse=False),
+            ]
+            for name, tensor in tensors:
+                yield f"{prefix}{name}", tensor, None
+            if parametrize.is_parametrized(module):
+                for name, found in module.parametrizations.items():
+                    scattered = found[0]
+                    if isinstance(scattered, Scattered):
+                        yield f"{prefix}{name}", found.original, scattered.kept
+
+
+class _Source:
+    """Where the values are written back to; copies of a model share it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Source":
+        return self
+
+
+def sparse(network: nn.Module, mask: Mask | Mapping[str, Tensor], example: Any) -> SparseModel:
+    """Return a module that trains a pruned network over its kept weights alone.
+
+    Linear and two-dimensional convolution layers run by compiled kernels on the CPU, and so do what
+    stands between them: activations, batch normalisation, maxima, means and sums.  The rest runs as
+    torch runs it.  The result is an ordinary module in training mode with autograd of the first
+    order: its parameters are the kept values, biases and all others, so any optimizer keeps no state
+    of what is removed.
+
+    Args:
+        network: in float32 on the CPU; left as it is.
+        mask: which weights are kept.
+        example: a batch as it will come, or a tuple or mapping of the network's arguments.
+
+    Raises:
+        PruningError: the mask does not fit the network, or it does not run on ``example``; it is not
+            in float32 on the CPU; there is no C compiler.
+
+    >>> import lossprune
+    >>> network = lossprune.networks.NETWORKS["VGG11"](shape=(3, 32, 32))
+    >>> mask = lossprune.prune(network, "MP", sparsity=0.9).mask
+    >>> model = lossprune.sparse(network, mask, torch.randn(2, 3, 32, 32))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    >>> model(torch.randn(2, 3, 32, 32)).sum().backward()
+    >>> optimizer.step()
+    >>> trained = model.write_back_()  # the network itself
+    """
+    names = match(mask, network)
+    kept = {found: mask[name].bool() for name, found in names.items()}
+    _check(network)
+    notes: list[str] = []
+    made = SparseModel(_replaced(network, kept, notes), network, notes)
+    call = Call.of(example)
+    try:
+        for training in (True, False):
+            made._graphs[training] = _graph(made.network, call, training, notes)
+    except UntraceableError as error:
+        made._graphs.clear()
+        notes.append(f"layers change their layout each by itself: {error}")
+    made.train()
+    return made
+
+
+def _check(network: nn.Module) -> None:
+    for name, tensor in network.named_parameters():
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise PruningError(
+                f"sparse training is in float32 on the CPU, but {name} is {tensor.dtype} on "
+                f"{tensor.device}"
+            )
+    try:
+        library()
+    except NoCompiler as error:
+        raise PruningError(f"sparse training needs a C compiler: {error}") from None
+
+
+def _replaced(network: nn.Module, kept: Mapping[str, Tensor], notes: list[str]) -> nn.Module:
+    """Return a copy with the pruned layers replaced."""
+    whole = copy.deepcopy(network).train()
+    values: dict[int, nn.Parameter] = {}  # by the parameter, which layers may share
+    done: dict[nn.Module, nn.Module] = {}
+    for path, module in list(whole.named_modules(remove_duplicate=False)):
+        prefix = f"{path}." if path else ""
+        own = [name for name in module._parameters if f"{prefix}{name}" in kept]
+        new = done.get(module)
+        if new is None and own:
+            new = _layer(module, own, kept, prefix, values, notes)
+        elif new is None and type(module) in BLOCK_NORMS and not changed(module):
+            new = over_blocks(module)
+        if new is not None and new is not module:
+            done[module] = new
+            whole = _put(whole, path, new)
+    return whole
+
+
+def _layer(
+    module: nn.Module,
+    own: list[str],
+    kept: Mapping[str, Tensor],
+    prefix: str,
+    values: dict[int, nn.Parameter],
+    notes: list[str],
+) -> nn.Module:
+    """A sparse layer, or the module itself with its weights made of the kept ones."""
+    why = _unfit(module, own)
+    if why is None:
+        weight, mask = module.weight, kept[f"{prefix}weight"]
+        if id(weight) not in values:
+            found = weight.detach().flatten()[mask.flatten()]
+            values[id(weight)] = nn.Parameter(found, weight.requires_grad)
+        return SparseLayer(module, mask, values[id(weight)])
+    notes.append(f"{prefix.rstrip('.') or type(module).__name__} runs as torch runs it: {why}")
+    for name in own:
+        parametrize.register_parametrization(
+            module, name, Scattered(kept[f"{prefix}{name}"]), unsafe=True
+        )
+    return module
+
+
+def _unfit(module: nn.Module, own: list[str]) -> str | None:
+    """Why a module is none that the kernels compute; None: it is."""
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return f"it is a {type(module).__name__}"
+    if own != ["weight"]:
+        return f"its {' and '.join(own)} are pruned"
+    if why := changed(module):
+        return why
+    if isinstance(module, nn.Conv2d):
+        if isinstance(module.padding, str):
+            return f"its padding is {module.padding!r}"
+        if module.padding_mode != "zeros":
+            return f"its padding is of {module.padding_mode!r}"
+    return None
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    if not path:
+        return module
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+    return root
+
+
+def _graph(
+    network: nn.Module, call: Call, training: bool, notes: list[str]
+) -> tuple[nn.Module, GraphInputs]:
+    """Return the network's graph in one mode, over blocks."""
+    if isinstance(network, SparseLayer):
+        raise UntraceableError("the network is one layer")
+    with in_mode(network, training=training):
+        trace, arguments = traced(network, call.example)
+        module = trace.module(network).eval()
+    own = call.copied()
+    with torch.no_grad():
+        ShapeProp(module).propagate(*arguments(own.inputs, own.named))
+    for node, known in zip(trace.graph.nodes, module.graph.nodes, strict=True):
+        node.meta.update(known.meta)
+    found = rewritten(trace, network)
+    for name in found.left:
+        note = f"{name} runs as torch runs it"
+        if note not in notes:
+            notes.append(note)
+    return found.module, arguments
