@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lossprune.data import Dataset, load
+from lossprune.data import Dataset, Split, load
 from lossprune.kernels.interface import HEADER
 from lossprune.training.perceptron.stack_kernel import SOURCE, StackMachine
 
@@ -21,6 +21,13 @@ CUDA_WAYS = ("-Wno-unknown-pragmas", "-fno-strict-aliasing")
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return load("digits", seed=1111)
+
+
+@pytest.fixture(scope="module")
+def few(digits) -> Dataset:
+    """150 examples to train on: a whole batch and a smaller one."""
+    train = Split(digits.train.images[:150], digits.train.labels[:150])
+    return Dataset("few", train, digits.valid, digits.test, digits.classes, digits.mean, digits.std)
 
 
 class EmulatedFile:

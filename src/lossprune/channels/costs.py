@@ -22,7 +22,6 @@ M = TypeVar("M", bound=nn.Module)
 Caller = Callable[[nn.Module], object]
 
 
-@torch.no_grad()
 def multiply_adds(model: nn.Module, example: Any) -> int:
     """Count the multiply-adds of the linear and convolution layers for one batch ``example``.
 
@@ -36,13 +35,21 @@ def multiply_adds(model: nn.Module, example: Any) -> int:
     >>> multiply_adds(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.zeros(2, 3, 5, 5))
     1944
     """
+    return sum(multiply_adds_by_layer(model, example).values())
+
+
+@torch.no_grad()
+def multiply_adds_by_layer(model: nn.Module, example: Any) -> dict[str, int]:
+    """Return what :func:`multiply_adds` counts of each layer that runs, by the layer's name."""
     if not any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves(example)):
         check_whole(model, offloaded=True)
     network = apart(unwrapped(model)).eval()
     layers = {name: part for name, part in network.named_modules() if isinstance(part, LAYERS)}
     own = Call.of(example).copied()
     outputs = count_outputs(network, layers, lambda whole: whole(*own.inputs, **own.named))
-    return sum(count * math.prod(layers[name].weight.shape[1:]) for name, count in outputs.items())
+    return {
+        name: count * math.prod(layers[name].weight.shape[1:]) for name, count in outputs.items()
+    }
 
 
 def count_outputs(

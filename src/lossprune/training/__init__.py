@@ -1,9 +1,10 @@
 """Training and evaluating a network, masked or not.
 
 A mask is held by :meth:`lossprune.Mask.enforce` on the optimizer: the loop below knows nothing of
-it.  :class:`SparseTraining` does the same work over the surviving weights alone,
-:class:`CompactedTraining` without the channels that lead to no output, :class:`StackedTraining` for
-many networks together, and :class:`SparseStack` the first and the last, on a GPU.
+it.  :class:`SparseTraining` does the same work over the surviving weights alone, and
+:class:`ConvolutionTraining` where there are convolutions, :class:`CompactedTraining` without the
+channels that lead to no output, :class:`StackedTraining` for many networks together, and
+:class:`SparseStack` the first and the last, on a GPU.
 
 >>> import torch
 >>> from lossprune.data import load
@@ -23,6 +24,7 @@ from lossprune.training.choice import choose_stack as choose_stack
 from lossprune.training.choice import choose_training as choose_training
 from lossprune.training.choice import dense_training as dense_training
 from lossprune.training.compacted import CompactedTraining as CompactedTraining
+from lossprune.training.convolution.training import ConvolutionTraining as ConvolutionTraining
 from lossprune.training.evaluation import Evaluation as Evaluation
 from lossprune.training.evaluation import evaluate as evaluate
 from lossprune.training.loop import DivergedError as DivergedError
