@@ -31,6 +31,6 @@ def pool() -> ThreadsStruct | None:
 
 
 def team() -> tuple[int, int | None]:
-    """Return as many threads as torch uses, and where the pool is that has them, if it is needed."""
+    """Return how many threads torch uses, and where the pool of them is, if there are several."""
     found, size = pool(), torch.get_num_threads()
     return (size, ctypes.addressof(found)) if found and size > 1 else (1, None)

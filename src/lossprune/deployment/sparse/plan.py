@@ -117,7 +117,7 @@ class SparsePlan:
         first, count = (0, len(self.operations)) if only is None else (only, 1)
         images, pool = inputs[0].shape[0], threads.pool()
         # Threads that wait for each other cost microseconds; less work than that is one's alone.
-        size = torch.get_numthreads.pool() if pool and self.work * images > shared else 1
+        size = torch.get_num_threads() if pool and self.work * images > shared else 1
         pointers = (_P * (len(inputs) + len(outputs)))(
             *(tensor.data_ptr() for tensor in (*inputs, *outputs))
         )

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from ctypes import byref, c_float, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ def maxima_gradient(x: Tensor, gradient: Tensor, window: Sequence[int]) -> Tenso
     return to_x
 
 
-def _maps(x: Tensor, images: int) -> ctypes.Array:
+def _maps(x: Tensor, images: int) -> Any:
     return byref(MapsStruct(*x.shape[:4], images))
 
 

@@ -7,6 +7,7 @@ any other, so that functions of each number by itself, and sums, are torch's own
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,24 +37,26 @@ def images_of(x: Tensor) -> int:
 
 class _Pack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape = x.shape
         return _to_blocks(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (gradient,) = grad_outputs
         return _from_blocks(gradient, ctx.shape[0]).view(ctx.shape)
 
 
 class _Unpack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, blocks: Tensor, images: int) -> Tensor:
+    def forward(ctx: Any, blocks: Tensor, images: int) -> Tensor:
         return _from_blocks(blocks, images)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = grad_outputs
         return _to_blocks(gradient), None
 
 

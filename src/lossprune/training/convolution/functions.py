@@ -40,6 +40,7 @@ class KeptConvolution:
             x: blocks of images.
             values: of the kept weights, (kept,).
             bias: (outputs,).
+            relu: whether.
         """
         return _Convolve.apply(x, values, bias, self, relu)
 
@@ -60,9 +61,9 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, values, out = ctx.saved_tensors
-        gradient = gradient.contiguous()
+        gradient = grad_outputs[0].contiguous()
         to_x = to_values = to_bias = None
         if ctx.needs_input_grad[0]:
             passes = ctx.by.inputs(x.shape[0])
@@ -85,7 +86,7 @@ def _of_entries(values: Tensor, passes: Passes) -> Tensor:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Batch normalisation by the batch's own statistics; ``images`` of the blocks' lanes are some."""
+    """Batch normalisation by the batch's own statistics; ``images`` of the lanes have one."""
 
     images: int
     epsilon: float
@@ -116,10 +117,11 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, out = ctx.saved_tensors
+        gradient = grad_outputs[0].contiguous()
         found = between.normalise_gradient(
-            x, gradient.contiguous(), out, mean, variance, weight, ctx.by.epsilon, ctx.by.images
+            x, gradient, out, mean, variance, weight, ctx.by.epsilon, ctx.by.images
         )
         return *(g if n else None for g, n in zip(found, ctx.needs_input_grad, strict=False)), None
 
@@ -152,6 +154,6 @@ class _Maximise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return between.maxima_gradient(x, gradient.contiguous(), ctx.by.numbers), None
+        return between.maxima_gradient(x, grad_outputs[0].contiguous(), ctx.by.numbers), None

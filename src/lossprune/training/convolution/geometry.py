@@ -1,9 +1,9 @@
 """Which inputs a convolution's outputs read, and which outputs the gradient of its inputs reads.
 
 Both are the same kind of sum.  Along an axis an output i of a convolution with stride s, padding p
-and dilation d reads the inputs i s + t d − p of its taps t.  The gradient of the input j is a sum over
-the outputs (j + p − t d) / s of the taps for which that is whole: for each remainder r of j by s a
-sum with stride 1.  Positions at the rim reach fewer taps than those inside.
+and dilation d reads the inputs i s + t d − p of its taps t.  The gradient of the input j is a sum
+over the outputs (j + p − t d) / s of the taps for which that is whole: for each remainder of j by s
+a sum with stride 1.  Positions at the rim reach fewer taps than those inside.
 """
 
 from collections.abc import Iterator, Mapping
@@ -74,7 +74,7 @@ def output_segments(axis: Axis, *, apart: bool) -> list[Segment]:
     """How the outputs read the inputs; the rim ``apart``, or read as zeros beyond the map.
 
     >>> same = Axis(inputs=4, outputs=4, taps=3, stride=1, padding=1, dilation=1)
-    >>> [(segment.origin, segment.count, segment.taps) for segment in output_segments(same, apart=True)]
+    >>> [(part.origin, part.count, part.taps) for part in output_segments(same, apart=True)]
     [(0, 1, {1: 0, 2: 1}), (1, 2, {0: 0, 1: 1, 2: 2}), (3, 1, {0: 2, 1: 3})]
     """
     read = {t: t * axis.dilation - axis.padding for t in range(axis.taps)}
@@ -85,7 +85,7 @@ def input_segments(axis: Axis, *, apart: bool) -> list[Segment]:
     """How the gradient of the inputs reads that of the outputs.
 
     >>> halved = Axis(inputs=4, outputs=2, taps=1, stride=2, padding=0, dilation=1)
-    >>> [(segment.origin, segment.step, segment.taps) for segment in input_segments(halved, apart=False)]
+    >>> [(part.origin, part.step, part.taps) for part in input_segments(halved, apart=False)]
     [(0, 2, {0: 0}), (1, 2, {})]
     """
     found: list[Segment] = []

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lossprune.channels.nodes import in_place, read_call, read_module
-from lossprune.channels.operations import Flatten, Mean, Pointwise, Pooling, Sum
+from lossprune.channels.nodes import Layer, in_place, read_call, read_module
+from lossprune.channels.operations import Flatten, Mean, Operation, Pointwise, Pooling, Sum
 from lossprune.channels.tracing import Trace, UntraceableError
 from lossprune.training.convolution.blocks import images_of, packed, unpacked
 from lossprune.training.convolution.functions import Maximum
@@ -146,9 +146,9 @@ class _Rewriting:
 
     def _layer(self, node: fx.Node) -> _Value | None:
         """A sparse layer, or a normalisation of what is blocks."""
-        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        if node.op != "call_module" or len(node.all_input_nodes) != 1 or node.kwargs:
             return None
-        module, source = self._old.get_submodule(str(node.target)), node.args[0]
+        module, (source,) = self._old.get_submodule(str(node.target)), node.all_input_nodes
         shape = self._values[source].shape
         if shape is None or len(shape) not in (2, 4):
             return None
@@ -158,8 +158,7 @@ class _Rewriting:
             return self._made(node, made, value, layer=True)
         value = self._values[source]
         if isinstance(module, BlockNorm1d | BlockNorm2d) and value.blocks is not None:
-            given = {"images": value.images}
-            made = self._new.call_module(str(node.target), (value.blocks,), given)
+            made = self._new.call_module(str(node.target), (value.blocks, value.images))
             return self._made(node, made, value, layer=True)
         return None
 
@@ -170,31 +169,35 @@ class _Rewriting:
             return None
         if any(value.shape is None or len(value.shape) not in (2, 4) for value in values):
             return None
-        module = self._old.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if module is not None and "Dropout" in type(module).__name__:
-            return None
-        read = read_call(node) if module is None else read_module(module)
+        read = self._read(node)
         first = values[0]
+        mapped = len(first.shape or ()) == 4
+        made: _Value | None = None
         match read:
-            case Pointwise(name="identity"):
-                return first
+            case Pointwise(name="identity" | "contiguous"):
+                made = first
             case Pointwise(name=name) if name in _SMOOTH and len(values) == 1:
-                return self._pointwise(node, read, first)
+                made = self._pointwise(node, read, first)
             case Sum(sign=sign) if len(values) == 2 and values[0].shape == values[1].shape:
-                one, other = (self._blocks(source) for source in node.all_input_nodes)
+                one, other = (self._blocks(source).blocks for source in node.all_input_nodes)
                 function = torch.add if sign == 1 else torch.sub
-                return self._made(node, self._call(function, one.blocks, other.blocks), one)
+                made = self._made(node, self._call(function, one, other), first)
             case Flatten():
-                return self._flattened(node, first)
-            case Pooling(dimensions=2) if len(first.shape or ()) == 4:
-                return self._pooling(node, read, first)
-            case Mean(dimensions=dimensions, keep=keep) if len(first.shape or ()) == 4:
-                if {d % 4 for d in dimensions} == {2, 3}:
-                    made = self._call(_mean, first.blocks)
-                    return (
-                        self._made(node, made, first) if not keep else self._made(node, made, first)
-                    )
-        return None
+                made = self._flattened(node, first)
+            case Pooling(dimensions=2) if mapped:
+                made = self._pooling(node, read, first)
+            case Mean(dimensions=dimensions) if mapped and {d % 4 for d in dimensions} == {2, 3}:
+                made = self._made(node, self._call(_mean, first.blocks), first)
+            case _:
+                pass
+        return made
+
+    def _read(self, node: fx.Node) -> Operation | Layer | None:
+        """What a node computes, in training too."""
+        if node.op != "call_module":
+            return read_call(node)
+        module = self._old.get_submodule(str(node.target))
+        return None if "Dropout" in type(module).__name__ else read_module(module)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> fx.Node:
         return self._new.call_function(function, arguments)
@@ -206,16 +209,13 @@ class _Rewriting:
             return self._made(node, producer, source)
         if node.op == "call_module":
             module = copy.deepcopy(self._old.get_submodule(str(node.target)))
-            if getattr(module, "inplace", False):
-                module.inplace = False
+            if hasattr(module, "inplace"):
+                vars(module)["inplace"] = False
             name = f"_{node.name}_of_blocks"
             self._root[name] = module
             return self._made(node, self._new.call_module(name, (source.blocks,)), source)
-        name = read.name
-        function = getattr(F, name, None) or getattr(torch, name, None)
+        function = getattr(F, read.name, None) or getattr(torch, read.name)
         others = [argument for argument in node.args[1:] if argument is not True]
-        if name == "contiguous":
-            return source
         named = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "input")}
         made = self._new.call_function(function, (source.blocks, *others), named)
         return self._made(node, made, source)
@@ -237,25 +237,21 @@ class _Rewriting:
         given = read.arguments
         assert source.shape is not None
         size = tuple(source.shape[2:])
+        made = None
         if read.kind == "adaptive_avg":
-            wanted = given["output_size"]
-            if wanted in (1, (1, 1), [1, 1]):
-                return self._made(node, self._call(_mean, source.blocks), source)
-            return source if _two(wanted) == size else None
-        if read.kind not in ("max", "avg") or given["ceil_mode"]:
-            return None
-        kernel = _two(given["kernel_size"])
-        stride = _two(given["stride"]) if given["stride"] else kernel
-        padding = _two(given["padding"])
-        if read.kind == "max":
-            if _two(given["dilation"]) != (1, 1):
-                return None
-            made = self._call(_maxima, source.blocks, kernel, stride, padding)
-            return self._made(node, made, source)
-        divisible = all(s % k == 0 for s, k in zip(size, kernel, strict=True))
-        if stride == kernel and padding == (0, 0) and divisible and not given["divisor_override"]:
-            return self._made(node, self._call(_means, source.blocks, *kernel), source)
-        return None
+            wanted = _two(given["output_size"])
+            if wanted == size:
+                return source
+            made = self._call(_mean, source.blocks) if wanted == (1, 1) else None
+        elif read.kind in ("max", "avg") and not given["ceil_mode"]:
+            kernel, padding = _two(given["kernel_size"]), _two(given["padding"])
+            stride = _two(given["stride"]) if given["stride"] else kernel
+            if read.kind == "max" and _two(given["dilation"]) == (1, 1):
+                made = self._call(_maxima, source.blocks, kernel, stride, padding)
+            whole = all(s % k == 0 for s, k in zip(size, kernel, strict=True))
+            if read.kind == "avg" and stride == kernel and whole and not read.rescales:
+                made = self._call(_means, source.blocks, *kernel) if padding == (0, 0) else None
+        return made and self._made(node, made, source)
 
 
 def _mean(blocks: Tensor) -> Tensor:

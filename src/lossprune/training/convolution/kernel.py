@@ -50,9 +50,9 @@ def library() -> ctypes.CDLL:
     """
     structures = {"Pass": PassStruct, "Shape": ShapeStruct, "Threads": ThreadsStruct}
     built = load(SOURCE, structures=structures)
-    P, I = c_void_p, c_int64
-    built.convolve.argtypes = [P, I, P, P, P, P, P, I, P, I, P]
-    built.correlate_weights.argtypes = [P, I, P, P, P, P, P, P, I, P]
+    passes, pointer, team = (c_void_p, c_int64), c_void_p, (c_int64, c_void_p)
+    built.convolve.argtypes = [*passes, *(pointer,) * 5, c_int64, pointer, *team]
+    built.correlate_weights.argtypes = [*passes, *(pointer,) * 6, *team]
     for name in ("lanes", "convolve", "correlate_weights"):
         getattr(built, name).restype = c_int64
     return built

@@ -60,16 +60,19 @@ class SparseLayer(nn.Module):
                 )
             kernel, settings = (outputs, channels, height, width), {}
         else:
-            kernel, settings = tuple(self.shape), self.settings
+            outputs, inputs, rows, columns = self.shape
+            kernel, settings = (outputs, inputs, rows, columns), self.settings
         return KeptConvolution(
             Convolution((channels, height, width), kernel, **settings), self.kept.long()
         )
 
-    def _load_from_state_dict(self, state: Any, prefix: str, *others: Any) -> None:
-        given = state.get(f"{prefix}kept")
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *arguments: Any, **options: Any
+    ) -> None:
+        given = state_dict.get(f"{prefix}kept")
         if given is not None and not torch.equal(given.cpu(), self.kept):
             raise PruningError(f"{prefix}kept: the state is of another mask")
-        super()._load_from_state_dict(state, prefix, *others)
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **options)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
@@ -106,17 +109,33 @@ class Scattered(nn.Module):
 class BlockNorm1d(nn.BatchNorm1d):
     """A batch normalisation that takes blocks of images too, where ``images`` says of how many."""
 
-    def forward(self, x: Tensor, *, images: int | None = None, relu: bool = False) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002, as torch calls it
+        images: int | None = None,
+        *,
+        relu: bool = False,
+    ) -> Tensor:
         """Return what the normalisation does."""
-        return super().forward(x) if images is None else block_norm(self, x, images, relu=relu)
+        if images is None:
+            return super().forward(input)
+        return block_norm(self, input, images, relu=relu)
 
 
 class BlockNorm2d(nn.BatchNorm2d):
     """The same of maps."""
 
-    def forward(self, x: Tensor, *, images: int | None = None, relu: bool = False) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,  # noqa: A002, as torch calls it
+        images: int | None = None,
+        *,
+        relu: bool = False,
+    ) -> Tensor:
         """Return what the normalisation does."""
-        return super().forward(x) if images is None else block_norm(self, x, images, relu=relu)
+        if images is None:
+            return super().forward(input)
+        return block_norm(self, input, images, relu=relu)
 
 
 BLOCK_NORMS = {nn.BatchNorm1d: BlockNorm1d, nn.BatchNorm2d: BlockNorm2d}

@@ -75,7 +75,7 @@ class SparseModel(nn.Module):
         return model
 
     def mirrored(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """Yield parameters and buffers: name in the network, tensor here, positions if it is pruned."""
+        """Yield parameters and buffers: their names in the network, they, and their places there."""
         for path, module in self.network.named_modules(remove_duplicate=False):
             if isinstance(module, (Scattered, parametrize.ParametrizationList)):
                 continue
@@ -91,11 +91,15 @@ class SparseModel(nn.Module):
             ]
             for name, tensor in tensors:
                 yield f"{prefix}{name}", tensor, None
-            if parametrize.is_parametrized(module):
-                for name, found in module.parametrizations.items():
-                    scattered = found[0]
-                    if isinstance(scattered, Scattered):
-                        yield f"{prefix}{name}", found.original, scattered.kept
+            for name, found in parametrizations(module).items():
+                if isinstance(found[0], Scattered):
+                    yield f"{prefix}{name}", found.original, found[0].kept
+
+
+def parametrizations(module: nn.Module) -> Mapping[str, Any]:
+    """Return torch's parametrisations of a module's tensors, by their names."""
+    found: Any = getattr(module, "parametrizations", {})
+    return found if parametrize.is_parametrized(module) else {}
 
 
 class _Source:
@@ -111,11 +115,11 @@ class _Source:
 def sparse(network: nn.Module, mask: Mask | Mapping[str, Tensor], example: Any) -> SparseModel:
     """Return a module that trains a pruned network over its kept weights alone.
 
-    Linear and two-dimensional convolution layers run by compiled kernels on the CPU, and so do what
-    stands between them: activations, batch normalisation, maxima, means and sums.  The rest runs as
-    torch runs it.  The result is an ordinary module in training mode with autograd of the first
-    order: its parameters are the kept values, biases and all others, so any optimizer keeps no state
-    of what is removed.
+    Linear and two-dimensional convolution layers run by compiled kernels on the CPU, and so does
+    what stands between them: activations, batch normalisation, maxima, means and sums.  The rest
+    runs as torch runs it.  The result is an ordinary module in training mode with autograd of the
+    first order: its parameters are the kept values, biases and all others, so that no optimizer
+    keeps a state of what is removed.
 
     Args:
         network: in float32 on the CPU; left as it is.
@@ -123,8 +127,8 @@ def sparse(network: nn.Module, mask: Mask | Mapping[str, Tensor], example: Any) 
         example: a batch as it will come, or a tuple or mapping of the network's arguments.
 
     Raises:
-        PruningError: the mask does not fit the network, or it does not run on ``example``; it is not
-            in float32 on the CPU; there is no C compiler.
+        PruningError: the mask does not fit the network, or that does not run on ``example`` or is
+            not in float32 on the CPU; there is no C compiler.
 
     >>> import lossprune
     >>> network = lossprune.networks.NETWORKS["VGG11"](shape=(3, 32, 32))
@@ -194,6 +198,7 @@ def _layer(
     """A sparse layer, or the module itself with its weights made of the kept ones."""
     why = _unfit(module, own)
     if why is None:
+        assert isinstance(module, nn.Linear | nn.Conv2d)
         weight, mask = module.weight, kept[f"{prefix}weight"]
         if id(weight) not in values:
             found = weight.detach().flatten()[mask.flatten()]

@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from lossprune.training.convolution.geometry import (
     Axis,
     Pair,
+    Segment,
     Window,
     input_segments,
     output_segments,
@@ -80,6 +81,7 @@ def output_passes(layer: Convolution, kept: Tensor, blocks: int, cached: int = C
     """The passes of the outputs, and of the weights' gradient.
 
     Args:
+        layer: what is computed.
         kept: positions of the kept weights in the flattened kernel, ascending: int64.
         blocks: of images.
         cached: bytes of a patch.
@@ -105,7 +107,7 @@ def _coordinates(layer: Convolution, kept: Tensor) -> tuple[Tensor, Tensor, Tens
     return o, i, kept // columns % rows, kept % columns
 
 
-def _windows(layer: Convolution, segments) -> list[Window]:
+def _windows(layer: Convolution, segments: Callable[..., list[Segment]]) -> list[Window]:
     y, x = layer.axes
     together, apart = (
         windows(segments(y, apart=apart), segments(x, apart=apart)) for apart in (False, True)
