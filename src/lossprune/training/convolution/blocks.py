@@ -43,7 +43,7 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # type: ignore[override]
         (gradient,) = grad_outputs
         return _from_blocks(gradient, ctx.shape[0]).view(ctx.shape)
 
@@ -55,7 +55,7 @@ class _Unpack(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (gradient,) = grad_outputs
         return _to_blocks(gradient), None
 

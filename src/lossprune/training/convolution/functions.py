@@ -61,7 +61,7 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, values, out = ctx.saved_tensors
         gradient = grad_outputs[0].contiguous()
         to_x = to_values = to_bias = None
@@ -117,7 +117,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, mean, variance, out = ctx.saved_tensors
         gradient = grad_outputs[0].contiguous()
         found = between.normalise_gradient(
@@ -154,6 +154,6 @@ class _Maximise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return between.maxima_gradient(x, grad_outputs[0].contiguous(), ctx.by.numbers), None

@@ -75,7 +75,7 @@ class SparseModel(nn.Module):
         return model
 
     def mirrored(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """Yield parameters and buffers: their names in the network, they, and their places there."""
+        """Yield parameters and buffers: name in the network, tensor here, places there if pruned."""
         for path, module in self.network.named_modules(remove_duplicate=False):
             if isinstance(module, (Scattered, parametrize.ParametrizationList)):
                 continue
@@ -130,12 +130,12 @@ def sparse(network: nn.Module, mask: Mask | Mapping[str, Tensor], example: Any) 
         PruningError: the mask does not fit the network, or that does not run on ``example`` or is
             not in float32 on the CPU; there is no C compiler.
 
-    >>> import lossprune
-    >>> network = lossprune.networks.NETWORKS["VGG11"](shape=(3, 32, 32))
-    >>> mask = lossprune.prune(network, "MP", sparsity=0.9).mask
-    >>> model = lossprune.sparse(network, mask, torch.randn(2, 3, 32, 32))
+    >>> from lossprune import prune
+    >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    >>> mask = prune(network, "MP", sparsity=0.9).mask
+    >>> model = sparse(network, mask, torch.randn(2, 3, 8, 8))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    >>> model(torch.randn(2, 3, 32, 32)).sum().backward()
+    >>> model(torch.randn(2, 3, 8, 8)).sum().backward()
     >>> optimizer.step()
     >>> trained = model.write_back_()  # the network itself
     """
