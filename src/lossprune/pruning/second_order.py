@@ -13,6 +13,7 @@ Marquardt, 1963, for the choice of λ; Martens, "Deep learning via Hessian-free 
 for conjugate gradients with GGN products.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,8 +36,9 @@ _EVERY = 5
 _TOLERANCE = 1e-12
 # Backward passes that a preconditioner takes which is not measured anyway.
 _DRAWS = 8
-# So many standard errors must the loss apart fall by for a step to be taken.
-_ERRORS = float(__import__("os").environ.get("ZZ", "1"))
+# A step is taken if the loss apart falls by a standard error where there are so many examples apart
+# and by less of one where there are more: the harm that a fit of few examples does falls as 1 / N.
+_DOUBTED = 20
 # What λ is multiplied by after a stage that kept its weights.
 _RAISED = 4.0
 # λ stays between these, in units of the mean of diag(G) over the weights that are left: smaller
@@ -121,15 +123,16 @@ def compensate(
 
 @dataclass(frozen=True)
 class Change:
-    """By how much the mean loss over examples changes, and the standard error of that."""
+    """By how much the mean loss over so many examples changes, and the standard error of that."""
 
     mean: float
     error: float
+    examples: int
 
     @property
     def lowers(self) -> bool:
-        """Whether it is a fall that chance alone would show in few stages."""
-        return self.mean < -_ERRORS * self.error
+        """Whether it is a fall beyond doubt."""
+        return self.mean < -math.sqrt(_DOUBTED / self.examples) * self.error
 
 
 def change(losses: Tensor | None, before: Tensor) -> Change:
@@ -147,16 +150,17 @@ def change(losses: Tensor | None, before: Tensor) -> Change:
 
     >>> one, other = torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([[2.0, 1.0], [4.0, 1.0]])
     >>> change(one, other)
-    Change(mean=-3.0, error=1.0)
+    Change(mean=-3.0, error=1.0, examples=2)
     """
     if losses is None:
-        return Change(float("inf"), 0.0)
+        return Change(math.inf, 0.0, 1)
     d, a = losses[:, 0] - before[:, 0], before[:, 1]
     sums = d.new_tensor([len(d), d.sum(), a.sum(), d @ d, d @ a, a @ a])
     n, total, amount, dd, da, aa = distributed.summed(sums).tolist()
     mean = total / amount
     squares = max(dd - 2 * mean * da + mean**2 * aa, 0.0)
-    return Change(mean, (n / (n - 1) * squares) ** 0.5 / amount if n > 1 else float("inf"))
+    error = math.sqrt(n / (n - 1) * squares) / amount if n > 1 else math.inf
+    return Change(mean, error, int(n))
 
 
 def choose(dampings: Sequence[float], changes: Sequence[Change], *, last: bool) -> int | None:
@@ -166,7 +170,8 @@ def choose(dampings: Sequence[float], changes: Sequence[Change], *, last: bool) 
     a long step fits of the examples' noise the next one replaces, on examples of its own, while
     what it gains stays.  With the final mask the λ with the least loss is taken.
 
-    >>> changes = [Change(0.1, 0.01), Change(-0.1, 0.01), Change(-0.2, 0.01), Change(-0.3, 0.5)]
+    >>> found = [(0.1, 0.01), (-0.1, 0.01), (-0.2, 0.01), (-0.3, 0.5)]
+    >>> changes = [Change(mean, error, examples=20) for mean, error in found]
     >>> choose([0.25, 1.0, 4.0, 16.0], changes, last=False)
     1
     >>> choose([0.25, 1.0, 4.0, 16.0], changes, last=True)

@@ -196,37 +196,49 @@ static void maximum_share(void *data) {
             }
 }
 
-/* The gradient goes to the first of those that are the maximum. */
+/* The gradient goes to the first of those that are the maximum.  ``apart``: the windows fill the map
+   without overlap, so that each number is written once. */
+INLINE void maximum_gradient_row(const Work *w, int apart, int64_t b, int64_t y, int64_t c) {
+    const Maps *m = w->maps;
+    const Window *o = w->window;
+    int64_t step = m->channels * m->width * LANES;
+    const float *in = w->in + row_of(m, b, 0, c);
+    float *to = w->to + row_of(m, b, 0, c);
+    int64_t at = ((b * o->height + y) * m->channels + c) * o->width * LANES;
+    for (int64_t x = 0; x < o->width; x++) {
+        Reach r = reach_of(m, o, y, x);
+        vec most = maximum(in, step, r), d = load(w->out_gradient + at + x * LANES);
+        ivec open = (ivec){0} - 1;
+        for (int64_t i = r.from_y; i < r.to_y; i++)
+            for (int64_t j = r.from_x; j < r.to_x; j++) {
+                vec v = load(in + i * step + j * LANES);
+                ivec here = open & ((ivec)(v == most) | ((ivec)(v != v) & (ivec)(most != most)));
+                float *place = to + i * step + j * LANES;
+                vec own = (vec)((ivec)d & here);
+                store(place, apart ? own : load(place) + own);
+                open &= ~here;
+            }
+    }
+}
+
 static void maximum_gradient_share(void *data) {
     const Work *w = data;
     const Maps *m = w->maps;
     const Window *o = w->window;
-    int64_t first, last, step = m->channels * m->width * LANES;
+    int apart = o->size_y == o->stride_y && o->size_x == o->stride_x && !o->padding_y &&
+                !o->padding_x && o->size_y * o->height == m->height &&
+                o->size_x * o->width == m->width;
+    int64_t first, last;
     own_channels(w, &first, &last);
     for (int64_t b = 0; b < m->blocks; b++) {
-        for (int64_t y = 0; y < m->height; y++)
+        for (int64_t y = 0; y < m->height && !apart; y++)
             for (int64_t c = first; c < last; c++)
                 for (int64_t x = 0; x < m->width; x++)
                     store(w->to + row_of(m, b, y, c) + x * LANES, (vec){0});
         for (int64_t y = 0; y < o->height; y++)
-            for (int64_t c = first; c < last; c++) {
-                const float *in = w->in + row_of(m, b, 0, c);
-                float *to = w->to + row_of(m, b, 0, c);
-                int64_t at = ((b * o->height + y) * m->channels + c) * o->width * LANES;
-                for (int64_t x = 0; x < o->width; x++) {
-                    Reach r = reach_of(m, o, y, x);
-                    vec most = maximum(in, step, r), d = load(w->out_gradient + at + x * LANES);
-                    ivec open = (ivec){0} - 1;
-                    for (int64_t i = r.from_y; i < r.to_y; i++)
-                        for (int64_t j = r.from_x; j < r.to_x; j++) {
-                            vec v = load(in + i * step + j * LANES);
-                            ivec here = open & ((ivec)(v == most) | ((ivec)(v != v) & (ivec)(most != most)));
-                            float *place = to + i * step + j * LANES;
-                            store(place, load(place) + (vec)((ivec)d & here));
-                            open &= ~here;
-                        }
-                }
-            }
+            for (int64_t c = first; c < last; c++)
+                if (apart) maximum_gradient_row(w, 1, b, y, c);
+                else maximum_gradient_row(w, 0, b, y, c);
     }
 }
 

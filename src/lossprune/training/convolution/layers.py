@@ -1,6 +1,8 @@
 """Layers that hold the kept weights alone, and what stands between them, over blocks of images."""
 
 import functools
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,13 +32,7 @@ class SparseLayer(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, mask: Tensor, weight: nn.Parameter) -> None:
         super().__init__()
-        self.shape = layer.weight.shape
-        self.linear = isinstance(layer, nn.Linear)
-        self.settings: dict[str, Any] = {}
-        if not isinstance(layer, nn.Linear):
-            names = ("stride", "padding", "dilation")
-            self.settings = {name: _pair(getattr(layer, name)) for name in names}
-            self.settings["groups"] = layer.groups
+        self.shape, self.linear, self.settings = layer.weight.shape, *settings_of(layer)
         self.register_buffer("kept", positions(mask).int())
         self.weight = weight
         self.bias = layer.bias
@@ -51,20 +47,9 @@ class SparseLayer(nn.Module):
         return self._made(channels, height, width)(x, self.weight, self.bias, relu=relu)
 
     def _convolution(self, channels: int, height: int, width: int) -> KeptConvolution:
-        """For maps of one size; a linear layer's inputs are those of all positions in order."""
-        if self.linear:
-            outputs, features = self.shape
-            if features != channels * height * width:
-                raise PruningError(
-                    f"a layer of {features} inputs got {channels} channels of {height}×{width}"
-                )
-            kernel, settings = (outputs, channels, height, width), {}
-        else:
-            outputs, inputs, rows, columns = self.shape
-            kernel, settings = (outputs, inputs, rows, columns), self.settings
-        return KeptConvolution(
-            Convolution((channels, height, width), kernel, **settings), self.kept.long()
-        )
+        """For maps of one size."""
+        layer = convolution_of(self.shape, (channels, height, width), self.settings)
+        return KeptConvolution(layer, self.kept.long())
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *arguments: Any, **options: Any
@@ -84,6 +69,37 @@ class SparseLayer(nn.Module):
     def extra_repr(self) -> str:
         """Say what is kept."""
         return f"{self.weight.numel():,} of {self.shape.numel():,} weights of {tuple(self.shape)}"
+
+
+def settings_of(layer: nn.Linear | nn.Conv2d) -> tuple[bool, dict[str, Any]]:
+    """Return whether a layer is linear, and the settings of one that is not."""
+    if isinstance(layer, nn.Linear):
+        return True, {}
+    names = ("stride", "padding", "dilation")
+    settings: dict[str, Any] = {name: _pair(getattr(layer, name)) for name in names}
+    return False, {**settings, "groups": layer.groups}
+
+
+def convolution_of(
+    weight: Sequence[int], inputs: tuple[int, int, int], settings: Mapping[str, Any]
+) -> Convolution:
+    """Return what a layer computes over maps (channels, height, width).
+
+    A linear layer's weight is (outputs, features), which are those of all positions in order.
+
+    Raises:
+        PruningError: it has another number of features.
+    """
+    if len(weight) == 4:
+        outputs, channels, rows, columns = weight
+        return Convolution(inputs, (outputs, channels, rows, columns), **settings)
+    outputs, features = weight
+    if features != math.prod(inputs):
+        channels, height, width = inputs
+        raise PruningError(
+            f"a layer of {features} inputs got {channels} channels of {height}×{width}"
+        )
+    return Convolution(inputs, (outputs, *inputs))
 
 
 class Scattered(nn.Module):

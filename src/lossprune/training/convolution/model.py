@@ -10,6 +10,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils import parametrize
 
 from lossprune.channels.calls import Call
+from lossprune.channels.costs import inputs_of, weighted_layers
 from lossprune.channels.nodes import changed
 from lossprune.channels.tracing import UntraceableError
 from lossprune.deployment.traced import GraphInputs, traced
@@ -24,8 +25,11 @@ from lossprune.training.convolution.layers import (
     BLOCK_NORMS,
     Scattered,
     SparseLayer,
+    convolution_of,
     over_blocks,
+    settings_of,
 )
+from lossprune.training.convolution.structure import dense_is_faster
 
 
 class SparseModel(nn.Module):
@@ -75,7 +79,7 @@ class SparseModel(nn.Module):
         return model
 
     def mirrored(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """Yield parameters and buffers: name in the network, tensor here, places there if pruned."""
+        """Yield parameters and buffers: name in the network, tensor here, places if pruned."""
         for path, module in self.network.named_modules(remove_duplicate=False):
             if isinstance(module, (Scattered, parametrize.ParametrizationList)):
                 continue
@@ -143,8 +147,9 @@ def sparse(network: nn.Module, mask: Mask | Mapping[str, Tensor], example: Any) 
     kept = {found: mask[name].bool() for name, found in names.items()}
     _check(network)
     notes: list[str] = []
-    made = SparseModel(_replaced(network, kept, notes), network, notes)
     call = Call.of(example)
+    dense = _faster_dense(network, kept, call)
+    made = SparseModel(_replaced(network, kept, dense, notes), network, notes)
     try:
         for training in (True, False):
             made._graphs[training] = _graph(made.network, call, training, notes)
@@ -168,8 +173,34 @@ def _check(network: nn.Module) -> None:
         raise PruningError(f"sparse training needs a C compiler: {error}") from None
 
 
-def _replaced(network: nn.Module, kept: Mapping[str, Tensor], notes: list[str]) -> nn.Module:
-    """Return a copy with the pruned layers replaced."""
+def _faster_dense(network: nn.Module, kept: Mapping[str, Tensor], call: Call) -> dict[str, str]:
+    """Return which layers torch computes faster, by name, and why."""
+    layers = {n: m for n, m in weighted_layers(network).items() if f"{n}.weight" in kept}
+    with in_mode(network, training=False):
+        seen = inputs_of(network, call, list(layers.values()))
+    found = {}
+    for name, layer in layers.items():
+        if layer not in seen or _unfit(layer, ["weight"]):
+            continue
+        (x,) = seen[layer].inputs or (None,)
+        if isinstance(x, Tensor) and x.dim() in (2, 4):
+            channels, height, width = (*x.shape[1:], 1, 1)[:3]
+            _, settings = settings_of(layer)
+            weight = kept[f"{name}.weight"]
+            done = convolution_of(weight.shape, (channels, height, width), settings)
+            left = int(weight.sum())
+            if dense_is_faster(done, left):
+                found[name] = f"{left / weight.numel():.0%} of its weights are kept"
+    return found
+
+
+def _replaced(
+    network: nn.Module,
+    kept: Mapping[str, Tensor],
+    dense: Mapping[str, str],
+    notes: list[str],
+) -> nn.Module:
+    """Return a copy with the pruned layers replaced, but for those that are faster ``dense``."""
     whole = copy.deepcopy(network).train()
     values: dict[int, nn.Parameter] = {}  # by the parameter, which layers may share
     done: dict[nn.Module, nn.Module] = {}
@@ -178,7 +209,7 @@ def _replaced(network: nn.Module, kept: Mapping[str, Tensor], notes: list[str]) 
         own = [name for name in module._parameters if f"{prefix}{name}" in kept]
         new = done.get(module)
         if new is None and own:
-            new = _layer(module, own, kept, prefix, values, notes)
+            new = _layer(module, own, kept, prefix, values, notes, dense.get(path))
         elif new is None and type(module) in BLOCK_NORMS and not changed(module):
             new = over_blocks(module)
         if new is not None and new is not module:
@@ -194,9 +225,10 @@ def _layer(
     prefix: str,
     values: dict[int, nn.Parameter],
     notes: list[str],
+    dense: str | None,
 ) -> nn.Module:
     """A sparse layer, or the module itself with its weights made of the kept ones."""
-    why = _unfit(module, own)
+    why = _unfit(module, own) or dense
     if why is None:
         assert isinstance(module, nn.Linear | nn.Conv2d)
         weight, mask = module.weight, kept[f"{prefix}weight"]

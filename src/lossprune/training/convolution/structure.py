@@ -21,10 +21,16 @@ from lossprune.training.convolution.geometry import (
 )
 from lossprune.training.convolution.kernel import KERNELS, PassStruct, lanes
 
-# Bytes of a patch, so that it stays in the first cache beside the sums.
-CACHED = 32 << 10
+# Bytes of a patch that stays in the first cache beside the sums, and of one that is larger, so that
+# the sums are not fetched for a few entries only.
+CACHED, MOST_CACHED = 32 << 10, 96 << 10
+# Entries of an output channel in a chunk for which its sums are worth fetching.
+_ENTRIES = 8
 # Multiplications with zeros beyond the map, as a share of all others, from which the rim is apart.
 _WASTED = 0.5
+# Time of a multiply-add of a kept weight, and of turning a number from one layout into the other in
+# both directions, in those of one of torch's dense multiply-adds (docs/training.md).
+_SPARSE, _TURNED = 2.2, 90.0
 # Vectors' worth of time that an entry takes beside the multiplications of its tile.
 _ENTRY = 2.5
 
@@ -62,6 +68,19 @@ class Convolution:
         return self.kernel[0], y.outputs, x.outputs
 
 
+def dense_is_faster(layer: Convolution, kept: int) -> bool:
+    """Whether torch computes a step with all weights in less time than the kernels with the kept.
+
+    By a count and not by timing, which would let a run that is resumed choose otherwise.  Torch's
+    layout has to be turned into blocks and back around the layer.
+    """
+    channels, height, width = layer.output_shape
+    maps = math.prod(layer.shape) + channels * height * width
+    positions = height * width
+    dense = positions * math.prod(layer.kernel) + _TURNED * maps
+    return _SPARSE * positions * kept > dense
+
+
 @dataclass(frozen=True)
 class Passes:
     """What one call of the kernels goes through.
@@ -77,25 +96,24 @@ class Passes:
     keep: tuple[Tensor, ...]
 
 
-def output_passes(layer: Convolution, kept: Tensor, blocks: int, cached: int = CACHED) -> Passes:
+def output_passes(layer: Convolution, kept: Tensor, blocks: int) -> Passes:
     """The passes of the outputs, and of the weights' gradient.
 
     Args:
         layer: what is computed.
         kept: positions of the kept weights in the flattened kernel, ascending: int64.
         blocks: of images.
-        cached: bytes of a patch.
     """
     o, i, ky, kx = _coordinates(layer, kept)
     return _passes(_windows(layer, output_segments), (o, i, ky, kx), layer.kernel[0],
-                   layer.shape[0], blocks, cached)  # fmt: skip
+                   layer.shape[0], blocks)  # fmt: skip
 
 
-def input_passes(layer: Convolution, kept: Tensor, blocks: int, cached: int = CACHED) -> Passes:
+def input_passes(layer: Convolution, kept: Tensor, blocks: int) -> Passes:
     """The passes of the inputs' gradient, which reads that of the outputs; as above."""
     o, i, ky, kx = _coordinates(layer, kept)
     return _passes(_windows(layer, input_segments), (i, o, ky, kx), layer.shape[0],
-                   layer.kernel[0], blocks, cached)  # fmt: skip
+                   layer.kernel[0], blocks)  # fmt: skip
 
 
 def _coordinates(layer: Convolution, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -121,13 +139,12 @@ def _passes(
     outputs: int,
     inputs: int,
     blocks: int,
-    cached: int,
 ) -> Passes:
     structs = (PassStruct * len(found))()
     indices, keep = [], []
     entry = 0
     for struct, window in zip(structs, found, strict=True):
-        index, kept = _fill(struct, window, coordinates, outputs, inputs, blocks, cached)
+        index, kept = _fill(struct, window, coordinates, outputs, inputs, blocks)
         struct.entry = entry
         entry += len(index)
         indices.append(index)
@@ -142,7 +159,6 @@ def _fill(
     outputs: int,
     inputs: int,
     blocks: int,
-    cached: int,
 ) -> tuple[Tensor, list[Tensor]]:
     o, i, ky, kx = coordinates
     y, x = window.y, window.x
@@ -150,7 +166,7 @@ def _fill(
     patch_y, patch_x = (tile_y - 1) * y.stride + y.reach, (tile_x - 1) * x.stride + x.reach
     across = math.ceil(patch_x / x.stride)
     vectors = patch_y * across * x.stride * together
-    channels = min(inputs, max(1, cached // (vectors * 4 * lanes())))
+    channels = _channels(inputs, vectors * 4 * lanes(), len(o) / (inputs * outputs))
     first = torch.arange(0, inputs + channels, channels).clamp_(max=inputs)
     chunks = math.ceil(inputs / channels)
     first = first[: chunks + 1]
@@ -186,6 +202,13 @@ def _fill(
 
 def _taps(coordinate: Tensor) -> int:
     return int(coordinate.max()) + 1 if len(coordinate) else 0
+
+
+def _channels(inputs: int, size: int, entries: float) -> int:
+    """Input channels of a chunk, by the bytes of a patch of one and its entries for an output."""
+    worth = math.ceil(_ENTRIES / entries) if entries else inputs
+    channels = min(max(worth, CACHED // size), MOST_CACHED // size)
+    return min(inputs, max(1, channels))
 
 
 def _tile(window: Window, blocks: int) -> tuple[int, int, int]:
