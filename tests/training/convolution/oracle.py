@@ -106,7 +106,8 @@ def close(
         what: they are.
         among: what the largest is sought among, if not these.
     """
-    assert found is not None and expected is not None, what
+    assert found is not None, what
+    assert expected is not None, what
     assert found.shape == expected.shape, what
     if expected.numel() == 0:
         return

@@ -13,14 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lossprune.pruning.errors import PruningError
 from lossprune.training.convolution.kernel import lanes
 from lossprune.training.convolution.memory import POOL
 
 IMAGE = 4  # which dimension is that of the images of a block
 
 
-def packed(x: Tensor) -> Tensor:
-    """Return (n, channels, height, width) or (n, features) as blocks."""
+def packed(x: Tensor, dimensions: int) -> Tensor:
+    """Return (n, channels, height, width) or (n, features), 4 or 2 dimensions, as blocks."""
+    if x.dim() != dimensions:
+        raise PruningError(f"a batch like the example has {dimensions} dimensions, not {x.dim()}")
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise PruningError(f"sparse layers take float32 on the CPU, not {x.dtype} on {x.device}")
     return _Pack.apply(x)
 
 
@@ -75,6 +80,12 @@ def _to_blocks(x: Tensor) -> Tensor:
 
 
 def _from_blocks(blocks: Tensor, images: int) -> Tensor:
-    count, height, channels, width, width_of_block = blocks.shape
-    x = blocks.permute(0, 4, 2, 1, 3)
-    return x.reshape(count * width_of_block, channels, height, width)[:images]
+    """A tensor in torch's usual layout that is no view: it may be changed in place."""
+    _, height, channels, width, _ = blocks.shape
+    out = torch.empty((images, channels, height, width))
+    whole = images // lanes()
+    cut = whole * lanes()
+    out[:cut].unflatten(0, (whole, lanes())).copy_(blocks[:whole].permute(0, 4, 2, 1, 3))
+    if cut < images:
+        out[cut:].copy_(blocks[whole, ..., : images - cut].permute(3, 1, 0, 2))
+    return out

@@ -7,14 +7,14 @@ layers, in a network of convolutions, is never turned from one layout into the o
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lossprune.channels.nodes import Layer, in_place, read_call, read_module
+from lossprune.channels.nodes import Layer, in_place, may_be_view, read_call, read_module
 from lossprune.channels.operations import Flatten, Mean, Operation, Pointwise, Pooling, Sum
 from lossprune.channels.tracing import Trace, UntraceableError
 from lossprune.training.convolution.blocks import images_of, packed, unpacked
@@ -74,6 +74,7 @@ class _Rewriting:
         self._trace, self._old = trace, network
         self._new = fx.Graph()
         self._values: dict[fx.Node, _Value] = {}
+        self._one: dict[fx.Node, set[fx.Node]] = {}  # values that may share memory in the network
         self._root: dict[str, nn.Module] = {}
         self._left: list[str] = []
 
@@ -83,6 +84,7 @@ class _Rewriting:
                 self._new.output(fx.map_arg(node.args[0], self._plain))
             else:
                 self._values[node] = self._rewritten(node)
+                self._note_memory(node)
         root: dict[str, Any] = dict(self._root)
         for node in self._new.nodes:
             name = str(node.target)
@@ -106,7 +108,7 @@ class _Rewriting:
         value = self._values[node]
         if value.blocks is None:
             value.images = self._new.call_function(images_of, (value.plain,))
-            value.blocks = self._new.call_function(packed, (value.plain,))
+            value.blocks = self._new.call_function(packed, (value.plain, len(value.shape or ())))
         return value
 
     def _made(
@@ -137,6 +139,9 @@ class _Rewriting:
         if source is None or not in_place(self._old, node):
             return
         old = self._values[source]
+        others = [other for other in self._one[source] - {source} if self._later(other, node)]
+        if any(self._values[other].blocks is not None for other in others):
+            raise UntraceableError(f"{node.name} changes in place what is read elsewhere")
         if value.blocks is None:  # torch has changed its tensor
             old.blocks, old.producer = None, None
         elif len(source.users) > 1:
@@ -144,13 +149,28 @@ class _Rewriting:
                 raise UntraceableError(f"{node.name} changes in place what is read elsewhere")
             self._values[source] = value
 
+    def _note_memory(self, node: fx.Node) -> None:
+        """Note with which values that of ``node`` may share memory where torch computes it."""
+        sources = node.all_input_nodes if may_be_view(self._old, node) else []
+        if in_place(self._old, node):
+            sources = sources[:1]
+        one = {node}.union(*(self._one[source] for source in sources))
+        self._one.update(dict.fromkeys(one, one))
+
+    def _later(self, value: fx.Node, node: fx.Node) -> bool:
+        """Whether a value is read after ``node``."""
+        return any(user is not node and user not in self._values for user in value.users)
+
     def _layer(self, node: fx.Node) -> _Value | None:
         """A sparse layer, or a normalisation of what is blocks."""
         if node.op != "call_module" or len(node.all_input_nodes) != 1 or node.kwargs:
             return None
         module, (source,) = self._old.get_submodule(str(node.target)), node.all_input_nodes
         shape = self._values[source].shape
-        if shape is None or len(shape) not in (2, 4):
+        flat = isinstance(module, BlockNorm1d) or (
+            isinstance(module, SparseLayer) and module.linear
+        )
+        if shape is None or len(shape) != (2 if flat else 4):
             return None
         if isinstance(module, SparseLayer):
             value = self._blocks(source)
@@ -175,7 +195,8 @@ class _Rewriting:
         made: _Value | None = None
         match read:
             case Pointwise(name="identity" | "contiguous"):
-                made = first
+                alone = len(node.all_input_nodes[0].users) == 1
+                made = replace(first, producer=first.producer if alone else None)
             case Pointwise(name=name) if name in _SMOOTH and len(values) == 1:
                 made = self._pointwise(node, read, first)
             case Sum(sign=sign) if len(values) == 2 and values[0].shape == values[1].shape:
@@ -235,21 +256,15 @@ class _Rewriting:
 
     def _pooling(self, node: fx.Node, read: Pooling, source: _Value) -> _Value | None:
         given = read.arguments
-        assert source.shape is not None
-        size = tuple(source.shape[2:])
         made = None
         if read.kind == "adaptive_avg":
-            wanted = _two(given["output_size"])
-            if wanted == size:
-                return source
-            made = self._call(_mean, source.blocks) if wanted == (1, 1) else None
+            made = self._call(_adaptive_means, source.blocks, _two(given["output_size"]))
         elif read.kind in ("max", "avg") and not given["ceil_mode"]:
             kernel, padding = _two(given["kernel_size"]), _two(given["padding"])
             stride = _two(given["stride"]) if given["stride"] else kernel
             if read.kind == "max" and _two(given["dilation"]) == (1, 1):
                 made = self._call(_maxima, source.blocks, kernel, stride, padding)
-            whole = all(s % k == 0 for s, k in zip(size, kernel, strict=True))
-            if read.kind == "avg" and stride == kernel and whole and not read.rescales:
+            if read.kind == "avg" and stride == kernel and not read.rescales:
                 made = self._call(_means, source.blocks, *kernel) if padding == (0, 0) else None
         return made and self._made(node, made, source)
 
@@ -262,7 +277,19 @@ def _maxima(blocks: Tensor, size: Pair, stride: Pair, padding: Pair) -> Tensor:
     return Maximum(size, stride, padding)(blocks)
 
 
+def _adaptive_means(blocks: Tensor, wanted: Pair) -> Tensor:
+    if wanted == (1, 1):
+        return _mean(blocks)
+    if wanted == (blocks.shape[1], blocks.shape[3]):
+        return blocks
+    images = blocks.permute(0, 4, 2, 1, 3)
+    means = F.adaptive_avg_pool2d(images.flatten(0, 1), wanted)
+    return means.unflatten(0, images.shape[:2]).permute(0, 3, 2, 4, 1)
+
+
 def _means(blocks: Tensor, rows: int, columns: int) -> Tensor:
+    _, height, _, width, _ = blocks.shape
+    blocks = blocks[:, : height // rows * rows, :, : width // columns * columns]
     return blocks.unflatten(3, (-1, columns)).unflatten(1, (-1, rows)).mean((2, 5))
 
 

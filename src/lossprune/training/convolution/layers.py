@@ -40,11 +40,18 @@ class SparseLayer(nn.Module):
 
     def forward(self, x: Tensor, *, blocks: bool = False, relu: bool = False) -> Tensor:
         """Return the layer's outputs, rectified if asked for."""
-        if not blocks:
-            images = len(x)
-            return unpacked(self(packed(x), blocks=True, relu=relu), images, flat=x.dim() == 2)
-        _, height, channels, width, _ = x.shape
-        return self._made(channels, height, width)(x, self.weight, self.bias, relu=relu)
+        if blocks:
+            _, height, channels, width, _ = x.shape
+            return self._made(channels, height, width)(x, self.weight, self.bias, relu=relu)
+        if not self.linear and x.dim() not in (3, 4):
+            raise PruningError(
+                f"a convolution takes (n, channels, height, width), but got {tuple(x.shape)}"
+            )
+        last = 1 if self.linear else 3  # dimensions of one image, or of one token
+        images = x.reshape(math.prod(x.shape[:-last]), *x.shape[-last:])
+        made = self(packed(images, images.dim()), blocks=True, relu=relu)
+        out = unpacked(made, len(images), flat=self.linear)
+        return out.view(*x.shape[:-last], *out.shape[1:])
 
     def _convolution(self, channels: int, height: int, width: int) -> KeptConvolution:
         """For maps of one size."""
@@ -88,11 +95,17 @@ def convolution_of(
     A linear layer's weight is (outputs, features), which are those of all positions in order.
 
     Raises:
-        PruningError: it has another number of features.
+        PruningError: it has another number of features or channels, or a kernel as large as no map.
     """
     if len(weight) == 4:
         outputs, channels, rows, columns = weight
-        return Convolution(inputs, (outputs, channels, rows, columns), **settings)
+        layer = Convolution(inputs, (outputs, channels, rows, columns), **settings)
+        if inputs[0] != channels * layer.groups:
+            raise PruningError(f"a layer of {channels * layer.groups} channels got {inputs[0]}")
+        if min(layer.output_shape) < 1:
+            size = f"{inputs[1]}×{inputs[2]}"
+            raise PruningError(f"maps of {size} are too small for the layer's kernel")
+        return layer
     outputs, features = weight
     if features != math.prod(inputs):
         channels, height, width = inputs

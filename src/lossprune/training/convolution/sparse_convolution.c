@@ -68,7 +68,8 @@ INLINE void streamed(void) {
     __builtin_ia32_sfence();
 #endif
 }
-INLINE vec positive(vec gate, vec v) { return (vec)((ivec)v & (ivec)(gate > 0.0f)); }
+/* 0 where the gate is not positive; what is no number stays none, as in torch. */
+INLINE vec positive(vec gate, vec v) { return (vec)((ivec)v & ~(ivec)(gate <= 0.0f)); }
 
 /* ---- one tile and one output channel ---------------------------------------------------------- */
 
