@@ -65,7 +65,8 @@ def test_convolutions(case, left, seed):
     for parameter in network.parameters():
         parameter.data = numbers(*parameter.shape, seed=seed)
     inputs = numbers(*shape, seed=seed + 1)
-    compared(network, random_mask(network, left, seed), inputs, numbers=numbers)
+    model = compared(network, random_mask(network, left, seed), inputs, numbers=numbers)
+    assert model.notes == []
 
 
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=4), st.booleans(), IMAGES, LEFT)

@@ -58,7 +58,7 @@ def library() -> ctypes.CDLL:
 
 def moments(x: Tensor, images: int) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of each channel, over the images and positions."""
-    mean, variance = torch.empty(x.shape[2]), torch.empty(x.shape[2])
+    mean, variance = x.new_empty(x.shape[2]), x.new_empty(x.shape[2])
     library().moments(_maps(x, images), *_pointers(x, mean, variance), *threads.team())
     return mean, variance
 

@@ -33,7 +33,8 @@ typedef struct {
     const Threads *threads;
 } Work;
 
-INLINE vec positive(vec gate, vec v) { return (vec)((ivec)v & (ivec)(gate > 0.0f)); }
+/* 0 where the gate is not positive; what is no number stays none, as in torch. */
+INLINE vec positive(vec gate, vec v) { return (vec)((ivec)v & ~(ivec)(gate <= 0.0f)); }
 
 /* Of the lanes of a block those that have an image: all bits set. */
 static ivec present(const Maps *m, int64_t block) {

@@ -82,7 +82,7 @@ def _to_blocks(x: Tensor) -> Tensor:
 def _from_blocks(blocks: Tensor, images: int) -> Tensor:
     """A tensor in torch's usual layout that is no view: it may be changed in place."""
     _, height, channels, width, _ = blocks.shape
-    out = torch.empty((images, channels, height, width))
+    out = blocks.new_empty((images, channels, height, width))
     whole = images // lanes()
     cut = whole * lanes()
     out[:cut].unflatten(0, (whole, lanes())).copy_(blocks[:whole].permute(0, 4, 2, 1, 3))

@@ -72,9 +72,9 @@ class _Convolve(torch.autograd.Function):
             kernel.convolve(passes.structs, entries, gradient, out, None, to_x, relu=False)
         if any(ctx.needs_input_grad[1:3]):
             passes = ctx.by.outputs(x.shape[0])
-            of_entries = torch.zeros(len(passes.index))
+            of_entries = values.new_zeros(len(passes.index))
             if ctx.needs_input_grad[2]:
-                to_bias = torch.zeros(gradient.shape[2])
+                to_bias = gradient.new_zeros(gradient.shape[2])
             kernel.correlate_weights(passes.structs, x, out, gradient, of_entries, to_bias)
             to_values = torch.zeros_like(values).index_add_(0, passes.index, of_entries)
         return to_x, to_values, to_bias, None, None

@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from lossprune.channels.nodes import Layer, in_place, may_be_view, read_call, read_module
 from lossprune.channels.operations import Flatten, Mean, Operation, Pointwise, Pooling, Sum
 from lossprune.channels.tracing import Trace, UntraceableError
 from lossprune.training.convolution.blocks import images_of, packed, unpacked
-from lossprune.training.convolution.functions import Maximum
-from lossprune.training.convolution.geometry import Pair
 from lossprune.training.convolution.layers import BlockNorm1d, BlockNorm2d, SparseLayer
+from lossprune.training.convolution.pools import adaptive_means, maxima, mean, means
 
 # Of these neither value nor slope is infinite anywhere, so that lanes without an image do no harm.
 _SMOOTH = frozenset((
@@ -54,6 +53,14 @@ class Rewritten:
 
     module: fx.GraphModule
     left: list[str] = field(default_factory=list)
+
+
+class _Graph(fx.GraphModule):
+    """A graph that is pickled as it is: torch's would be traced again, through our functions."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = (str(n.target) for n in self.graph.nodes if n.op in ("call_module", "get_attr"))
+        return _Graph, ({name: _attribute(self, name) for name in names}, copy.deepcopy(self.graph))
 
 
 def rewritten(trace: Trace, network: nn.Module) -> Rewritten:
@@ -92,7 +99,7 @@ class _Rewriting:
                 root[name] = self._old.get_submodule(name)
             elif node.op == "get_attr":
                 root[name] = self._trace.constants.get(name, _attribute(self._old, name))
-        return Rewritten(fx.GraphModule(root, self._new), self._left)
+        return Rewritten(_Graph(root, self._new), self._left)
 
     # Layouts
 
@@ -208,7 +215,7 @@ class _Rewriting:
             case Pooling(dimensions=2) if mapped:
                 made = self._pooling(node, read, first)
             case Mean(dimensions=dimensions) if mapped and {d % 4 for d in dimensions} == {2, 3}:
-                made = self._made(node, self._call(_mean, first.blocks), first)
+                made = self._made(node, self._call(mean, first.blocks), first)
             case _:
                 pass
         return made
@@ -258,39 +265,15 @@ class _Rewriting:
         given = read.arguments
         made = None
         if read.kind == "adaptive_avg":
-            made = self._call(_adaptive_means, source.blocks, _two(given["output_size"]))
+            made = self._call(adaptive_means, source.blocks, _two(given["output_size"]))
         elif read.kind in ("max", "avg") and not given["ceil_mode"]:
             kernel, padding = _two(given["kernel_size"]), _two(given["padding"])
             stride = _two(given["stride"]) if given["stride"] else kernel
             if read.kind == "max" and _two(given["dilation"]) == (1, 1):
-                made = self._call(_maxima, source.blocks, kernel, stride, padding)
+                made = self._call(maxima, source.blocks, kernel, stride, padding)
             if read.kind == "avg" and stride == kernel and not read.rescales:
-                made = self._call(_means, source.blocks, *kernel) if padding == (0, 0) else None
+                made = self._call(means, source.blocks, *kernel) if padding == (0, 0) else None
         return made and self._made(node, made, source)
-
-
-def _mean(blocks: Tensor) -> Tensor:
-    return blocks.mean((1, 3), keepdim=True)
-
-
-def _maxima(blocks: Tensor, size: Pair, stride: Pair, padding: Pair) -> Tensor:
-    return Maximum(size, stride, padding)(blocks)
-
-
-def _adaptive_means(blocks: Tensor, wanted: Pair) -> Tensor:
-    if wanted == (1, 1):
-        return _mean(blocks)
-    if wanted == (blocks.shape[1], blocks.shape[3]):
-        return blocks
-    images = blocks.permute(0, 4, 2, 1, 3)
-    means = F.adaptive_avg_pool2d(images.flatten(0, 1), wanted)
-    return means.unflatten(0, images.shape[:2]).permute(0, 3, 2, 4, 1)
-
-
-def _means(blocks: Tensor, rows: int, columns: int) -> Tensor:
-    _, height, _, width, _ = blocks.shape
-    blocks = blocks[:, : height // rows * rows, :, : width // columns * columns]
-    return blocks.unflatten(3, (-1, columns)).unflatten(1, (-1, rows)).mean((2, 5))
 
 
 def _attribute(network: nn.Module, path: str) -> Any:

@@ -30,7 +30,7 @@ class Pool:
         count = math.prod(shape)
         size = count * 4
         if size < _SMALL:
-            return torch.empty(shape)
+            return torch.empty(shape, dtype=torch.float32, device="cpu")
         size = math.ceil(size / _SMALL) * _SMALL
         buffers = self._free[size]
         try:
