@@ -210,6 +210,7 @@ def test_every_kind_of_network_can_be_compensated(name):
 
 def test_second_stage_starts_from_the_moved_weights():
     model, inputs, targets, loss = case("mse")
+    inputs, targets = inputs.repeat(10, 1), targets.repeat(10, 1)
     masks = []
     result = lossprune.prune(
         model, "MP", sparsity=0.6, stages=2, data=[(inputs, targets)], loss=loss, progress=False,
@@ -289,6 +290,24 @@ def test_step_that_raises_the_loss_apart_is_not_taken():
     for name, weight in result.weights.items():
         assert torch.equal(weight, model.get_parameter(name) * result.mask[name])
     assert result.stages[0].loss_after == record.loss_without
+
+
+@pytest.mark.parametrize("examples", [40, 600])
+def test_small_fall_is_believed_of_many_examples_apart_only(examples):
+    """Labels by chance: a step that fits them lowers the loss apart, if it does, by chance too."""
+    moved = 0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        model = perceptron().double()
+        inputs, targets = torch.randn(examples, 5).double(), torch.randint(3, (examples,))
+        record = lossprune.prune(
+            model, "random", sparsity=0.1, data=[(inputs, targets)], seed=seed, progress=False,
+            compensate=lossprune.Compensation(30, dampings=(1000.0,)),
+        ).stages[0].compensation  # fmt: skip
+        assert record.apart == examples // 5
+        assert not record.moved or record.loss_apart < record.loss_apart_without
+        moved += record.moved
+    assert moved <= 2 if examples == 40 else moved >= 9
 
 
 def test_fewer_examples_are_those_that_come_first():

@@ -17,11 +17,12 @@ class Compensation:
     Attributes:
         iterations: of conjugate gradients a stage, each a product with the GGN matrix.
         examples: how many of a stage's examples the fit and the choice of λ use; None: all.  A
-            fifth of them takes no part in the fit.  A network of millions of weights overfits a
-            hundred (docs/compensation.md): give a stage a thousand or more.
+            fifth of them takes no part in the fit.  A network of millions of weights gains little
+            from a hundred (docs/compensation.md): give a stage a thousand or more.
         dampings: multiples of the stage before's λ, of which the loss on that fifth chooses: the
             smallest that does not raise it, and from the stage with the final mask on the one that
-            lowers it most; where all raise it the weights stay.  The first stage's λ is the mean of
+            lowers it most; where all raise it the weights stay.  With fewer than a hundred examples
+            apart a fall counts beyond its standard error only.  The first stage's λ is the mean of
             diag(G) over the weights that are left, and no λ is below a quarter of that.  A Krylov
             space serves all of them.
         parameters: what moves: the ``"prunable"`` weights that are left, or ``"all"`` parameters,

@@ -36,9 +36,8 @@ _EVERY = 5
 _TOLERANCE = 1e-12
 # Backward passes that a preconditioner takes which is not measured anyway.
 _DRAWS = 8
-# A step is taken if the loss apart falls by a standard error where there are so many examples apart
-# and by less of one where there are more: the harm that a fit of few examples does falls as 1 / N.
-_DOUBTED = 20
+# Of fewer examples apart than these a fall of the loss is believed only beyond a standard error.
+_FEW = 100
 # What λ is multiplied by after a stage that kept its weights.
 _RAISED = 4.0
 # λ stays between these, in units of the mean of diag(G) over the weights that are left: smaller
@@ -131,8 +130,8 @@ class Change:
 
     @property
     def lowers(self) -> bool:
-        """Whether it is a fall beyond doubt."""
-        return self.mean < -math.sqrt(_DOUBTED / self.examples) * self.error
+        """Whether it is a fall that can be believed."""
+        return self.mean < (-self.error if self.examples < _FEW else 0.0)
 
 
 def change(losses: Tensor | None, before: Tensor) -> Change:
@@ -164,11 +163,11 @@ def change(losses: Tensor | None, before: Tensor) -> Change:
 
 
 def choose(dampings: Sequence[float], changes: Sequence[Change], *, last: bool) -> int | None:
-    """Return which λ is taken by the losses on the examples apart; None: none surely lowers it.
+    """Return which λ is taken by the losses on the examples apart; None: none lowers it.
 
-    A stage that others follow takes the smallest λ whose step lowers that loss beyond doubt.  What
-    a long step fits of the examples' noise the next one replaces, on examples of its own, while
-    what it gains stays.  With the final mask the λ with the least loss is taken.
+    A stage that others follow takes the smallest λ whose step does not raise that loss.  What a
+    long step fits of the examples' noise the next one replaces, on examples of its own, while what
+    it gains stays.  With the final mask the λ with the least loss is taken.
 
     >>> found = [(0.1, 0.01), (-0.1, 0.01), (-0.2, 0.01), (-0.3, 0.5)]
     >>> changes = [Change(mean, error, examples=20) for mean, error in found]
