@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from lossprune.kernels.compiler import compiler_available
-from lossprune.pruning import Mask
 from lossprune.training import (
     ConvolutionTraining,
     DivergedError,

@@ -1,6 +1,5 @@
 """A pruned network that trains at the cost of its kept weights, in anyone's loop."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,8 +9,6 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils import parametrize
 
 from lossprune.channels.calls import Call
-from lossprune.channels.costs import inputs_of, weighted_layers
-from lossprune.channels.nodes import changed
 from lossprune.channels.tracing import UntraceableError
 from lossprune.deployment.traced import GraphInputs, traced
 from lossprune.kernels.compiler import NoCompiler
@@ -21,15 +18,8 @@ from lossprune.pruning.matching import match
 from lossprune.torch_state import in_mode
 from lossprune.training.convolution.graph import rewritten
 from lossprune.training.convolution.kernel import library
-from lossprune.training.convolution.layers import (
-    BLOCK_NORMS,
-    Scattered,
-    SparseLayer,
-    convolution_of,
-    over_blocks,
-    settings_of,
-)
-from lossprune.training.convolution.structure import dense_is_faster
+from lossprune.training.convolution.layers import Scattered, SparseLayer
+from lossprune.training.convolution.replacing import replaced
 
 
 class SparseModel(nn.Module):
@@ -143,13 +133,11 @@ def sparse(network: nn.Module, mask: Mask | Mapping[str, Tensor], example: Any) 
     >>> optimizer.step()
     >>> trained = model.write_back_()  # the network itself
     """
-    names = match(mask, network)
-    kept = {found: mask[name].bool() for name, found in names.items()}
+    kept = _kept(network, mask)
     _check(network)
     notes: list[str] = []
     call = Call.of(example)
-    dense = _faster_dense(network, kept, call)
-    made = SparseModel(_replaced(network, kept, dense, notes), network, notes)
+    made = SparseModel(replaced(network, kept, call, notes), network, notes)
     try:
         for training in (True, False):
             made._graphs[training] = _graph(made.network, call, training, notes)
@@ -158,6 +146,16 @@ def sparse(network: nn.Module, mask: Mask | Mapping[str, Tensor], example: Any) 
         notes.append(f"layers change their layout each by itself: {error}")
     made.train()
     return made
+
+
+def _kept(network: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what is kept of every pruned parameter, by each of its names."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    kept: dict[Tensor, Tensor] = {}
+    for name, found in match(mask, network).items():
+        parameter = parameters[found]
+        kept[parameter] = kept.get(parameter, True) & mask[name].bool()
+    return {name: kept[parameter] for name, parameter in parameters.items() if parameter in kept}
 
 
 def _check(network: nn.Module) -> None:
@@ -171,101 +169,6 @@ def _check(network: nn.Module) -> None:
         library()
     except NoCompiler as error:
         raise PruningError(f"sparse training needs a C compiler: {error}") from None
-
-
-def _faster_dense(network: nn.Module, kept: Mapping[str, Tensor], call: Call) -> dict[str, str]:
-    """Return which layers torch computes faster, by name, and why."""
-    layers = {n: m for n, m in weighted_layers(network).items() if f"{n}.weight" in kept}
-    with in_mode(network, training=False):
-        seen = inputs_of(network, call, list(layers.values()))
-    found = {}
-    for name, layer in layers.items():
-        if layer not in seen or _unfit(layer, ["weight"]):
-            continue
-        (x,) = seen[layer].inputs or (None,)
-        if isinstance(x, Tensor) and x.dim() in (2, 4):
-            channels, height, width = (*x.shape[1:], 1, 1)[:3]
-            _, settings = settings_of(layer)
-            weight = kept[f"{name}.weight"]
-            done = convolution_of(weight.shape, (channels, height, width), settings)
-            left = int(weight.sum())
-            if dense_is_faster(done, left):
-                found[name] = f"{left / weight.numel():.0%} of its weights are kept"
-    return found
-
-
-def _replaced(
-    network: nn.Module,
-    kept: Mapping[str, Tensor],
-    dense: Mapping[str, str],
-    notes: list[str],
-) -> nn.Module:
-    """Return a copy with the pruned layers replaced, but for those that are faster ``dense``."""
-    whole = copy.deepcopy(network).train()
-    values: dict[int, nn.Parameter] = {}  # by the parameter, which layers may share
-    done: dict[nn.Module, nn.Module] = {}
-    for path, module in list(whole.named_modules(remove_duplicate=False)):
-        prefix = f"{path}." if path else ""
-        own = [name for name in module._parameters if f"{prefix}{name}" in kept]
-        new = done.get(module)
-        if new is None and own:
-            new = _layer(module, own, kept, prefix, values, notes, dense.get(path))
-        elif new is None and type(module) in BLOCK_NORMS and not changed(module):
-            new = over_blocks(module)
-        if new is not None and new is not module:
-            done[module] = new
-            whole = _put(whole, path, new)
-    return whole
-
-
-def _layer(
-    module: nn.Module,
-    own: list[str],
-    kept: Mapping[str, Tensor],
-    prefix: str,
-    values: dict[int, nn.Parameter],
-    notes: list[str],
-    dense: str | None,
-) -> nn.Module:
-    """A sparse layer, or the module itself with its weights made of the kept ones."""
-    why = _unfit(module, own) or dense
-    if why is None:
-        assert isinstance(module, nn.Linear | nn.Conv2d)
-        weight, mask = module.weight, kept[f"{prefix}weight"]
-        if id(weight) not in values:
-            found = weight.detach().flatten()[mask.flatten()]
-            values[id(weight)] = nn.Parameter(found, weight.requires_grad)
-        return SparseLayer(module, mask, values[id(weight)])
-    notes.append(f"{prefix.rstrip('.') or type(module).__name__} runs as torch runs it: {why}")
-    for name in own:
-        parametrize.register_parametrization(
-            module, name, Scattered(kept[f"{prefix}{name}"]), unsafe=True
-        )
-    return module
-
-
-def _unfit(module: nn.Module, own: list[str]) -> str | None:
-    """Why a module is none that the kernels compute; None: it is."""
-    if type(module) not in (nn.Linear, nn.Conv2d):
-        return f"it is a {type(module).__name__}"
-    if own != ["weight"]:
-        return f"its {' and '.join(own)} are pruned"
-    if why := changed(module):
-        return why
-    if isinstance(module, nn.Conv2d):
-        if isinstance(module.padding, str):
-            return f"its padding is {module.padding!r}"
-        if module.padding_mode != "zeros":
-            return f"its padding is of {module.padding_mode!r}"
-    return None
-
-
-def _put(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    if not path:
-        return module
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)
-    return root
 
 
 def _graph(
@@ -285,6 +188,6 @@ def _graph(
     found = rewritten(trace, network)
     for name in found.left:
         note = f"{name} runs as torch runs it"
-        if note not in notes:
+        if not any(said == note or said.startswith(f"{note}: ") for said in notes):
             notes.append(note)
     return found.module, arguments
