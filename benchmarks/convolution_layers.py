@@ -1,11 +1,9 @@
-"""The layers of ``benchmarks.sparse_convolution``, and ours, torch's and SparseProp's beside it."""
+"""The layers of ``benchmarks.sparse_convolution``, and every way to compute them, timed."""
 
 import json
-import math
-import statistics
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cells import print_markdown
 from benchmarks.sparse_training import seeded
-from benchmarks.stacked import spread
 from benchmarks.timed_layer import DIRECTIONS, PADDING, Problem, TimedLayer, difference
 from lossprune.channels.costs import inputs_of, weighted_layers
 from lossprune.training.convolution.blocks import packed, unpacked
 from lossprune.training.convolution.functions import KeptConvolution
-from lossprune.training.convolution.structure import Convolution
+from lossprune.training.convolution.layers import convolution_of, positions
+from lossprune.training.convolution.structure import dense_is_faster
 
 Row = dict[str, Any]
 TOLERANCE = 1e-5  # of the 2-norm
-OURS, DENSE, PEER = "lossprune", "torch", "SparseProp"
+# Engines; the last is torch in a network of sparse layers, its maps turned into blocks and back.
+OURS, DENSE, PEER, TURNED = "lossprune", "torch", "SparseProp", "turned"
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,12 @@ class Layer:
     def multiply_adds(self) -> int:
         """Of the kept weights, for one image; zeros beyond a map's rim take none."""
         return multiply_adds(self.mask, self.shape, padding=PADDING)
+
+    @property
+    def chosen(self) -> str:
+        """How a sparse network computes it."""
+        done = kept_convolution(self.mask, self.shape).layer
+        return "dense" if dense_is_faster(done, int(self.mask.sum())) else "sparse"
 
     def problem(self, batch: int) -> Problem:
         generator = seeded(0)
@@ -97,30 +101,30 @@ def published_layers() -> list[Layer]:
 # Ways to compute them
 
 
+def kept_convolution(mask: Tensor, shape: Sequence[int]) -> KeptConvolution:
+    channels, height, width = (*shape, 1, 1)[:3]
+    settings = {} if mask.dim() == 2 else {"padding": (PADDING,) * 2}
+    layer = convolution_of(mask.shape, (channels, height, width), settings)
+    return KeptConvolution(layer, positions(mask))
+
+
 def ours(problem: Problem) -> TimedLayer:
     """Over blocks of images, as between two layers."""
-    images, kept = len(problem.x), problem.mask.flatten().nonzero()[:, 0]
-    values = problem.weight.flatten()[kept].requires_grad_()
-    x, gradient = packed(problem.x), packed(problem.gradient)
-    _, height, channels, width, _ = x.shape
-    kernel, padding = (*problem.weight.shape, 1, 1)[:4], (0 if problem.linear else PADDING,) * 2
-    layer = KeptConvolution(Convolution((channels, height, width), kernel, padding=padding), kept)
+    images, dimensions = len(problem.x), problem.x.dim()
+    values = problem.weight[problem.mask].requires_grad_()
+    layer = kept_convolution(problem.mask, problem.x.shape[1:])
     return TimedLayer(
         lambda blocks: layer(blocks, values, None),
         values,
-        x,
-        gradient,
+        packed(problem.x, dimensions),
+        packed(problem.gradient, dimensions),
         first=problem.first,
         plain=lambda blocks: unpacked(blocks, images, flat=problem.linear),
     )
 
 
 def dense(problem: Problem, memory: torch.memory_format) -> TimedLayer:
-    weight = problem.weight.contiguous(memory_format=memory).requires_grad_()
-
-    def layer(x: Tensor) -> Tensor:
-        return F.linear(x, weight) if problem.linear else F.conv2d(x, weight, padding=PADDING)
-
+    layer, weight = _dense(problem, memory)
     return TimedLayer(
         layer,
         weight,
@@ -129,6 +133,36 @@ def dense(problem: Problem, memory: torch.memory_format) -> TimedLayer:
         first=problem.first,
         kept=lambda gradient: gradient[problem.mask],
     )
+
+
+def turned(problem: Problem) -> TimedLayer:
+    """By torch, between layers over blocks; a first layer gets its images as torch has them."""
+    layer, weight = _dense(problem, torch.contiguous_format)
+    images, dimensions, first = len(problem.x), problem.x.dim(), problem.first
+
+    def plain(blocks: Tensor) -> Tensor:
+        return unpacked(blocks, images, flat=problem.linear)
+
+    return TimedLayer(
+        lambda x: packed(layer(x if first else plain(x)), dimensions),
+        weight,
+        problem.x if first else packed(problem.x, dimensions),
+        packed(problem.gradient, dimensions),
+        first=first,
+        plain=plain,
+        kept=lambda gradient: gradient[problem.mask],
+    )
+
+
+def _dense(
+    problem: Problem, memory: torch.memory_format
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    weight = problem.weight.contiguous(memory_format=memory).requires_grad_()
+
+    def layer(x: Tensor) -> Tensor:
+        return F.linear(x, weight) if problem.linear else F.conv2d(x, weight, padding=PADDING)
+
+    return layer, weight
 
 
 class Peer:
@@ -179,7 +213,7 @@ class Ways:
         self._own = {f"{DENSE} NCHW": dense(problem, torch.contiguous_format)}
         if not problem.linear:
             self._own[f"{DENSE} channels last"] = dense(problem, torch.channels_last)
-        self._own[OURS] = ours(problem)
+        self._own |= {OURS: ours(problem), TURNED: turned(problem)}
         expected = self._own[f"{DENSE} NCHW"].results()
         self.differences = {
             name: difference(way.results(), expected) for name, way in self._own.items()
@@ -214,82 +248,8 @@ def measured(
                     seconds[name][direction].append(ways.seconds(name, direction, count))
         rows.append({
             "layer": layer.name, "batch": batch, "threads": count, "first": layer.first,
-            "linear": layer.mask.dim() == 2, "kept": int(layer.mask.sum()),
+            "linear": layer.mask.dim() == 2, "chosen": layer.chosen, "kept": int(layer.mask.sum()),
             "of": layer.mask.numel(), "multiply_adds": batch * layer.multiply_adds,
             "differences": ways.differences, "seconds": seconds,
         })  # fmt: skip
     return rows
-
-
-# What is printed
-
-
-def fastest(row: Row, engine: str, direction: str, layout: str = "") -> list[float] | None:
-    """Seconds of the fastest layout of an engine, in this direction; None: it was not measured."""
-    found = [
-        times[direction]
-        for name, times in row["seconds"].items()
-        if name.split()[0] == engine and layout in name
-    ]
-    return min(found, key=statistics.median, default=None)
-
-
-def ratios(row: Row, engine: str, direction: str) -> dict[str, float] | None:
-    """How often as long an engine takes as ours, round by round."""
-    theirs, own = fastest(row, engine, direction), fastest(row, OURS, direction)
-    if theirs is None or own is None:
-        return None
-    return spread([slow / fast for slow, fast in zip(theirs, own, strict=True)])
-
-
-def operations(row: Row, direction: str) -> int:
-    """On kept weights: of the backward pass, for the gradients of weights and of inputs."""
-    gradients = 1 if direction == "forward" or row["first"] else 2
-    return 2 * gradients * row["multiply_adds"]
-
-
-def print_rows(rows: Sequence[Row], peak: float) -> None:
-    """A table of one batch size and one number of threads; ``peak`` of one core."""
-    lines = []
-    for row in rows:
-        for direction in DIRECTIONS:
-            own = statistics.median(fastest(row, OURS, direction) or [math.nan])
-            rate = operations(row, direction) / own
-            lines.append([
-                row["layer"], direction, f"{row['kept'] / row['of']:.1%}",
-                *(_milliseconds(fastest(row, *which)) for which in (
-                    (OURS, direction), (DENSE, direction), (PEER, direction, "called"),
-                    (PEER, direction, "chain"), (PEER, direction, "rows"),
-                )),
-                f"{rate / 1e9:.0f}", f"{rate / peak / row['threads']:.0%}",
-                *(_ratio(ratios(row, engine, direction)) for engine in (PEER, DENSE)),
-            ])  # fmt: skip
-    header = (
-        "layer", "pass", "kept", "ms", "torch ms", "SparseProp over batch", "in a chain",
-        "over rows", "GFLOP/s", "of peak", "× SparseProp", "× torch",
-    )  # fmt: skip
-    print_markdown(header, lines)
-
-
-def _milliseconds(seconds: list[float] | None) -> str:
-    return "" if seconds is None else f"{1e3 * statistics.median(seconds):.2f}"
-
-
-def _ratio(found: dict[str, float] | None) -> str:
-    if found is None:
-        return ""
-    return f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"
-
-
-def means(rows: Sequence[Row], engine: str) -> dict[str, dict[str, float]] | None:
-    """Geometric mean and least of the ratios to an engine, of convolutions and of all layers."""
-    found: dict[str, dict[str, float]] = {}
-    for direction in DIRECTIONS:
-        for which in ("convolutions", "all layers"):
-            some = [row for row in rows if which == "all layers" or not row["linear"]]
-            each = [ratio["median"] for row in some if (ratio := ratios(row, engine, direction))]
-            if each:
-                found[f"{direction}, {which}"] = {
-                    "geometric mean": statistics.geometric_mean(each), "least": min(each)
-                }  # fmt: skip
-    return found or None

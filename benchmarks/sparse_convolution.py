@@ -5,8 +5,9 @@ times the layers of VGG11 at a mask (``--mask``, or QM to 0.956 in 14 stages, ma
 with random masks: outputs, and gradients of inputs and kept weights (of the first layer, of the
 weights alone), each engine in its own layout.  All go turn and turn about; with one thread seconds
 are those of the processor, otherwise of the clock.  ``--sparseprop PYTHON`` names the Python of an
-environment with SparseProp; ratios are to the fastest of its layouts, without the copies that some
-need between layers.
+environment with SparseProp.  Ratios are to the fastest of an engine's layouts, without the copies
+that some need between layers, and to torch with its maps turned into blocks and back, as where a
+sparse network leaves a layer to it.
 
 ``... epoch`` times epochs of VGG11 and PreActResNet18, evaluation included, sparse and dense with
 the mask enforced, and says memory and where the time goes.  ``... seeds`` fine-tunes a small
@@ -26,6 +27,7 @@ import torch
 import lossprune
 from benchmarks import convolution_epochs as epochs
 from benchmarks import convolution_layers as layers
+from benchmarks import convolution_tables as tables
 from benchmarks.cells import mean_and_std, words_of
 from benchmarks.deployment import peak
 from benchmarks.draws import training_draws
@@ -86,11 +88,11 @@ def print_layers(rows: list[layers.Row], flops: float) -> dict[str, Any]:
         some = [row for row in rows if (row["batch"], row["threads"]) == (batch, threads)]
         clock = "processor" if threads == 1 else "clock"
         print(f"\nbatch {batch}, threads: {threads}, milliseconds of the {clock}\n")
-        layers.print_rows(some, flops)
-        for engine in (layers.PEER, layers.DENSE):
-            means = layers.means(some, engine)
+        tables.print_rows(some, flops)
+        for engine in (layers.PEER, layers.DENSE, layers.TURNED):
+            means = tables.means(some, engine)
             found[f"{engine}, batch {batch}, threads {threads}"] = means
-            for which, ratio in (means or {}).items():
+            for which, ratio in means.items():
                 mean, least = ratio["geometric mean"], ratio["least"]
                 print(f"× {engine}, {which}: geometric mean {mean:.2f}, least {least:.2f}")
     return found

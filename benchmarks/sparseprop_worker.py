@@ -18,6 +18,7 @@ import json
 import os
 import sys
 from importlib.metadata import version
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ def over_rows(problem: Problem) -> TimedLayer:
     return TimedLayer(layer, layer.W_val, problem.x, problem.gradient, first=problem.first)
 
 
-def convolution(problem: Problem, *, over_rows: bool) -> nn.Module:
+def convolution(problem: Problem, *, over_rows: bool) -> Any:
     from sparseprop.modules import SparseConv2d  # pyright: ignore[reportMissingImports]
 
     outputs, inputs, size, _ = problem.weight.shape
