@@ -20,9 +20,9 @@ from lossprune.training.convolution.memory import POOL
 IMAGE = 4  # which dimension is that of the images of a block
 
 
-def packed(x: Tensor, dimensions: int) -> Tensor:
-    """Return (n, channels, height, width) or (n, features), 4 or 2 dimensions, as blocks."""
-    if x.dim() != dimensions:
+def packed(x: Tensor, dimensions: int | None = None) -> Tensor:
+    """Return (n, channels, height, width) or (n, features) as blocks; ``dimensions`` if so many."""
+    if dimensions is not None and x.dim() != dimensions:
         raise PruningError(f"a batch like the example has {dimensions} dimensions, not {x.dim()}")
     if x.dtype != torch.float32 or x.device.type != "cpu":
         raise PruningError(f"sparse layers take float32 on the CPU, not {x.dtype} on {x.device}")

@@ -49,7 +49,7 @@ class SparseLayer(nn.Module):
             )
         last = 1 if self.linear else 3  # dimensions of one image, or of one token
         images = x.reshape(math.prod(x.shape[:-last]), *x.shape[-last:])
-        made = self(packed(images, images.dim()), blocks=True, relu=relu)
+        made = self(packed(images), blocks=True, relu=relu)
         out = unpacked(made, len(images), flat=self.linear)
         return out.view(*x.shape[:-last], *out.shape[1:])
 
