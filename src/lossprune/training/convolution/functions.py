@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +29,16 @@ class KeptConvolution:
 
     def __init__(self, layer: Convolution, kept: Tensor) -> None:
         self.layer, self._kept = layer, kept
-        self.outputs = functools.cache(lambda blocks: output_passes(layer, kept, blocks))
-        self.inputs = functools.cache(lambda blocks: input_passes(layer, kept, blocks))
+        self._outputs = functools.cache(partial(output_passes, layer, kept))
+        self._inputs = functools.cache(partial(input_passes, layer, kept))
+
+    def outputs(self, blocks: int) -> Passes:
+        """The passes of the outputs of so many blocks, for torch's threads as they are now."""
+        return self._outputs(blocks, torch.get_num_threads())
+
+    def inputs(self, blocks: int) -> Passes:
+        """The passes of the inputs' gradient."""
+        return self._inputs(blocks, torch.get_num_threads())
 
     def __call__(
         self, x: Tensor, values: Tensor, bias: Tensor | None, *, relu: bool = False

@@ -23,12 +23,13 @@ class PassStruct(ctypes.Structure):
     """``Pass``: its fields are explained in ``sparse_convolution.c``."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("chunks", "outputs", "tile_y", "tile_x", "blocks")),
+        *((name, c_int64) for name in ("chunks", "parts", "outputs")),
+        *((name, c_int64) for name in ("tile_y", "tile_x", "blocks")),
         *((name, c_int64) for name in ("origin_y", "origin_x", "count_y", "count_x")),
         *((name, c_int64) for name in ("step_y", "step_x", "from_y", "from_x")),
         *((name, c_int64) for name in ("stride_y", "stride_x", "patch_y", "patch_x")),
         *((name, c_int64) for name in ("room", "entry")),
-        *((name, c_void_p) for name in ("first", "begin", "share", "offset")),
+        *((name, c_void_p) for name in ("first", "part", "visit", "output", "begin", "offset")),
     ]
 
 

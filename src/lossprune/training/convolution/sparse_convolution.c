@@ -13,10 +13,14 @@
    positions that the same taps reach, so that no zeros are multiplied.
 
    A tile is tile_y x tile_x positions of ``blocks`` blocks.  Chunk by chunk of the input channels,
-   what the tile needs of them is copied to a patch, which fits into the first cache; then for one
-   output channel after the other the sums of the tile are held in registers while the chunk's
-   entries of that channel go by.  The same order serves the gradient of the weights, where the
-   tile of the outputs' gradient is held in registers. */
+   what the tile needs of them is copied to a patch, which fits into the first cache; then one
+   output channel after the other is visited: the sums of the tile are held in registers while the
+   chunk's entries of that channel go by.  The same order serves the gradient of the weights, where
+   the tile of the outputs' gradient is held in registers.  The channels of a chunk are visited by
+   their numbers of entries, so that the processor foresees where the loop over these ends.
+
+   Threads share the tiles; where these are too few, and for the gradient of the weights, each takes
+   a part of the output channels, with as many entries as any other. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +33,7 @@ MIRRORED(Threads)
 #define LARGE 65536 /* vectors of an output that no cache of a core holds */
 
 typedef struct {
-    int64_t chunks, outputs;
+    int64_t chunks, parts, outputs;
     int64_t tile_y, tile_x, blocks;
     int64_t origin_y, origin_x, count_y, count_x, step_y, step_x;
     int64_t from_y, from_x, stride_y, stride_x;
@@ -37,8 +41,10 @@ typedef struct {
     int64_t room;             /* vectors of the largest patch */
     int64_t entry;            /* the first of this pass */
     const int32_t *first;     /* (chunks + 1): their first input channels */
-    const int32_t *begin;     /* (chunks * outputs + 1): where a channel's entries of a chunk begin */
-    const int32_t *share;     /* (outputs + 1): entries of the channels before, for sharing */
+    const int32_t *part;      /* (parts + 1): their first output channels */
+    const int32_t *visit;     /* (chunks * parts + 1): where the visits of a chunk's part begin */
+    const int32_t *output;    /* (visits): the channel */
+    const int32_t *begin;     /* (visits + 1): where the entries of a visit begin */
     const int32_t *offset;    /* (entries): where in the patch an entry's input lies */
 } Pass;
 MIRRORED(Pass)
@@ -71,20 +77,30 @@ INLINE void streamed(void) {
 /* 0 where the gate is not positive; what is no number stays none, as in torch. */
 INLINE vec positive(vec gate, vec v) { return (vec)((ivec)v & ~(ivec)(gate <= 0.0f)); }
 
-/* ---- one tile and one output channel ---------------------------------------------------------- */
+/* ---- one tile and one output channel after the other ------------------------------------------ */
 
-/* sums[y][x] += sum over k of value[k] * in[offset[k] + y * row + x * LANES] */
-INLINE void accumulate(int TY, int TX, const float *in, const int32_t *offset, const float *value,
-                       int64_t n, int64_t row, float *sums) {
-    vec sum[MOST];
-    UNROLL for (int t = 0; t < TY * TX; t++) sum[t] = load(sums + t * LANES);
-    for (int64_t k = 0; k < n; k++) {
-        const float *at = in + offset[k];
-        vec w = broadcast(value[k]);
-        UNROLL for (int y = 0; y < TY; y++, at += row)
-            UNROLL for (int x = 0; x < TX; x++) sum[y * TX + x] += w * load(at + x * LANES);
+/* What is visited, and the entries there; the tile of channel ``first`` is the first of them all. */
+typedef struct {
+    const int32_t *output, *begin;
+    int64_t count, first;
+    const int32_t *offset;
+} Visits;
+
+/* For each visit: sums[y][x] += sum over k of value[k] * in[offset[k] + y * row + x * LANES] */
+INLINE void accumulate(int TY, int TX, const float *in, const Visits *visits, const float *value,
+                       int64_t row, float *tiles) {
+    for (int64_t v = 0; v < visits->count; v++) {
+        float *sums = tiles + (visits->output[v] - visits->first) * (TY * TX * LANES);
+        vec sum[MOST];
+        UNROLL for (int t = 0; t < TY * TX; t++) sum[t] = load(sums + t * LANES);
+        for (int64_t k = visits->begin[v], end = visits->begin[v + 1]; k < end; k++) {
+            const float *at = in + visits->offset[k];
+            vec w = broadcast(value[k]);
+            UNROLL for (int y = 0; y < TY; y++, at += row)
+                UNROLL for (int x = 0; x < TX; x++) sum[y * TX + x] += w * load(at + x * LANES);
+        }
+        UNROLL for (int t = 0; t < TY * TX; t++) store(sums + t * LANES, sum[t]);
     }
-    UNROLL for (int t = 0; t < TY * TX; t++) store(sums + t * LANES, sum[t]);
 }
 
 /* fold_W(a, b): of every 2 W lanes of a and then b, the first W and the last W, added. */
@@ -159,19 +175,23 @@ INLINE void correlate(int TY, int TX, int N, const float *in, const int32_t *off
     add_totals(N, sum, gradient);
 }
 
-INLINE void correlate_all(int TY, int TX, const float *in, const int32_t *offset, int64_t n,
-                          int64_t row, const float *tile, float *gradient) {
-    vec out[MOST];
-    UNROLL for (int t = 0; t < TY * TX; t++) out[t] = load(tile + t * LANES);
-    int64_t k = 0;
-    for (; k + 8 <= n; k += 8) correlate(TY, TX, 8, in, offset + k, row, out, gradient + k);
-    if (k + 4 <= n) correlate(TY, TX, 4, in, offset + k, row, out, gradient + k), k += 4;
-    if (k + 2 <= n) correlate(TY, TX, 2, in, offset + k, row, out, gradient + k), k += 2;
-    if (k < n) correlate(TY, TX, 1, in, offset + k, row, out, gradient + k);
+INLINE void correlate_all(int TY, int TX, const float *in, const Visits *visits, int64_t row,
+                          const float *tiles, float *gradient) {
+    for (int64_t v = 0; v < visits->count; v++) {
+        const float *tile = tiles + (visits->output[v] - visits->first) * (TY * TX * LANES);
+        const int32_t *offset = visits->offset;
+        vec out[MOST];
+        UNROLL for (int t = 0; t < TY * TX; t++) out[t] = load(tile + t * LANES);
+        int64_t k = visits->begin[v], end = visits->begin[v + 1];
+        for (; k + 8 <= end; k += 8) correlate(TY, TX, 8, in, offset + k, row, out, gradient + k);
+        if (k + 4 <= end) correlate(TY, TX, 4, in, offset + k, row, out, gradient + k), k += 4;
+        if (k + 2 <= end) correlate(TY, TX, 2, in, offset + k, row, out, gradient + k), k += 2;
+        if (k < end) correlate(TY, TX, 1, in, offset + k, row, out, gradient + k);
+    }
 }
 
-typedef void Accumulate(const float *, const int32_t *, const float *, int64_t, int64_t, float *);
-typedef void Correlate(const float *, const int32_t *, int64_t, int64_t, const float *, float *);
+typedef void Accumulate(const float *, const Visits *, const float *, int64_t, float *);
+typedef void Correlate(const float *, const Visits *, int64_t, const float *, float *);
 typedef struct {
     int64_t tile_y, vectors;
     Accumulate *accumulate;
@@ -179,13 +199,13 @@ typedef struct {
 } Kernel;
 
 #define KERNEL(TY, TX)                                                                            \
-    static void accumulate_##TY##_##TX(const float *in, const int32_t *offset,                    \
-                                       const float *value, int64_t n, int64_t row, float *sums) { \
-        accumulate(TY, TX, in, offset, value, n, row, sums);                                      \
+    static void accumulate_##TY##_##TX(const float *in, const Visits *visits, const float *value, \
+                                       int64_t row, float *tiles) {                               \
+        accumulate(TY, TX, in, visits, value, row, tiles);                                        \
     }                                                                                             \
-    static void correlate_##TY##_##TX(const float *in, const int32_t *offset, int64_t n,          \
-                                      int64_t row, const float *tile, float *gradient) {          \
-        correlate_all(TY, TX, in, offset, n, row, tile, gradient);                                \
+    static void correlate_##TY##_##TX(const float *in, const Visits *visits, int64_t row,         \
+                                      const float *tiles, float *gradient) {                      \
+        correlate_all(TY, TX, in, visits, row, tiles, gradient);                                  \
     }
 #define KERNELS(DO)                                                                               \
     DO(1, 1) DO(1, 2) DO(1, 4) DO(1, 7) DO(1, 8) DO(1, 14) DO(1, 16) DO(2, 2) DO(2, 4) DO(2, 7)    \
@@ -284,42 +304,39 @@ static Place place_of(const Pass *p, int64_t tile) {
                    tile % columns * p->tile_x};
 }
 
-/* The first of the channels that one of so many takes: equal numbers of entries. */
-static int64_t first_channel(const Pass *p, int64_t rank, int64_t size) {
-    if (rank <= 0) return 0;
-    if (rank >= size) return p->outputs;
-    int64_t own = 2, total = p->share[p->outputs] + own * p->outputs, low = 0, high = p->outputs;
-    while (low < high) { /* a channel costs something even without an entry */
-        int64_t middle = (low + high) / 2;
-        if ((p->share[middle] + own * middle) * size < total * rank) low = middle + 1;
-        else high = middle;
-    }
-    return low;
+/* The visits of a chunk to the channels of a part, and what holds for all of a pass. */
+static Visits visits_of(const Pass *p, int64_t chunk, int64_t part, int64_t first) {
+    int64_t at = p->visit[chunk * p->parts + part];
+    int64_t end = p->visit[chunk * p->parts + part + 1];
+    return (Visits){p->output + at, p->begin + at, end - at, first, p->offset};
+}
+
+INLINE int64_t row_of_patch(const Pass *p) {
+    int64_t across = (p->patch_x + p->stride_x - 1) / p->stride_x;
+    return across * p->stride_x * p->blocks * p->stride_y * LANES;
 }
 
 /* ---- outputs, or the gradient of inputs ------------------------------------------------------- */
 
-static void convolve_tile(const Job *job, const Pass *p, Place at, int64_t first, int64_t last,
-                          float *space) {
+/* Of the channels of the parts from one to another. */
+static void convolve_tile(const Job *job, const Pass *p, Place at, int64_t from_part,
+                          int64_t to_part, float *space) {
     const Shape *s = job->shape;
-    int64_t vectors = p->tile_y * p->tile_x * p->blocks;
-    int64_t across = (p->patch_x + p->stride_x - 1) / p->stride_x;
-    int64_t row = across * p->stride_x * p->blocks * p->stride_y * LANES;
+    int64_t vectors = p->tile_y * p->tile_x * p->blocks, row = row_of_patch(p);
+    int64_t first = p->part[from_part], last = p->part[to_part];
     const Kernel *kernel = find_kernel(p->tile_y, p->tile_x * p->blocks);
     float *patch = space, *sums = space + p->room * LANES;
-    const float *value = job->value + p->entry;
     for (int64_t o = first; o < last; o++) {
         vec start = broadcast(job->bias ? job->bias[o] : 0.0f);
         for (int64_t t = 0; t < vectors; t++) store(sums + ((o - first) * vectors + t) * LANES, start);
     }
     for (int64_t q = 0; q < p->chunks; q++) {
-        const int32_t *begin = p->begin + q * p->outputs;
-        if (begin[first] == begin[last]) continue;
+        const int32_t *visit = p->visit + q * p->parts;
+        if (visit[from_part] == visit[to_part]) continue;
         copy_patch(p, s, job->in, job->gate, at, p->first[q], p->first[q + 1], patch);
-        for (int64_t o = first; o < last; o++) {
-            int64_t k = begin[o], n = begin[o + 1] - k;
-            if (n) kernel->accumulate(patch, p->offset + k, value + k, n, row,
-                                      sums + (o - first) * vectors * LANES);
+        for (int64_t part = from_part; part < to_part; part++) {
+            Visits visits = visits_of(p, q, part, first);
+            kernel->accumulate(patch, &visits, job->value + p->entry, row, sums);
         }
     }
     for (int64_t y = 0; y < p->tile_y; y++)
@@ -348,65 +365,64 @@ static void convolve_share(void *data) {
         int64_t tiles = tiles_of(p, job->shape);
         int64_t whole = tiles / size * size; /* each takes as many; the rest they share */
         for (int64_t t = whole * rank / size; t < whole * (rank + 1) / size; t++)
-            convolve_tile(job, p, place_of(p, t), 0, p->outputs, space);
-        int64_t first = first_channel(p, rank, size), last = first_channel(p, rank + 1, size);
+            convolve_tile(job, p, place_of(p, t), 0, p->parts, space);
         for (int64_t t = whole; t < tiles; t++)
-            if (first < last) convolve_tile(job, p, place_of(p, t), first, last, space);
+            for (int64_t part = rank; part < p->parts; part += size)
+                convolve_tile(job, p, place_of(p, t), part, part + 1, space);
     }
     streamed();
 }
 
 /* ---- the gradient of the kept weights --------------------------------------------------------- */
 
+/* Read the gradient of a tile of the outputs, and add it to that of the biases. */
+static void read_tile(const Job *job, const Pass *p, Place at, int64_t first, int64_t last,
+                      float *tiles) {
+    for (int64_t y = 0; y < p->tile_y; y++)
+        for (int64_t o = first; o < last; o++)
+            for (int64_t b = 0; b < p->blocks; b++) {
+                Line line = line_of(p, job->shape, at, o, y, b);
+                float *to =
+                    tiles + (((o - first) * p->tile_y + y) * p->tile_x * p->blocks + b) * LANES;
+                vec total = {0};
+                for (int64_t x = 0; x < p->tile_x; x++) {
+                    vec v = {0};
+                    if (x < line.count) {
+                        int64_t from = line.at + x * p->step_x * LANES;
+                        v = load(job->out_gradient + from);
+                        if (job->gate) v = positive(load(job->gate + from), v);
+                    }
+                    total += v;
+                    store(to + x * p->blocks * LANES, v);
+                }
+                if (job->bias_gradient) add_totals(1, &total, job->bias_gradient + o);
+            }
+}
+
+static void correlate_part(const Job *job, const Pass *p, int64_t part, float *space) {
+    const Kernel *kernel = find_kernel(p->tile_y, p->tile_x * p->blocks);
+    int64_t first = p->part[part], row = row_of_patch(p);
+    float *patch = space, *tiles = space + p->room * LANES;
+    for (int64_t t = 0; t < tiles_of(p, job->shape); t++) {
+        Place at = place_of(p, t);
+        read_tile(job, p, at, first, p->part[part + 1], tiles);
+        for (int64_t q = 0; q < p->chunks; q++) {
+            Visits visits = visits_of(p, q, part, first);
+            if (!visits.count) continue;
+            copy_patch(p, job->shape, job->in, NULL, at, p->first[q], p->first[q + 1], patch);
+            kernel->correlate(patch, &visits, row, tiles, job->gradient + p->entry);
+        }
+    }
+}
+
 static void correlate_share(void *data) {
     const Job *job = data;
-    const Shape *s = job->shape;
     int64_t rank = job->threads ? job->threads->rank() : 0;
     int64_t size = job->threads ? job->threads->size() : 1;
     float *space = job->workspace + rank * job->own;
-    for (int64_t i = 0; i < job->count; i++) {
-        const Pass *p = &job->passes[i];
-        int64_t vectors = p->tile_y * p->tile_x * p->blocks;
-        int64_t across = (p->patch_x + p->stride_x - 1) / p->stride_x;
-        int64_t row = across * p->stride_x * p->blocks * p->stride_y * LANES;
-        const Kernel *kernel = find_kernel(p->tile_y, p->tile_x * p->blocks);
-        float *patch = space, *tile = space + p->room * LANES;
-        float *gradient = job->gradient + p->entry;
-        int64_t first = first_channel(p, rank, size), last = first_channel(p, rank + 1, size);
-        if (first >= last) continue;
-        for (int64_t t = 0; t < tiles_of(p, s); t++) {
-            Place at = place_of(p, t);
-            for (int64_t y = 0; y < p->tile_y; y++)
-                for (int64_t o = first; o < last; o++)
-                    for (int64_t b = 0; b < p->blocks; b++) {
-                        Line line = line_of(p, s, at, o, y, b);
-                        float *to = tile + (((o - first) * p->tile_y + y) * p->tile_x * p->blocks + b) *
-                                               LANES;
-                        vec total = {0};
-                        for (int64_t x = 0; x < p->tile_x; x++) {
-                            vec v = {0};
-                            if (x < line.count) {
-                                int64_t from = line.at + x * p->step_x * LANES;
-                                v = load(job->out_gradient + from);
-                                if (job->gate) v = positive(load(job->gate + from), v);
-                            }
-                            total += v;
-                            store(to + x * p->blocks * LANES, v);
-                        }
-                        if (job->bias_gradient) add_totals(1, &total, job->bias_gradient + o);
-                    }
-            for (int64_t q = 0; q < p->chunks; q++) {
-                const int32_t *begin = p->begin + q * p->outputs;
-                if (begin[first] == begin[last]) continue;
-                copy_patch(p, s, job->in, NULL, at, p->first[q], p->first[q + 1], patch);
-                for (int64_t o = first; o < last; o++) {
-                    int64_t k = begin[o], n = begin[o + 1] - k;
-                    if (n) kernel->correlate(patch, p->offset + k, n, row,
-                                             tile + (o - first) * vectors * LANES, gradient + k);
-                }
-            }
-        }
-    }
+    for (int64_t i = 0; i < job->count; i++)
+        for (int64_t part = rank; part < job->passes[i].parts; part += size)
+            correlate_part(job, &job->passes[i], part, space);
 }
 
 /* ---- calls ------------------------------------------------------------------------------------ */

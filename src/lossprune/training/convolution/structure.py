@@ -96,24 +96,25 @@ class Passes:
     keep: tuple[Tensor, ...]
 
 
-def output_passes(layer: Convolution, kept: Tensor, blocks: int) -> Passes:
+def output_passes(layer: Convolution, kept: Tensor, blocks: int, parts: int) -> Passes:
     """The passes of the outputs, and of the weights' gradient.
 
     Args:
         layer: what is computed.
         kept: positions of the kept weights in the flattened kernel, ascending: int64.
         blocks: of images.
+        parts: that the output channels of a pass are in, one for each thread.
     """
     o, i, ky, kx = _coordinates(layer, kept)
     return _passes(_windows(layer, output_segments), (o, i, ky, kx), layer.kernel[0],
-                   layer.shape[0], blocks)  # fmt: skip
+                   layer.shape[0], blocks, parts)  # fmt: skip
 
 
-def input_passes(layer: Convolution, kept: Tensor, blocks: int) -> Passes:
+def input_passes(layer: Convolution, kept: Tensor, blocks: int, parts: int) -> Passes:
     """The passes of the inputs' gradient, which reads that of the outputs; as above."""
     o, i, ky, kx = _coordinates(layer, kept)
     return _passes(_windows(layer, input_segments), (i, o, ky, kx), layer.shape[0],
-                   layer.kernel[0], blocks)  # fmt: skip
+                   layer.kernel[0], blocks, parts)  # fmt: skip
 
 
 def _coordinates(layer: Convolution, kept: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -139,12 +140,13 @@ def _passes(
     outputs: int,
     inputs: int,
     blocks: int,
+    parts: int,
 ) -> Passes:
     structs = (PassStruct * len(found))()
     indices, keep = [], []
     entry = 0
     for struct, window in zip(structs, found, strict=True):
-        index, kept = _fill(struct, window, coordinates, outputs, inputs, blocks)
+        index, kept = _fill(struct, window, coordinates, outputs, inputs, blocks, parts)
         struct.entry = entry
         entry += len(index)
         indices.append(index)
@@ -159,6 +161,7 @@ def _fill(
     outputs: int,
     inputs: int,
     blocks: int,
+    parts: int,
 ) -> tuple[Tensor, list[Tensor]]:
     o, i, ky, kx = coordinates
     y, x = window.y, window.x
@@ -180,14 +183,10 @@ def _fill(
     chunk = i // channels
     column = column % x.stride * across + column // x.stride
     offset = (((i - chunk * channels) * patch_y + row) * across * x.stride + column) * together
-    place = chunk * outputs + o
-    order = torch.argsort(place * (channels * vectors) + offset)
-    begin = torch.zeros(chunks * outputs + 1, dtype=torch.int32)
-    begin[1:] = torch.bincount(place, minlength=chunks * outputs).cumsum(0)
-    share = torch.zeros(outputs + 1, dtype=torch.int32)
-    share[1:] = torch.bincount(o, minlength=outputs).cumsum(0)
-    keep = [first.int(), begin, share, (offset[order] * lanes()).int()]
-    struct.chunks, struct.outputs = chunks, outputs
+    part = _parts(torch.bincount(o, minlength=outputs), parts)
+    order, keep = _visits(chunk, o, offset, part, chunks)
+    keep += [first.int(), offset[order].int() * lanes()]
+    struct.chunks, struct.parts, struct.outputs = chunks, parts, outputs
     struct.tile_y, struct.tile_x, struct.blocks = tile_y, tile_x, together
     struct.origin_y, struct.origin_x = y.origin, x.origin
     struct.count_y, struct.count_x = y.count, x.count
@@ -196,8 +195,42 @@ def _fill(
     struct.stride_y, struct.stride_x = y.stride, x.stride
     struct.patch_y, struct.patch_x = patch_y, patch_x
     struct.room = channels * vectors
-    struct.first, struct.begin, struct.share, struct.offset = (t.data_ptr() for t in keep)
+    for name, tensor in zip(
+        ("part", "visit", "output", "begin", "first", "offset"), keep, strict=True
+    ):
+        setattr(struct, name, tensor.data_ptr())
     return index[order], keep
+
+
+def _parts(entries: Tensor, parts: int) -> Tensor:
+    """First output channels of parts with equal numbers of entries: (parts + 1,), int64.
+
+    A channel costs something even without an entry.
+    """
+    done = (entries + 2).cumsum(0)
+    wanted = done[-1] * torch.arange(1, parts) / parts
+    inner = torch.searchsorted(done, wanted.to(done.dtype), right=True)
+    return torch.cat([inner.new_zeros(1), inner, inner.new_full((1,), len(entries))])
+
+
+def _visits(
+    chunk: Tensor, output: Tensor, offset: Tensor, part: Tensor, chunks: int
+) -> tuple[Tensor, list[Tensor]]:
+    """The order of the entries; and parts, visits, their channels and entries, as in a Pass."""
+    parts, outputs = len(part) - 1, int(part[-1])
+    group = chunk * parts + (torch.searchsorted(part, output, right=True) - 1)
+    pair = group * outputs + output
+    found, place, count = pair.unique(return_inverse=True, return_counts=True)
+    # By group, then by the number of entries.
+    by_count = torch.argsort(count, stable=True)
+    visits = by_count[torch.argsort(found[by_count] // outputs, stable=True)]
+    rank = torch.empty_like(visits)
+    rank[visits] = torch.arange(len(visits))
+    order = torch.argsort(rank[place] * (1 + int(offset.max()) if len(offset) else 1) + offset)
+    begin = torch.cat([count.new_zeros(1), count[visits].cumsum(0)])
+    sizes = torch.bincount(found // outputs, minlength=chunks * parts)
+    visit = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    return order, [part.int(), visit.int(), (found[visits] % outputs).int(), begin.int()]
 
 
 def _taps(coordinate: Tensor) -> int:
