@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Modules are compiled when they are first imported; most of what is installed never is.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test check install install-test clean
+.PHONY: demo test check sanitize install install-test clean
 
 demo: install
 	$(BIN)/lossprune demo
@@ -20,6 +20,10 @@ check: install-test
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 	$(BIN)/python -m tests.report.script_lint
+
+# Compiled files must not read or write out of bounds: minutes, with gcc.
+sanitize: install-test
+	.ci/sanitize
 
 install: .venv/installed
 install-test: .venv/installed-test
