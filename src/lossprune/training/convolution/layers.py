@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lossprune.pruning.errors import PruningError
+from lossprune.training.convolution import between
 from lossprune.training.convolution.blocks import packed, unpacked
 from lossprune.training.convolution.functions import KeptConvolution, Normalisation
 from lossprune.training.convolution.structure import Convolution
@@ -195,6 +196,8 @@ def block_norm(norm: Any, x: Tensor, images: int, *, relu: bool) -> Tensor:
         scale = scale if norm.weight is None else scale * norm.weight
         shift = -norm.running_mean * scale
         shift = shift if norm.bias is None else shift + norm.bias
+        if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
+            return between.scaled(x, scale, shift, relu=relu)
         out = x * scale[:, None, None] + shift[:, None, None]
         return F.relu(out) if relu else out
     count = images * x.shape[1] * x.shape[3]

@@ -10,6 +10,7 @@ import mmap
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
+from threading import RLock
 
 import numpy as np
 import torch
@@ -20,10 +21,12 @@ _SMALL = 1 << 20  # bytes below which torch's own allocator is as good
 
 
 class Pool:
-    """Buffers that are free, by their size in bytes."""
+    """Buffers that are free, by their size in bytes, as many as are in use at most."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._lent = self._unused = 0  # bytes
+        self._lock = RLock()  # a buffer may come back in the middle of anything, on any thread
 
     def empty(self, shape: Sequence[int]) -> Tensor:
         """Return a float32 tensor; its memory comes back here when nothing refers to it."""
@@ -32,14 +35,32 @@ class Pool:
         if size < _SMALL:
             return torch.empty(shape, dtype=torch.float32, device="cpu")
         size = math.ceil(size / _SMALL) * _SMALL
-        buffers = self._free[size]
-        try:
-            buffer = buffers.pop()
-        except IndexError:
-            buffer = _new(size)
+        with self._lock:
+            buffers = self._free.pop(size, [])  # and to the end: used last
+            if buffers:
+                buffer = buffers.pop()
+                self._unused -= size
+                self._free[size] = buffers
+            else:
+                self._forget()
+                buffer = _new(size)
+            self._lent += size
         lent = buffer[:count]
-        weakref.finalize(lent, buffers.append, buffer)
+        weakref.finalize(lent, self._back, buffer)
         return torch.from_numpy(lent).view(*shape)
+
+    def _back(self, buffer: np.ndarray) -> None:
+        with self._lock:
+            self._lent -= buffer.nbytes
+            self._unused += buffer.nbytes
+            self._free[buffer.nbytes].append(buffer)
+
+    def _forget(self) -> None:
+        """Give back buffers of the sizes not used for longest, while more are free than in use."""
+        for size in list(self._free):
+            while self._free[size] and self._unused > self._lent:
+                self._free[size].pop()
+                self._unused -= size
 
 
 def _new(size: int) -> np.ndarray:
