@@ -1,4 +1,4 @@
-"""Whole epochs of ``benchmarks.sparse_convolution``: time, memory and test errors, both ways."""
+"""Whole epochs of ``benchmarks.sparse_convolution``: time and memory, both ways."""
 
 import argparse
 import copy
@@ -21,7 +21,6 @@ from torch.optim.optimizer import (
 )
 
 import lossprune
-from benchmarks import defaults
 from benchmarks.convolution_layers import multiply_adds
 from benchmarks.curvature import PeakMemory
 from benchmarks.sparse_training import seeded
@@ -48,10 +47,12 @@ SCORED = ("train", "valid", "test")  # as the experiment does after every epoch
 class Loop:
     """A copy of a pruned network, trained by torch with the mask enforced, or sparsely."""
 
-    def __init__(self, way: str, network: nn.Module, mask: Mask, dataset: Dataset) -> None:
+    def __init__(
+        self, way: str, network: nn.Module, mask: Mask, dataset: Dataset, lr: float = LR
+    ) -> None:
         self.dataset = dataset
         network = copy.deepcopy(network)
-        self.optimizer: SGD = make_optimizer(network, lr=LR, l2=L2)
+        self.optimizer: SGD = make_optimizer(network, lr=lr, l2=L2)
         mask.enforce(network, self.optimizer)
         self.training: Training
         if way == "dense":
@@ -100,6 +101,11 @@ class Task:
         return network, mask, dataset
 
 
+def task_of(options: argparse.Namespace, network: str, mask: Path) -> Task:
+    weights = options.weights if network == "VGG11" else None
+    return Task(network, weights, mask, options.images, options.threads, options.examples)
+
+
 def new_network(name: str, weights: Path | None) -> nn.Module:
     from safetensors.torch import load_file
 
@@ -116,8 +122,8 @@ def measured_epochs(task: Task, rounds: int, peak: float) -> dict[str, Any]:
     seconds = {way: {"training": [], "evaluation": [], "epoch": []} for way in WAYS}
     for number in range(rounds + 1):
         for way in WAYS[:: 1 if number % 2 else -1]:
-            training = timed(partial(loops[way].train, number))
-            evaluation = timed(loops[way].evaluate)
+            training = timed(partial(loops[way].train, number), task.threads)
+            evaluation = timed(loops[way].evaluate, task.threads)
             print(f"round {number}: {way:<8}{training:8.2f} s + {evaluation:.2f} s", flush=True)
             if number:
                 seconds[way]["training"].append(training)
@@ -139,10 +145,12 @@ def measured_epochs(task: Task, rounds: int, peak: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def timed(work: Callable[[], object], threads: int) -> float:
+    """Seconds of the processor for one thread, else of the clock."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    began = clock()
     work()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def operations(network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset) -> int:
@@ -205,9 +213,9 @@ def parts(loop: Loop) -> dict[str, float]:
     """Seconds of one more epoch of sparse training, by what they are spent on."""
     spent: dict[str, float] = defaultdict(float)
     with timers(spent):
-        whole = timed(lambda: loop.train(0))
+        whole = timed(partial(loop.train, 0), 0)
     batches = training_batches(loop.dataset, BATCH, seeded(0))
-    spent["batches and augmentation"] = timed(lambda: list(map(len, batches)))
+    spent["batches and augmentation"] = timed(lambda: list(map(len, batches)), 0)
     return {**spent, "rest": whole - sum(spent.values()), "all": whole}
 
 
@@ -260,39 +268,3 @@ def _timed_call(
             spent[which] += time.perf_counter() - began
 
     return call
-
-
-# Test errors
-
-
-def seeds(count: int, epochs: int, sparsity: float) -> dict[str, Any]:
-    """Test errors of a small residual network, fine-tuned both ways from one start a seed."""
-    dataset = load("digits", seed=1111)
-    errors: dict[str, list[float]] = {way: [] for way in WAYS}
-    drift = 0.0
-    for seed in range(count):
-        case = defaults.trained(defaults.digits_resnet, dataset, seed, epochs=20)
-        mask = lossprune.prune(case.network, "MP", sparsity=sparsity).mask
-        network = mask.apply_(copy.deepcopy(case.network))
-        scores = {}
-        for way in WAYS:
-            loop = Loop(way, network, mask, dataset)
-            for epoch in range(epochs):
-                loop.train(1000 * seed + epoch)
-            (scores[way],) = loop.evaluate(("test",))
-            errors[way].append(scores[way].error)
-        dense, sparse = (scores[way] for way in WAYS)
-        drift = max(drift, abs(sparse.loss - dense.loss) / dense.loss)
-        print(f"seed {seed}: dense {dense}, sparse {sparse}", flush=True)
-    pairs = zip(errors["sparse"], errors["dense"], strict=True)
-    mean, low, high = defaults.interval([sparse - dense for sparse, dense in pairs])
-    return {
-        "sparsity": sparsity, "epochs": epochs, "errors": errors,
-        "difference": {"mean": mean, "low": low, "high": high},
-        "largest relative difference of the test loss": drift,
-    }  # fmt: skip
-
-
-def task_of(options: argparse.Namespace, network: str, mask: Path) -> Task:
-    weights = options.weights if network == "VGG11" else None
-    return Task(network, weights, mask, options.images, options.threads, options.examples)

@@ -29,6 +29,7 @@ from benchmarks import convolution_epochs as epochs
 from benchmarks import convolution_layers as layers
 from benchmarks import convolution_tables as tables
 from benchmarks.cells import mean_and_std, words_of
+from benchmarks.convolution_seeds import seeds
 from benchmarks.deployment import peak
 from benchmarks.draws import training_draws
 from benchmarks.hardware import hardware, write_json
@@ -103,10 +104,12 @@ def time_epochs(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit("name the images with --images")
     flops, found = peak(), []
     for name in options.networks:
-        mask = mask_file(options) if name == NETWORK else options.out.with_name(f"{name}-mp.mask")
-        if name != NETWORK:
-            network = epochs.new_network(name, None)
+        if name == NETWORK:
+            mask = mask_file(options)
+        else:
+            mask = options.out.with_name(f"{name.lower()}-mp-mask.safetensors")
             mask.parent.mkdir(parents=True, exist_ok=True)
+            network = epochs.new_network(name, None)
             lossprune.prune(network, "MP", sparsity=SPARSITY).mask.save(mask)
         row = epochs.measured_epochs(epochs.task_of(options, name, mask), options.rounds, flops)
         print_epochs(row)
@@ -138,7 +141,7 @@ def _seconds(values: list[float]) -> str:
 
 def compare_seeds(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
-    found = epochs.seeds(options.seeds, options.epochs, options.sparsity)
+    found = seeds(options.seeds, options.epochs, options.sparsity)
     for way, errors in found["errors"].items():
         print(f"{way}: test error {mean_and_std([100 * error for error in errors])} %")
     mean, low, high = (100 * value for value in found["difference"].values())
