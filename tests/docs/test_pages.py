@@ -58,6 +58,11 @@ NOT_RUN = {
     ("docs/results/vgg11-cifar10jpeg/README.md", "cifar10-jpeg.tar.gz"): "CIFAR-10 is not here",
 }
 
+CONVOLUTIONS = """
+network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+mask = lossprune.prune(network, "MP", sparsity=0.9).mask
+mask.apply_(network)
+"""
 PERCEPTRONS = """
 build = lossprune.networks.NETWORKS["MLP"]
 networks = [build(shape=dataset.shape, classes=10) for _ in range(3)]
@@ -101,11 +106,8 @@ result = lossprune.prune(network, "MP", sparsity=0.9)
 torch.distributed.init_process_group(store=torch.distributed.HashStore(), rank=0, world_size=1)
 """,
     ("docs/training.md", "SparseTraining"): PERCEPTRONS,
-    ("docs/training.md", "CompactedTraining"): """
-network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
-mask = lossprune.prune(network, "MP", sparsity=0.9).mask
-mask.apply_(network)
-""",
+    ("docs/training.md", "ConvolutionTraining"): CONVOLUTIONS,
+    ("docs/training.md", "CompactedTraining"): CONVOLUTIONS,
 }
 
 # What a reader has who comes to a page: a network, its data and what trains it.

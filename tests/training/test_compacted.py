@@ -155,8 +155,6 @@ def test_it_is_chosen_where_it_pays(few):
     )
     assert choose_training(network, mask, few, "dense").mode == "dense"
     assert choose_training(network, Mask.dense(network), few).mode == "dense"
-    with pytest.raises(ValueError, match="train sparse cannot be done"):
-        choose_training(network, mask, few, "sparse")
     network.stem.weight.requires_grad_(False)
     assert choose_training(network, mask, few).mode == "dense"
 

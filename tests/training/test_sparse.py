@@ -4,7 +4,6 @@ import copy
 import math
 import platform
 import shutil
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -29,6 +28,7 @@ from lossprune.training import (
     make_optimizer,
     train_epoch,
 )
+from tests.compilers import hide_compilers
 from tests.training.stacks import random_mask, seeded
 
 pytestmark = pytest.mark.skipif(not compiler_available(), reason="no C compiler here")
@@ -301,11 +301,9 @@ def test_the_way_of_training_is_chosen_by_what_is_left(digits, train, left, mode
 
 
 def test_without_a_compiler_training_is_dense_and_says_so(digits, monkeypatch):
-    monkeypatch.setenv("CC", "/no/such/compiler")
-    monkeypatch.setenv("PATH", "")
+    hide_compilers(monkeypatch)
     network = perceptron([64, 40, 10], nn.Tanh, bias=True, seed=1)
     mask = random_mask(network, 0.05, seed=4)
-    monkeypatch.setitem(sys.modules, "ziglang", None)
     training = choose_training(network, mask, digits)
     assert training.mode == "dense"
     assert training.reason.startswith("no C compiler")

@@ -23,7 +23,7 @@ from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning import Mask
 from lossprune.pruning.compensation import Compensation
 from lossprune.pruning.settings import Pruning
-from lossprune.training.perceptron.structure import check_sparse
+from lossprune.training.choice import check_sparse
 from lossprune.training.precision import check_compiler
 
 T = TypeVar("T")

@@ -14,6 +14,7 @@ from lossprune.experiment.store import Checkpoint
 from lossprune.progress import Progress
 from lossprune.pruning.prunable import prunable_weights
 from lossprune.training import (
+    CompactedTraining,
     DivergedError,
     Forward,
     Training,
@@ -160,10 +161,13 @@ class RunState(RecordBuilder):
     def _keep_training(self) -> None:
         """Go on in the way that the run began; densely, where it was trained with others."""
         noted = self._record.training
-        now = noted[-1] if noted else None
-        alone = self.ranks.world == 1
-        if alone and now and now["mode"] in ("dense", "stacked") and self.config.train == "auto":
+        free = self.ranks.world == 1 and self.config.train == "auto"
+        now = noted[-1] if noted and free else None
+        if now and now["mode"] in ("dense", "stacked"):
             self.training = dense_training(self.network, self.dataset, now["reason"], self._forward)
+        elif now and now["mode"] == "compacted":
+            assert self.mask is not None
+            self.training = CompactedTraining(self.network, self.mask, self.dataset, self._forward)
         else:
             self.choose_training()
 

@@ -13,10 +13,16 @@ from lossprune.kernels.compiler import NoCompiler
 from lossprune.kernels.cuda import NoCudaCompiler
 from lossprune.pruning.curvature.distributed import processes
 from lossprune.training.compacted import CompactedTraining
+from lossprune.training.convolution.training import (
+    ConvolutionTraining,
+    KeptWork,
+    check_convolutions,
+    kept_work,
+)
 from lossprune.training.evaluation import Evaluation, evaluate
 from lossprune.training.loop import train_epoch
 from lossprune.training.perceptron.stack import SparseGpuTraining, SparseStack
-from lossprune.training.perceptron.structure import NotSparseError, read_layers
+from lossprune.training.perceptron.structure import NotSparseError, check_perceptron, read_layers
 from lossprune.training.perceptron.training import SparseTraining
 from lossprune.training.precision import Forward
 from lossprune.training.stacked.epoch import TogetherTraining
@@ -25,7 +31,10 @@ from lossprune.training.stacked.training import StackedTraining
 
 TRAININGS = ("auto", "dense", "sparse")
 FASTER_BELOW = 0.3  # share of the weights left; docs/training.md has the measurements
-PAYS_BELOW = 0.9  # share of the multiply-adds left when a network is compacted
+PAYS_BELOW = 0.9  # share of the work left when a network is compacted, or sparse
+# What a multiply-add of a kept weight takes, where one of torch's takes 1: docs/training.md.
+CONVOLUTIONS = 1.8
+LINEAR = 4.0
 
 
 class Training(Protocol):
@@ -129,9 +138,10 @@ def choose_training(
         network: with its removed weights at 0.
         mask: bool tensors by parameter name, True where a weight survives.
         dataset: on the network's device.
-        train: ``"dense"``; ``"sparse"``; or ``"auto"``: sparse where it can be done and at most
-            ``FASTER_BELOW`` of the linear layers' weights are left; else compacted where at most
-            ``PAYS_BELOW`` of the multiply-adds are left.
+        train: ``"dense"``; ``"sparse"``; or ``"auto"``: sparse where it can be done and pays; else
+            compacted where at most ``PAYS_BELOW`` of the multiply-adds are left; else dense.
+            Sparse training pays for a perceptron with at most ``FASTER_BELOW`` of its weights, and
+            for other networks, on the CPU, by the multiply-adds of what is kept.
         forward: computes the logits; what is not plain is not sparse under "auto".
 
     Several processes of a ``torch.distributed`` group train densely, together.
@@ -144,25 +154,89 @@ def choose_training(
     if train == "dense":
         return dense_training(network, dataset, "asked for", forward)
     plain = forward is None or forward.plain
-    if train == "sparse" and not plain:
-        raise ValueError("train sparse cannot be done with amp or compile")
+    if train == "sparse":
+        if not plain:
+            raise ValueError("train sparse cannot be done with amp or compile")
+        return _sparse(network, mask, dataset)
     try:
         if not plain:
             reason = "amp or compile is asked for"
-        elif train == "auto" and (left := _left(network, mask)) > FASTER_BELOW:
+        elif (left := _left(network, mask)) > FASTER_BELOW:
             reason = f"{left:.0%} of the weights are left, more than {FASTER_BELOW:.0%}"
         else:
-            on_gpu = next(network.parameters()).device.type == "cuda"
-            return (SparseGpuTraining if on_gpu else SparseTraining)(network, mask, dataset)
-    except (NotSparseError, NotStackableError, NoCompiler, NoCudaCompiler) as error:
-        if train == "sparse":
-            raise ValueError(f"train sparse cannot be done: {error}") from None
-        if isinstance(error, NoCompiler | NoCudaCompiler):
-            # Sparse training would gain more than compaction: let the reason be read.
-            return dense_training(network, dataset, str(error), forward)
+            return _perceptron(network)(network, mask, dataset)
+    except (NoCompiler, NoCudaCompiler) as error:
+        # Sparse training would gain more than compaction: let the reason be read.
+        return dense_training(network, dataset, str(error), forward)
+    except (NotSparseError, NotStackableError) as error:
         reason = str(error)
-    compacted = _compacted(network, mask, dataset, forward)
-    return compacted or dense_training(network, dataset, reason, forward)
+        if _convolves(network) and _on_cpu(network) and processes() == 1:
+            return _least_work(network, mask, dataset)
+    return _compacted(network, mask, dataset, forward) or dense_training(
+        network, dataset, reason, forward
+    )
+
+
+def check_sparse(network: nn.Module, dataset: Dataset) -> None:
+    """Raise NotSparseError unless a network can be trained sparsely where it is, once pruned."""
+    try:
+        check_perceptron(network, dataset)
+    except NotSparseError:
+        if not (_on_cpu(network) or _convolves(network)):
+            raise
+        check_convolutions(network)
+
+
+def _sparse(network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset) -> Training:
+    try:
+        return _perceptron(network)(network, mask, dataset)
+    except (NotSparseError, NotStackableError, NoCompiler, NoCudaCompiler) as error:
+        reason: Exception = error
+    convolves = _convolves(network)
+    if isinstance(reason, NotSparseError) and (_on_cpu(network) or convolves):
+        try:
+            return ConvolutionTraining(network, mask, dataset)
+        except NotSparseError as error:
+            reason = error if convolves else reason
+    raise ValueError(f"train sparse cannot be done: {reason}")
+
+
+def _perceptron(network: nn.Module) -> type[SparseTraining] | type[SparseGpuTraining]:
+    return SparseTraining if _on_cpu(network) else SparseGpuTraining
+
+
+def _on_cpu(network: nn.Module) -> bool:
+    return next(network.parameters()).device.type == "cpu"
+
+
+def _convolves(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in network.modules())
+
+
+def _least_work(network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset) -> Training:
+    """The training of a network of convolutions: sparse, compacted or dense."""
+    compacted = _compacted(network, mask, dataset, None)
+    work = kept_work(network, mask, dataset)
+    least = compacted.multiply_adds[1] if compacted else work.whole
+    reason = (
+        f"{work.done / 1e6:,.1f} of {work.whole / 1e6:,.1f} million multiply-adds an example would "
+        "be left, too many to gain by"
+    )
+    if _pays(work, least):
+        try:
+            over_kept = ConvolutionTraining(network, mask, dataset)
+            if over_kept.traced and _pays(over_kept.work, least):
+                return over_kept
+            reason = f"sparse would not pay: {over_kept.reason}"
+        except NotSparseError as error:
+            reason = str(error)
+    return compacted or dense_training(network, dataset, reason)
+
+
+def _pays(work: KeptWork, least: int) -> bool:
+    """Whether it takes less time than so many multiply-adds by torch."""
+    slowed = CONVOLUTIONS * work.convolutions + LINEAR * work.linear + work.by_torch
+    return work.convolutions > 0 and slowed <= PAYS_BELOW * least
 
 
 def _compacted(

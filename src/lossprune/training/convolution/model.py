@@ -48,6 +48,11 @@ class SparseModel(nn.Module):
         graph, arguments = self._graphs[self.training]
         return graph(*arguments(inputs, named))
 
+    @property
+    def traced(self) -> bool:
+        """Whether its operations could be followed, so that layers share one layout."""
+        return bool(self._graphs)
+
     @torch.no_grad()
     def write_back_(self) -> nn.Module:
         """Put parameters and buffers into the network that this was made of, and return it.

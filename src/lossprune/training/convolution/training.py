@@ -5,17 +5,18 @@ and parameters, running statistics and the optimizer's momentum are read before 
 every epoch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from lossprune.channels.costs import multiply_adds_by_layer
+from lossprune.channels.costs import multiply_adds_by_layer, weighted_layers
 from lossprune.data import Dataset, Split
 from lossprune.pruning.curvature.distributed import processes
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.matching import match
 from lossprune.training.convolution.layers import SparseLayer
 from lossprune.training.convolution.model import SparseModel, sparse
 from lossprune.training.evaluation import Evaluation, evaluate
@@ -35,13 +36,20 @@ class KeptWork:
 
     Attributes:
         whole: of all weights.
-        kept: of the kept weights, where layers are sparse.
+        convolutions: of the kept weights of sparse convolutions.
+        linear: of the kept weights of sparse linear layers.
         by_torch: of all weights of the other layers.
     """
 
     whole: int
-    kept: int
+    convolutions: int
+    linear: int
     by_torch: int
+
+    @property
+    def done(self) -> int:
+        """What is done."""
+        return self.convolutions + self.linear + self.by_torch
 
 
 class ConvolutionTraining:
@@ -58,6 +66,8 @@ class ConvolutionTraining:
 
     Attributes:
         work: what is computed for an example.
+        layers: how many of its layers are sparse.
+        traced: whether values stay in one layout from layer to layer.
         notes: which layers and operations run as torch runs them, and why.
 
     Raises:
@@ -67,26 +77,31 @@ class ConvolutionTraining:
     mode = "sparse"
 
     def __init__(self, network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset) -> None:
-        check_trainable(network)
+        check_convolutions(network)
         example = dataset.inputs(dataset.train.images[:2])
         try:
+            if not _masks(network, mask):
+                raise NotSparseError("no linear or two-dimensional convolution layer is pruned")
             self._model = sparse(network, mask, example)
         except PruningError as error:
             raise NotSparseError(str(error)) from None
         self.network = network
         self.dataset = dataset
-        self.notes = tuple(self._model.notes)
-        self.work = _work(network, self._model, example)
+        self.traced, self.notes = self._model.traced, tuple(self._model.notes)
+        layers = self._model.network.named_modules()
+        kept = {name: m.weight.numel() for name, m in layers if isinstance(m, SparseLayer)}
+        self.layers = len(kept)
+        self.work = _work(network, kept, dataset)
         self._parameters, self._buffers = _mirrors(network, self._model)
 
     @property
     def reason(self) -> str:
         """How much is computed, in one line."""
-        work, layers = self.work, len(_sparse_layers(self._model))
-        done = (work.kept + work.by_torch) / 1e6
+        work, layers = self.work, self.layers
         return (
-            f"{done:,.1f} of {work.whole / 1e6:,.1f} million multiply-adds an example, "
+            f"{work.done / 1e6:,.1f} of {work.whole / 1e6:,.1f} million multiply-adds an example, "
             f"{layers:,} layer{'' if layers == 1 else 's'} over kept weights alone"
+            f"{_first(self.notes)}"
         )
 
     def train_epoch(
@@ -136,32 +151,61 @@ class ConvolutionTraining:
                 write_momentum_((replace(mirror, velocity=own),), optimizer)
 
 
-def check_trainable(network: nn.Module) -> None:
+def _first(notes: Sequence[str]) -> str:
+    """The first note, behind a colon, and how many more there are."""
+    more = f", and {len(notes) - 1} more" if len(notes) > 1 else ""
+    return f": {notes[0]}{more}" if notes else ""
+
+
+def check_convolutions(network: nn.Module) -> None:
     """Raise NotSparseError if a network has what such training would not do, whatever its mask."""
     if processes() > 1:
         raise NotSparseError(f"sparse training is for one process, and there are {processes()}")
+    if not weighted_layers(network):
+        raise NotSparseError("it has no linear or two-dimensional convolution layer")
     if hooked_module(network) is not None:
         raise NotSparseError("it has hooks, which sparse training would not run")
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             raise NotSparseError(f"{name} is not trained")
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise NotSparseError(
+                f"{name} is {parameter.dtype} on {parameter.device}, not torch.float32 on the CPU"
+            )
 
 
-def _sparse_layers(model: SparseModel) -> dict[str, SparseLayer]:
-    modules = model.network.named_modules()
-    return {name: module for name, module in modules if isinstance(module, SparseLayer)}
+def kept_work(network: nn.Module, mask: Mapping[str, Tensor], dataset: Dataset) -> KeptWork:
+    """Count what would be done if layers that keep at most half of their weights were sparse.
+
+    Raises:
+        PruningError: the mask does not fit the network.
+    """
+    counts = {name: int(kept.sum()) for name, kept in _masks(network, mask).items()}
+    layers = weighted_layers(network)
+    few = {n: count for n, count in counts.items() if 2 * count <= layers[n].weight.numel()}
+    return _work(network, few, dataset)
 
 
-def _work(network: nn.Module, model: SparseModel, example: Tensor) -> KeptWork:
-    counts = multiply_adds_by_layer(network, example[:1])
-    layers = _sparse_layers(model)
-    kept = sum(
-        counts[name] * layer.weight.numel() // layer.shape.numel()
-        for name, layer in layers.items()
-        if name in counts
-    )
-    by_torch = sum(count for name, count in counts.items() if name not in layers)
-    return KeptWork(sum(counts.values()), kept, by_torch)
+def _masks(network: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks of the weights of linear and convolution layers, by the layer."""
+    kept = {found: mask[name] for name, found in match(mask, network).items()}
+    weights = {name: f"{name}.weight" if name else "weight" for name in weighted_layers(network)}
+    return {name: kept[weight] for name, weight in weights.items() if weight in kept}
+
+
+def _work(network: nn.Module, kept: Mapping[str, int], dataset: Dataset) -> KeptWork:
+    """Count what is done where some layers, by their names, are sparse, with so many weights."""
+    counts = multiply_adds_by_layer(network, dataset.inputs(dataset.train.images[:1]))
+    linear = convolutions = 0
+    for name, layer in weighted_layers(network).items():
+        if name in kept:
+            done = counts.get(name, 0) * kept[name] // layer.weight.numel()
+            if isinstance(layer, nn.Linear):
+                linear += done
+            else:
+                convolutions += done
+    by_torch = sum(count for name, count in counts.items() if name not in kept)
+    return KeptWork(sum(counts.values()), convolutions, linear, by_torch)
 
 
 def _mirrors(network: nn.Module, model: SparseModel) -> tuple[list[Mirror], list[Mirror]]:

@@ -90,8 +90,8 @@ def read_layers(network: nn.Module) -> tuple[PerceptronLayer, ...]:
     return tuple(layers)
 
 
-def check_sparse(network: nn.Module, dataset: Dataset) -> None:
-    """Raise NotSparseError unless this network can be trained sparsely where it is."""
+def check_perceptron(network: nn.Module, dataset: Dataset) -> None:
+    """Raise NotSparseError unless it is a perceptron that can be trained where it is."""
     if next(network.parameters()).device.type == "cuda":
         check_fit(read_layers(network), dataset)
     else:

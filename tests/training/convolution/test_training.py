@@ -7,13 +7,17 @@ import torch
 from torch import nn
 
 from lossprune.kernels.compiler import compiler_available
+from lossprune.pruning import Mask
 from lossprune.training import (
     ConvolutionTraining,
     DivergedError,
+    Forward,
     NotSparseError,
+    choose_training,
     evaluate,
     train_epoch,
 )
+from tests.compilers import hide_compilers
 from tests.training.cut_networks import CURVE, begun, close, cutting, plain, residual
 from tests.training.stacks import drawn, seeded
 
@@ -128,10 +132,10 @@ def test_what_the_kernels_lack_is_told_and_trained_by_torch(few):
     dense = copy.deepcopy(network)
     training = ConvolutionTraining(network, mask, few)
     assert training.notes == ("0 runs as torch runs it: its padding is of 'reflect'",)
-    assert training.work.whole == 54 * 64 + 216 * 36 + 1440
-    assert training.work.by_torch == 54 * 64
-    kept = {name: int(left.sum()) for name, left in mask.items()}
-    assert training.work.kept == kept["2.weight"] * 36 + kept["5.weight"]
+    work, kept = training.work, {name: int(left.sum()) for name, left in mask.items()}
+    assert work.whole == 54 * 64 + 216 * 36 + 1440
+    assert work.by_torch == 54 * 64
+    assert (work.convolutions, work.linear) == (kept["2.weight"] * 36, kept["5.weight"])
     training.train_epoch(begun(network, mask), generator=seeded(1))
     train_epoch(dense, few, begun(dense, mask), generator=seeded(1))
     close(network, dense, statistics=True)
@@ -144,6 +148,29 @@ def test_a_loss_that_is_not_finite(few):
     training = ConvolutionTraining(network, mask, few)
     with pytest.raises(DivergedError, match="within 2 steps"):
         training.train_epoch(begun(network, mask, lr=1e30), generator=seeded(1))
+
+
+class Twice(nn.Module):
+    """One kernel in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(1, 1, 3, padding=1) for _ in range(2))
+        self.two.weight = self.one.weight
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.two(self.one(x).relu()).flatten(1))
+
+
+def test_a_kernel_that_two_layers_share_is_trained_as_one(few):
+    network = drawn(Twice(), 3)
+    mask = Mask({"one.weight": torch.rand(1, 1, 3, 3, generator=seeded(2)) < 0.6})
+    mask.apply_(network)
+    dense = copy.deepcopy(network)
+    ConvolutionTraining(network, mask, few).train_epoch(begun(network, mask), generator=seeded(1))
+    train_epoch(dense, few, begun(dense, mask), generator=seeded(1))
+    close(network, dense, statistics=True)
 
 
 def test_other_networks_and_optimizers_are_refused(few):
@@ -166,3 +193,110 @@ def test_other_networks_and_optimizers_are_refused(few):
     network[0].bias.requires_grad_(False)
     with pytest.raises(NotSparseError, match=r"0\.bias is not trained"):
         ConvolutionTraining(network, mask, few)
+
+
+def few_kept(network: nn.Module, share: float) -> Mask:
+    """A mask that cuts no channel off, where some of its weights are kept."""
+    generator = seeded(9)
+    mask = {}
+    for name, whole in Mask.dense(network).items():
+        mask[name] = torch.rand(whole.shape, generator=generator) < share
+        mask[name].flatten(1)[:, 0] = True
+        mask[name][0] = True
+    return Mask(mask)
+
+
+@pytest.mark.parametrize("build", [plain, residual])
+def test_it_is_chosen_where_few_multiply_adds_are_of_kept_weights(few, build):
+    network = build()
+    for share, mode in ((0.1, "sparse"), (0.8, "dense")):
+        mask = few_kept(network, share)
+        training = choose_training(network, mask, few)
+        assert training.mode == mode
+        assert isinstance(training, ConvolutionTraining) == (mode == "sparse")
+        assert choose_training(network, mask, few, "dense").mode == "dense"
+        assert choose_training(network, mask, few, "sparse").mode == "sparse"
+    bf16 = Forward(network, "bf16")
+    assert choose_training(network, few_kept(network, 0.1), few, forward=bf16).mode == "dense"
+
+
+def test_the_reason_counts_what_is_done(few):
+    network = plain()
+    mask = few_kept(network, 0.1)
+    training = choose_training(network, mask, few)
+    assert isinstance(training, ConvolutionTraining)
+    kept = {name: int(left.sum()) for name, left in mask.items()}
+    done = kept["0.weight"] * 64 + kept["3.weight"] * 4 + kept["6.weight"] + kept["8.weight"]
+    assert training.work.done == done
+    whole = 108 * 64 + 1080 * 4 + 800 + 200
+    assert training.reason == (
+        f"{done / 1e6:.1f} of {whole / 1e6:.1f} million multiply-adds an example, "
+        "4 layers over kept weights alone"
+    )
+
+
+def test_compaction_is_chosen_where_it_leaves_less_to_do(few):
+    """Dense within the channels that are left, of which nothing is removed."""
+    network = plain()
+    mask = {name: torch.ones_like(kept) for name, kept in Mask.dense(network).items()}
+    mask["0.weight"][3:] = False
+    mask["3.weight"][:, 3:] = False
+    mask["3.weight"][3:] = False
+    mask["6.weight"][:, 12:] = False
+    Mask(mask).apply_(network)
+    assert choose_training(network, mask, few).mode == "compacted"
+    assert choose_training(network, mask, few, "sparse").mode == "sparse"
+
+
+class Looks(nn.Module):
+    """What it computes depends on the values, so that it cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = plain()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x if x.sum() > 0 else -x)
+
+
+def hooked() -> nn.Module:
+    network = plain()
+    network[0].register_forward_hook(lambda *_: None)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [(Looks, "layers change their layout each by itself"), (hooked, "it has hooks")],
+)
+def test_it_is_not_chosen_where_it_would_not_pay_or_cannot_be_done(few, build, reason):
+    network = build()
+    training = choose_training(network, few_kept(network, 0.1), few)
+    assert training.mode == "dense"
+    assert reason in training.reason
+
+
+def test_without_a_compiler_it_is_not_chosen(few, monkeypatch):
+    hide_compilers(monkeypatch)
+    network = plain()
+    mask = few_kept(network, 0.1)
+    training = choose_training(network, mask, few)
+    assert training.mode == "dense"
+    assert "needs a C compiler" in training.reason
+    with pytest.raises(ValueError, match=r"train sparse cannot be done: .*needs a C compiler"):
+        choose_training(network, mask, few, "sparse")
+
+
+def test_a_perceptron_that_its_own_kernels_refuse_is_sparse_if_asked(few):
+    """As one with another activation; by itself it stays dense, for torch's product is fast."""
+    network = drawn(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Sigmoid(), nn.Linear(20, 10)), 4
+    )
+    mask = few_kept(network, 0.1)
+    mask.apply_(network)
+    assert choose_training(network, mask, few).mode == "dense"
+    training = choose_training(network, mask, few, "sparse")
+    dense = copy.deepcopy(network)
+    training.train_epoch(begun(network, mask), generator=seeded(1))
+    train_epoch(dense, few, begun(dense, mask), generator=seeded(1))
+    close(network, dense, statistics=True)
