@@ -5,7 +5,8 @@ times the layers of VGG11 at a mask (``--mask``, or QM to 0.956 in 14 stages, ma
 with random masks: outputs, and gradients of inputs and kept weights (of the first layer, of the
 weights alone), each engine in its own layout.  All go turn and turn about; with one thread seconds
 are those of the processor, otherwise of the clock.  ``--sparseprop PYTHON`` names the Python of an
-environment with SparseProp.  Ratios are to the fastest of an engine's layouts, without the copies
+environment with SparseProp, which computes the first layer's gradient of the inputs as well, and
+needs batches of a multiple of 8: 100 images are filled up to 104 for it.  Ratios are to the fastest of an engine's layouts, without the copies
 that some need between layers, and to torch with its maps turned into blocks and back, as where a
 sparse network leaves a layer to it.
 
