@@ -6,9 +6,9 @@ with random masks: outputs, and gradients of inputs and kept weights (of the fir
 weights alone), each engine in its own layout.  All go turn and turn about; with one thread seconds
 are those of the processor, otherwise of the clock.  ``--sparseprop PYTHON`` names the Python of an
 environment with SparseProp, which computes the first layer's gradient of the inputs as well, and
-needs batches of a multiple of 8: 100 images are filled up to 104 for it.  Ratios are to the fastest of an engine's layouts, without the copies
-that some need between layers, and to torch with its maps turned into blocks and back, as where a
-sparse network leaves a layer to it.
+needs batches of a multiple of 8: 100 images are filled up to 104 for it.  Ratios are to the fastest
+of an engine's layouts, without the copies that some need between layers, and to torch with its maps
+turned into blocks and back, as where a sparse network leaves a layer to it.
 
 ``... epoch`` times epochs of VGG11 and PreActResNet18, evaluation included, sparse and dense with
 the mask enforced, and says memory and where the time goes.  ``... seeds`` fine-tunes a small
