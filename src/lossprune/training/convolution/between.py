@@ -50,7 +50,7 @@ def library() -> ctypes.CDLL:
     built.scaled.argtypes = [*(pointer,) * 4, c_int64, pointer, *team]
     built.normalise_gradient.argtypes = [*(pointer,) * 7, c_float, *(pointer,) * 3, *team]
     built.maxima.argtypes = [*(pointer,) * 4, *team]
-    built.maxima_gradient.argtypes = [*(pointer,) * 5, *team]
+    built.maxima_gradient.argtypes = [*(pointer,) * 4, c_int64, pointer, *team]
     for name in ("moments", "scaled", "normalise_gradient", "maxima", "maxima_gradient"):
         getattr(built, name).restype = None
     return built
@@ -101,13 +101,16 @@ def maxima(x: Tensor, window: Sequence[int]) -> Tensor:
     return out
 
 
-def maxima_gradient(x: Tensor, gradient: Tensor, window: Sequence[int]) -> Tensor:
-    """Return the gradient of the inputs of maxima."""
+def maxima_gradient(
+    x: Tensor, gradient: Tensor, window: Sequence[int], *, rectified: bool
+) -> Tensor:
+    """Return the gradient of the inputs of maxima, or of what a ReLU made them of."""
     to_x = POOL.empty(x.shape)
     struct = WindowStruct(*window, gradient.shape[1], gradient.shape[3])
     library().maxima_gradient(
-        _maps(x, 0), byref(struct), *_pointers(x, gradient, to_x), *threads.team()
-    )
+        _maps(x, 0), byref(struct), *_pointers(x, gradient), rectified, to_x.data_ptr(),
+        *threads.team(),
+    )  # fmt: skip
     return to_x
 
 

@@ -28,7 +28,7 @@ typedef struct {
     const float *scale, *shift;      /* (channels) */
     const float *weight;             /* (channels) or NULL */
     float epsilon;
-    int64_t relu;
+    int64_t relu; /* the output is rectified; of maxima: the input was */
     float *to, *weight_gradient, *bias_gradient;
     const Threads *threads;
 } Work;
@@ -209,6 +209,7 @@ INLINE void maximum_gradient_row(const Work *w, int apart, int64_t b, int64_t y,
     for (int64_t x = 0; x < o->width; x++) {
         Reach r = reach_of(m, o, y, x);
         vec most = maximum(in, step, r), d = load(w->out_gradient + at + x * LANES);
+        if (w->relu) d = positive(most, d);
         ivec open = (ivec){0} - 1;
         for (int64_t i = r.from_y; i < r.to_y; i++)
             for (int64_t j = r.from_x; j < r.to_x; j++) {
@@ -283,7 +284,9 @@ void maxima(const Maps *maps, const Window *window, const float *in, float *to, 
 }
 
 void maxima_gradient(const Maps *maps, const Window *window, const float *in,
-                     const float *out_gradient, float *to, int64_t threads, const Threads *by) {
-    Work work = {.maps = maps, .window = window, .in = in, .out_gradient = out_gradient, .to = to};
+                     const float *out_gradient, int64_t relu, float *to, int64_t threads,
+                     const Threads *by) {
+    Work work = {.maps = maps, .window = window, .in = in, .out_gradient = out_gradient,
+                 .relu = relu, .to = to};
     run(maximum_gradient_share, &work, threads, by);
 }

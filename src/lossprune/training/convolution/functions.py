@@ -19,6 +19,32 @@ from lossprune.training.convolution.structure import (
 )
 
 
+@dataclass(frozen=True)
+class Relu:
+    """What of the ReLU before and after a layer is the layer's.
+
+    A gradient is gated where it is read or written anyway: a layer that alone reads what a ReLU
+    gives gates the gradient that it returns, and the layer with that ReLU need not do it again.
+
+    Attributes:
+        after: whether the outputs are rectified.
+        gated: whether their gradient comes gated.
+        before: whether the inputs are a ReLU's whose gradient this layer is to gate.
+    """
+
+    after: bool = False
+    gated: bool = False
+    before: bool = False
+
+    @property
+    def gates(self) -> bool:
+        """Whether the gradient of the outputs is gated here."""
+        return self.after and not self.gated
+
+
+NO_RELU = Relu()
+
+
 class KeptConvolution:
     """A convolution over the kept weights alone.
 
@@ -41,15 +67,15 @@ class KeptConvolution:
         return self._inputs(blocks, torch.get_num_threads())
 
     def __call__(
-        self, x: Tensor, values: Tensor, bias: Tensor | None, *, relu: bool = False
+        self, x: Tensor, values: Tensor, bias: Tensor | None, relu: Relu = NO_RELU
     ) -> Tensor:
-        """Return the outputs, rectified if asked for.
+        """Return the outputs.
 
         Args:
             x: blocks of images.
             values: of the kept weights, (kept,).
             bias: (outputs,).
-            relu: whether.
+            relu: before and after.
         """
         return _Convolve.apply(x, values, bias, self, relu)
 
@@ -57,15 +83,16 @@ class KeptConvolution:
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, by: KeptConvolution, relu: bool
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, by: KeptConvolution, relu: Relu
     ) -> Tensor:
         x = x.contiguous()
         passes = by.outputs(x.shape[0])
         channels, height, width = by.layer.output_shape
         out = POOL.empty((x.shape[0], height, channels, width, x.shape[-1]))
-        kernel.convolve(passes.structs, _of_entries(values, passes), x, None, bias, out, relu=relu)
-        ctx.by = by
-        ctx.save_for_backward(x, values, out if relu else None)
+        entries = _of_entries(values, passes)
+        kernel.convolve(passes.structs, entries, x, None, bias, out, relu=relu.after)
+        ctx.by, ctx.relu = by, relu
+        ctx.save_for_backward(x, values, out if relu.gates else None)
         return out
 
     @staticmethod
@@ -78,7 +105,8 @@ class _Convolve(torch.autograd.Function):
             passes = ctx.by.inputs(x.shape[0])
             to_x = POOL.empty(x.shape)
             entries = _of_entries(values, passes)
-            kernel.convolve(passes.structs, entries, gradient, out, None, to_x, relu=False)
+            gate = x if ctx.relu.before else None
+            kernel.convolve(passes.structs, entries, gradient, out, None, to_x, out_gate=gate)
         if any(ctx.needs_input_grad[1:3]):
             passes = ctx.by.outputs(x.shape[0])
             of_entries = values.new_zeros(len(passes.index))
@@ -90,7 +118,7 @@ class _Convolve(torch.autograd.Function):
 
 
 def _of_entries(values: Tensor, passes: Passes) -> Tensor:
-    return values.detach()[passes.index]
+    return values.detach().index_select(0, passes.index)
 
 
 @dataclass(frozen=True)
@@ -99,7 +127,7 @@ class Normalisation:
 
     images: int
     epsilon: float
-    relu: bool
+    relu: Relu
 
     def __call__(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None
@@ -118,9 +146,9 @@ class _Normalise(torch.autograd.Function):
         scale = (variance + by.epsilon).rsqrt()
         scale = scale if weight is None else scale * weight
         shift = -mean * scale if bias is None else bias - mean * scale
-        out = between.scaled(x, scale, shift, relu=by.relu)
+        out = between.scaled(x, scale, shift, relu=by.relu.after)
         ctx.by = by
-        ctx.save_for_backward(x, weight, mean, variance, out if by.relu else None)
+        ctx.save_for_backward(x, weight, mean, variance, out if by.relu.gates else None)
         ctx.mark_non_differentiable(mean, variance)
         return out, mean, variance
 
@@ -142,6 +170,7 @@ class Maximum:
     size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
+    rectified: bool = False  # see Relu.before
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the maxima of blocks of images."""
@@ -165,4 +194,5 @@ class _Maximise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
-        return between.maxima_gradient(x, grad_outputs[0].contiguous(), ctx.by.numbers), None
+        gradient, by = grad_outputs[0].contiguous(), ctx.by
+        return between.maxima_gradient(x, gradient, by.numbers, rectified=by.rectified), None

@@ -92,6 +92,7 @@ class _Rewriting:
             else:
                 self._values[node] = self._rewritten(node)
                 self._note_memory(node)
+        self._gate_once()
         root: dict[str, Any] = dict(self._root)
         for node in self._new.nodes:
             name = str(node.target)
@@ -100,6 +101,16 @@ class _Rewriting:
             elif node.op == "get_attr":
                 root[name] = self._trace.constants.get(name, _attribute(self._old, name))
         return Rewritten(_Graph(root, self._new), self._left)
+
+    def _gate_once(self) -> None:
+        """Let the only reader of what a layer rectifies gate the gradient, where it can."""
+        for node in self._new.nodes:
+            if not node.kwargs.get("relu") or len(node.users) != 1:
+                continue
+            (reader,) = node.users
+            if reader.target is maxima or reader.kwargs.get("blocks"):
+                reader.kwargs = {**reader.kwargs, "rectified": True}
+                node.kwargs = {**node.kwargs, "gated": True}
 
     # Layouts
 

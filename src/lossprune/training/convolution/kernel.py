@@ -52,7 +52,7 @@ def library() -> ctypes.CDLL:
     structures = {"Pass": PassStruct, "Shape": ShapeStruct, "Threads": ThreadsStruct}
     built = load(SOURCE, structures=structures)
     passes, pointer, team = (c_void_p, c_int64), c_void_p, (c_int64, c_void_p)
-    built.convolve.argtypes = [*passes, *(pointer,) * 5, c_int64, pointer, *team]
+    built.convolve.argtypes = [*passes, *(pointer,) * 5, c_int64, pointer, pointer, *team]
     built.correlate_weights.argtypes = [*passes, *(pointer,) * 6, *team]
     for name in ("lanes", "convolve", "correlate_weights"):
         getattr(built, name).restype = c_int64
@@ -71,13 +71,17 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 def convolve(
     passes: ctypes.Array[PassStruct], value: Tensor, source: Tensor, gate: Tensor | None,
-    bias: Tensor | None, out: Tensor, *, relu: bool
+    bias: Tensor | None, out: Tensor, *, relu: bool = False, out_gate: Tensor | None = None
 ) -> None:  # fmt: skip
-    """Fill ``out`` with the sums of all passes over ``source``; see ``sparse_convolution.c``."""
+    """Fill ``out`` with the sums of all passes over ``source``; see ``sparse_convolution.c``.
+
+    ``gate``, like the source, and ``out_gate``, like ``out``, set these to 0 where not positive.
+    """
     shape = ShapeStruct(*source.shape[:4], *out.shape[1:4])
     _check(library().convolve(
         passes, len(passes), ctypes.byref(shape), source.data_ptr(), _pointer(gate),
-        value.data_ptr(), _pointer(bias), relu, out.data_ptr(), *threads.team(),
+        value.data_ptr(), _pointer(bias), relu, _pointer(out_gate), out.data_ptr(),
+        *threads.team(),
     ))  # fmt: skip
 
 

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from lossprune.pruning.errors import PruningError
 from lossprune.training.convolution import between
 from lossprune.training.convolution.blocks import packed, unpacked
-from lossprune.training.convolution.functions import KeptConvolution, Normalisation
+from lossprune.training.convolution.functions import (
+    KeptConvolution,
+    Normalisation,
+    Relu,
+)
 from lossprune.training.convolution.structure import Convolution
 
 
@@ -39,18 +43,27 @@ class SparseLayer(nn.Module):
         self.bias = layer.bias
         self._made = functools.cache(self._convolution)
 
-    def forward(self, x: Tensor, *, blocks: bool = False, relu: bool = False) -> Tensor:
-        """Return the layer's outputs, rectified if asked for."""
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        blocks: bool = False,
+        relu: bool = False,
+        gated: bool = False,
+        rectified: bool = False,
+    ) -> Tensor:
+        """Return the layer's outputs; for what stands around blocks see :class:`Relu`."""
         if blocks:
             _, height, channels, width, _ = x.shape
-            return self._made(channels, height, width)(x, self.weight, self.bias, relu=relu)
+            made = self._made(channels, height, width)
+            return made(x, self.weight, self.bias, Relu(relu, gated, rectified))
         if not self.linear and x.dim() not in (3, 4):
             raise PruningError(
                 f"a convolution takes (n, channels, height, width), but got {tuple(x.shape)}"
             )
         last = 1 if self.linear else 3  # dimensions of one image, or of one token
         images = x.reshape(math.prod(x.shape[:-last]), *x.shape[-last:])
-        made = self(packed(images), blocks=True, relu=relu)
+        made = self(packed(images), blocks=True)
         out = unpacked(made, len(images), flat=self.linear)
         return out.view(*x.shape[:-last], *out.shape[1:])
 
@@ -145,11 +158,12 @@ class BlockNorm1d(nn.BatchNorm1d):
         images: int | None = None,
         *,
         relu: bool = False,
+        gated: bool = False,
     ) -> Tensor:
         """Return what the normalisation does."""
         if images is None:
             return super().forward(input)
-        return block_norm(self, input, images, relu=relu)
+        return block_norm(self, input, images, Relu(relu, gated))
 
 
 class BlockNorm2d(nn.BatchNorm2d):
@@ -161,11 +175,12 @@ class BlockNorm2d(nn.BatchNorm2d):
         images: int | None = None,
         *,
         relu: bool = False,
+        gated: bool = False,
     ) -> Tensor:
         """Return what the normalisation does."""
         if images is None:
             return super().forward(input)
-        return block_norm(self, input, images, relu=relu)
+        return block_norm(self, input, images, Relu(relu, gated))
 
 
 BLOCK_NORMS = {nn.BatchNorm1d: BlockNorm1d, nn.BatchNorm2d: BlockNorm2d}
@@ -189,7 +204,7 @@ def _pair(value: int | str | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def block_norm(norm: Any, x: Tensor, images: int, *, relu: bool) -> Tensor:
+def block_norm(norm: Any, x: Tensor, images: int, relu: Relu) -> Tensor:
     """Return blocks of images normalised as ``norm`` does, its running statistics moved on."""
     if not norm.training and norm.track_running_stats:
         scale = (norm.running_var + norm.eps).rsqrt()
@@ -197,9 +212,9 @@ def block_norm(norm: Any, x: Tensor, images: int, *, relu: bool) -> Tensor:
         shift = -norm.running_mean * scale
         shift = shift if norm.bias is None else shift + norm.bias
         if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
-            return between.scaled(x, scale, shift, relu=relu)
+            return between.scaled(x, scale, shift, relu=relu.after)
         out = x * scale[:, None, None] + shift[:, None, None]
-        return F.relu(out) if relu else out
+        return F.relu(out) if relu.after else out
     count = images * x.shape[1] * x.shape[3]
     if count < 2:
         raise ValueError(

@@ -21,11 +21,14 @@ _SMALL = 1 << 20  # bytes below which torch's own allocator is as good
 
 
 class Pool:
-    """Buffers that are free, by their size in bytes, as many as are in use at most."""
+    """Buffers that are free, by their size in bytes; with those in use twice the most that were.
+
+    To forget more would be to ask the system for it again at the next step.
+    """
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
-        self._lent = self._unused = 0  # bytes
+        self._lent = self._unused = self._most = 0  # bytes
         self._lock = RLock()  # a buffer may come back in the middle of anything, on any thread
 
     def empty(self, shape: Sequence[int]) -> Tensor:
@@ -42,9 +45,10 @@ class Pool:
                 self._unused -= size
                 self._free[size] = buffers
             else:
-                self._forget()
+                self._forget(size)
                 buffer = _new(size)
             self._lent += size
+            self._most = max(self._most, self._lent)
         lent = buffer[:count]
         weakref.finalize(lent, self._back, buffer)
         return torch.from_numpy(lent).view(*shape)
@@ -55,10 +59,10 @@ class Pool:
             self._unused += buffer.nbytes
             self._free[buffer.nbytes].append(buffer)
 
-    def _forget(self) -> None:
-        """Give back buffers of the sizes not used for longest, while more are free than in use."""
+    def _forget(self, wanted: int) -> None:
+        """Give back buffers of the sizes not used for longest, until there is room for another."""
         for size in list(self._free):
-            while self._free[size] and self._unused > self._lent:
+            while self._free[size] and self._unused + self._lent + wanted > 2 * self._most:
                 self._free[size].pop()
                 self._unused -= size
 

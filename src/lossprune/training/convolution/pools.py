@@ -12,9 +12,11 @@ def mean(blocks: Tensor) -> Tensor:
     return blocks.mean((1, 3), keepdim=True)
 
 
-def maxima(blocks: Tensor, size: Pair, stride: Pair, padding: Pair) -> Tensor:
-    """Return the maxima over windows."""
-    return Maximum(size, stride, padding)(blocks)
+def maxima(
+    blocks: Tensor, size: Pair, stride: Pair, padding: Pair, *, rectified: bool = False
+) -> Tensor:
+    """Return the maxima over windows, of what a ReLU gives whose gradient is gated here or not."""
+    return Maximum(size, stride, padding, rectified)(blocks)
 
 
 def adaptive_means(blocks: Tensor, wanted: Pair) -> Tensor:

@@ -282,6 +282,7 @@ typedef struct {
     int64_t count;
     const Shape *shape;
     const float *in, *gate, *value, *bias; /* value: of all passes' entries */
+    const float *out_gate;                 /* the output is 0 where this is not positive */
     int64_t relu, large; /* large: the output is, so that it passes the caches by */
     float *out;
     const float *out_gradient;
@@ -348,7 +349,9 @@ static void convolve_tile(const Job *job, const Pass *p, Place at, int64_t from_
                 for (int64_t x = 0; x < line.count; x++) {
                     vec v = load(from + x * p->blocks * LANES);
                     if (job->relu) v = positive(v, v);
-                    float *to = job->out + line.at + x * p->step_x * LANES;
+                    int64_t place = line.at + x * p->step_x * LANES;
+                    if (job->out_gate) v = positive(load(job->out_gate + place), v);
+                    float *to = job->out + place;
                     if (job->large) stream(to, v);
                     else store(to, v);
                 }
@@ -449,10 +452,10 @@ static int64_t run(void (*share)(void *), Job *job, int64_t threads, const Threa
 }
 
 int64_t convolve(const Pass *passes, int64_t count, const Shape *shape, const float *in,
-                 const float *gate, const float *value, const float *bias, int64_t relu, float *out,
-                 int64_t threads, const Threads *by) {
+                 const float *gate, const float *value, const float *bias, int64_t relu,
+                 const float *out_gate, float *out, int64_t threads, const Threads *by) {
     Job job = {.passes = passes, .count = count, .shape = shape, .in = in, .gate = gate,
-               .value = value, .bias = bias, .relu = relu, .out = out};
+               .value = value, .bias = bias, .relu = relu, .out_gate = out_gate, .out = out};
     job.large = shape->blocks * shape->out_height * shape->outputs * shape->out_width > LARGE;
     return run(convolve_share, &job, threads, by);
 }

@@ -87,7 +87,7 @@ class Passes:
 
     Attributes:
         structs: the passes in memory.
-        index: which of the kept weights an entry is, for the entries of all passes: int64.
+        index: which of the kept weights an entry is, for the entries of all passes: int32.
         keep: what the structs point to.
     """
 
@@ -151,7 +151,7 @@ def _passes(
         entry += len(index)
         indices.append(index)
         keep += kept
-    return Passes(structs, torch.cat(indices), tuple(keep))
+    return Passes(structs, torch.cat(indices).int(), tuple(keep))
 
 
 def _fill(
