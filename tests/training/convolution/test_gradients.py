@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
+import lossprune
 from lossprune.kernels.compiler import compiler_available
 from tests.training.convolution.oracle import compared, drawn, random_mask, whole
 
@@ -79,3 +80,41 @@ def test_features(sizes, bias, images, left):
     for parameter in network.parameters():
         parameter.data = whole(*parameter.shape)
     compared(network, random_mask(network, left), whole(images, sizes[0]), numbers=whole)
+
+
+# Several chunks of channels, outputs that pass the caches by, and memory that is used again.
+LARGE = {
+    "many channels": (nn.Conv2d(96, 40, 3, padding=1), (20, 96, 9, 7), 0.03),
+    "many features": (nn.Linear(700, 60), (20, 700), 0.05),
+    "all of many channels": (nn.Conv2d(80, 6, (1, 3), stride=2), (17, 80, 5, 9), 1.1),
+    "large maps": (nn.Conv2d(3, 40, 3, padding=1, groups=1), (17, 3, 32, 33), 0.2),
+    "large maps, by twos": (nn.Conv2d(4, 80, 3, 2, 1, groups=4), (33, 4, 43, 41), 0.3),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_layers(name):
+    layer, shape, left = LARGE[name]
+    for parameter in layer.parameters():
+        parameter.data = whole(*parameter.shape)
+    network = nn.Sequential(layer, nn.ReLU())
+    model = compared(network, random_mask(network, left), whole(*shape), numbers=whole)
+    assert model.notes == []
+
+
+def test_two_batches_at_once():
+    """Forwards twice before backwards twice, and what came out stays what it was."""
+    layers = nn.Conv2d(3, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 3)
+    network = nn.Sequential(*layers)
+    batches = [drawn(17, 3, 32, 32, seed=seed) for seed in (1, 2)]
+    model = lossprune.sparse(network, random_mask(network, 0.2), batches[0])
+
+    def gradients(out: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(out.sum(), list(model.parameters())))
+
+    alone = [(model(x).clone(), gradients(model(x))) for x in batches]
+    outputs = [model(x) for x in batches]
+    together = [(out, gradients(out)) for out in outputs]
+    for (out, found), (expected, right) in zip(together, alone, strict=True):
+        assert torch.equal(out, expected)
+        assert all(map(torch.equal, found, right))

@@ -154,7 +154,7 @@ class _Rewriting:
     def _note_in_place(self, node: fx.Node, value: _Value) -> None:
         """Let all who read a value that is changed in place read what it is changed to."""
         source = node.all_input_nodes[0] if node.all_input_nodes else None
-        if source is None or not in_place(self._old, node):
+        if source is None or self._fresh(node) or not in_place(self._old, node):
             return
         old = self._values[source]
         others = [other for other in self._one[source] - {source} if self._later(other, node)]
@@ -169,11 +169,18 @@ class _Rewriting:
 
     def _note_memory(self, node: fx.Node) -> None:
         """Note with which values that of ``node`` may share memory where torch computes it."""
-        sources = node.all_input_nodes if may_be_view(self._old, node) else []
-        if in_place(self._old, node):
+        sources = node.all_input_nodes
+        if self._fresh(node) or not may_be_view(self._old, node):
+            sources = []
+        elif in_place(self._old, node):
             sources = sources[:1]
         one = {node}.union(*(self._one[source] for source in sources))
         self._one.update(dict.fromkeys(one, one))
+
+    def _fresh(self, node: fx.Node) -> bool:
+        """Whether a node is one of our layers: they change nothing, and return what is new."""
+        module = self._old.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return isinstance(module, SparseLayer | BlockNorm1d | BlockNorm2d)
 
     def _later(self, value: fx.Node, node: fx.Node) -> bool:
         """Whether a value is read after ``node``."""
