@@ -1,6 +1,7 @@
 """A sparse model in anyone's loop: trained, saved, copied and written back."""
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -263,3 +264,12 @@ def test_the_usual_precision_of_torch_does_not_matter(network, mask, model):
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(out, expected)
+
+
+def test_it_is_called_as_the_network(network, model):
+    """Trainers look at the signature to find which columns of the data to give it."""
+    assert inspect.signature(model.forward) == inspect.signature(network.forward)
+    x = drawn(*SHAPE)
+    assert torch.equal(model.eval()(x=x), model(x))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'y'"):
+        model(x, y=x)

@@ -1,5 +1,6 @@
 """Networks of all kinds: right by the kernels or as torch runs them, or refused in a sentence."""
 
+import copy
 import sys
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import lossprune
 from lossprune.kernels.compiler import compiler_available
@@ -134,6 +136,66 @@ def test_networks(name):
         network = build()
     model = compared(network, random_mask(network, 0.5), drawn(*shape))
     assert model.notes == notes
+
+
+def doubled(_: nn.Module, __: object, output: Tensor) -> Tensor:
+    return 2 * output
+
+
+def doubled_backwards(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> tuple[Tensor, ...]:
+    return tuple(2 * gradient for gradient in inputs)
+
+
+HOOKED = BY_ITSELF + "the network has hooks"
+HOOKS: dict[str, tuple[Callable[[nn.Module], object], list[str]]] = {
+    "of a layer": (
+        lambda network: network[0].register_forward_hook(doubled), as_torch("0", "it has hooks")
+    ),
+    "of an activation": (lambda network: network[1].register_forward_hook(doubled), as_torch("1")),
+    "of the network": (lambda network: network.register_forward_hook(doubled), [HOOKED]),
+    "backwards of a layer": (
+        lambda network: network[3].register_full_backward_hook(doubled_backwards),
+        [*as_torch("3", "it has hooks"), HOOKED],
+    ),
+    "backwards of an activation": (
+        lambda network: network[1].register_full_backward_hook(doubled_backwards), [HOOKED]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks(name):
+    register, notes = HOOKS[name]
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 1)
+    network = nn.Sequential(*layers)
+    register(network)
+    model = compared(network, random_mask(network, 0.5), drawn(*IMAGES))
+    assert model.notes == notes
+
+
+def test_parametrisations_of_other_layers_are_written_back():
+    torch.manual_seed(0)
+    network = nn.Sequential(weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    mask = {"2.weight": torch.arange(8).view(2, 4, 1, 1) % 3 == 0}
+    model = compared(network, mask, drawn(*IMAGES))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    x = drawn(*IMAGES)
+    close(model(x), copy.deepcopy(model.write_back_()).double()(x.double()), "outputs")
+
+
+def test_weights_with_channels_last():
+    torch.manual_seed(0)
+    network = after(nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
+    mask = random_mask(network, 0.5)
+    x = drawn(*IMAGES).to(memory_format=torch.channels_last)
+    model = compared(network, mask, x)
+    expected = masked(network, mask)
+    model.write_back_()
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter.double(), expected.get_parameter(name))
 
 
 class Words(nn.Module):

@@ -14,7 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from lossprune.channels.nodes import Layer, in_place, may_be_view, read_call, read_module
+from lossprune.channels.nodes import (
+    Layer,
+    changed,
+    in_place,
+    may_be_view,
+    read_call,
+    read_module,
+)
 from lossprune.channels.operations import Flatten, Mean, Operation, Pointwise, Pooling, Sum
 from lossprune.channels.tracing import Trace, UntraceableError
 from lossprune.training.convolution.blocks import images_of, packed, unpacked
@@ -243,7 +250,8 @@ class _Rewriting:
         if node.op != "call_module":
             return read_call(node)
         module = self._old.get_submodule(str(node.target))
-        return None if "Dropout" in type(module).__name__ else read_module(module)
+        left = changed(module) or "Dropout" in type(module).__name__
+        return None if left else read_module(module)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> fx.Node:
         return self._new.call_function(function, arguments)

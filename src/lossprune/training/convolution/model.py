@@ -1,5 +1,6 @@
 """A pruned network that trains at the cost of its kept weights, in anyone's loop."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils import parametrize
 
 from lossprune.channels.calls import Call
+from lossprune.channels.nodes import changed
 from lossprune.channels.tracing import UntraceableError
 from lossprune.deployment.traced import GraphInputs, traced
 from lossprune.kernels.compiler import NoCompiler
@@ -19,7 +21,7 @@ from lossprune.torch_state import in_mode
 from lossprune.training.convolution.graph import rewritten
 from lossprune.training.convolution.kernel import library
 from lossprune.training.convolution.layers import Scattered, SparseLayer
-from lossprune.training.convolution.replacing import replaced
+from lossprune.training.convolution.replacing import hooked_backwards, replaced
 
 
 class SparseModel(nn.Module):
@@ -40,6 +42,7 @@ class SparseModel(nn.Module):
         self._source = _Source(source)
         # By the mode; not registered, as their layers are the network's.
         self._graphs: dict[bool, tuple[nn.Module, GraphInputs]] = {}
+        vars(self)["forward"] = _Forward(self)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return what the network returns."""
@@ -65,18 +68,17 @@ class SparseModel(nn.Module):
             **dict(model.named_buffers(remove_duplicate=False)),
         }
         for name, values, kept in self.mirrored():
-            whole = own[name]
-            if kept is None:
-                whole.copy_(values)
-            else:
-                whole.zero_()
-                whole.view(-1)[kept.long()] = values
+            found = values
+            if kept is not None:
+                found = values.new_zeros(own[name].numel()).index_copy(0, kept.long(), values)
+            own[name].copy_(found.view(own[name].shape))
         return model
 
     def mirrored(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """Yield parameters and buffers: name in the network, tensor here, places if pruned."""
         for path, module in self.network.named_modules(remove_duplicate=False):
-            if isinstance(module, (Scattered, parametrize.ParametrizationList)):
+            ours = isinstance(module, parametrize.ParametrizationList) and module[0]
+            if isinstance(module, Scattered) or isinstance(ours, Scattered):
                 continue
             prefix = f"{path}." if path else ""
             if isinstance(module, SparseLayer):
@@ -99,6 +101,20 @@ def parametrizations(module: nn.Module) -> Mapping[str, Any]:
     """Return torch's parametrisations of a module's tensors, by their names."""
     found: Any = getattr(module, "parametrizations", {})
     return found if parametrize.is_parametrized(module) else {}
+
+
+class _Forward:
+    """The ``forward`` of a model with the signature of the network's, which trainers read."""
+
+    def __init__(self, model: SparseModel) -> None:
+        self._model = model
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return SparseModel.forward(self._model, *inputs, **named)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._model._source.network.forward)
 
 
 class _Source:
@@ -182,6 +198,8 @@ def _graph(
     """Return the network's graph in one mode, over blocks."""
     if isinstance(network, SparseLayer):
         raise UntraceableError("the network is one layer")
+    if changed(network) or any(map(hooked_backwards, network.modules())):
+        raise UntraceableError("the network has hooks")
     with in_mode(network, training=training):
         trace, arguments = traced(network, call.example)
         module = trace.module(network).eval()

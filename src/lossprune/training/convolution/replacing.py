@@ -114,14 +114,18 @@ def _unfit(module: nn.Module, own: Sequence[str]) -> str | None:
         return f"it is a {type(module).__name__}"
     if own != ["weight"]:
         return f"its {' and '.join(own)} are pruned"
-    if why := changed(module):
-        return why
-    if isinstance(module, nn.Conv2d):
-        if isinstance(module.padding, str):
-            return f"its padding is {module.padding!r}"
-        if module.padding_mode != "zeros":
-            return f"its padding is of {module.padding_mode!r}"
-    return None
+    if hooked_backwards(module):
+        return "it has hooks"
+    if isinstance(module, nn.Conv2d) and isinstance(module.padding, str):
+        return f"its padding is {module.padding!r}"
+    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+        return f"its padding is of {module.padding_mode!r}"
+    return changed(module)
+
+
+def hooked_backwards(module: nn.Module) -> bool:
+    """Whether a module's gradients are seen or changed by hooks."""
+    return bool(module._backward_hooks or module._backward_pre_hooks)
 
 
 def _put(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
