@@ -1,7 +1,7 @@
 """A sparse model beside the masked dense network, by torch's autograd in float64."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,31 +46,38 @@ def masked(network: nn.Module, mask: Masks) -> nn.Module:
 
 
 def compared(
-    network: nn.Module, mask: Masks, *inputs: Tensor, training: bool = True, numbers=drawn
+    network: nn.Module,
+    mask: Masks,
+    *inputs: Tensor,
+    modes: Sequence[bool] = (True,),
+    numbers: Callable[..., Tensor] = drawn,
 ) -> SparseModel:
     """Assert that outputs, gradients and buffers are those of the masked dense network.
 
     Args:
         network: takes the inputs, and returns one tensor.
-        training: or in evaluation mode.
+        modes: training or evaluation, one after the other.
         numbers: makes the direction of the gradients.
 
-    Returns the sparse model, after one backward pass.
+    Returns the sparse model, after one backward pass in each mode.
     """
     model, dense = lossprune.sparse(network, mask, inputs), masked(network, mask)
-    out, own = _called(model.train(training), inputs)
-    expected, exact = _called(dense.train(training), [x.double() for x in inputs])
-    close(out, expected, "outputs")
-    direction = numbers(*out.shape, seed=1)
-    out.backward(direction)
-    expected.backward(direction.double())
-    for number, (x, y) in enumerate(zip(own, exact, strict=True)):
-        close(x.grad, y.grad, f"gradient of input {number}")
-    same_state(model, dense)
+    for training in modes:
+        model.zero_grad()
+        dense.zero_grad()
+        out, own = _called(model.train(training), inputs)
+        expected, exact = _called(dense.train(training), [x.double() for x in inputs])
+        close(out, expected, "outputs")
+        direction = numbers(*out.shape, seed=1)
+        out.backward(direction)
+        expected.backward(direction.double())
+        for number, (x, y) in enumerate(zip(own, exact, strict=True)):
+            close(x.grad, y.grad, f"gradient of input {number}")
+        same_state(model, dense)
     return model
 
 
-def _called(network: nn.Module, inputs) -> tuple[Tensor, list[Tensor]]:
+def _called(network: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Return outputs, and inputs with gradients, for one seed of the random numbers."""
     own = [x.clone().requires_grad_() for x in inputs]
     with torch.random.fork_rng():
