@@ -72,6 +72,14 @@ def as_torch(name: str, why: str = "") -> list[str]:
 
 
 IMAGES, FEATURES, TOKENS = (18, 3, 7, 6), (18, 6), (3, 4, 6)
+
+
+def reading(x: Tensor, one: nn.Module, other: nn.Module) -> Tensor:
+    """What code of a network may read of a layer."""
+    y = F.conv2d(F.relu(one(x)), other.weight, other.bias, padding=one.padding)
+    return y * one.weight.mean() + one.weight.shape[1] + other.out_channels + other.kernel_size[1]
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = {
     "one convolution": (
         lambda: nn.Conv2d(3, 4, 3), IMAGES, [BY_ITSELF + "the network is one layer"]
@@ -108,6 +116,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] 
         lambda: nn.Sequential(*tied(
             nn.Conv2d(3, 3, 3, padding="same"), nn.ReLU(), nn.Conv2d(3, 3, 3)
         )), IMAGES, as_torch("0", "its padding is 'same'"),
+    ),
+    "whose code reads weights": (
+        lambda: Network(reading, nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), IMAGES,
+        [f"{name} runs as torch runs it" for name in ("conv2d", "mul", "add", "add_1", "add_2")],
     ),
     "padding 'same'": (
         lambda: after(nn.Conv2d(3, 4, 3, padding="same")), IMAGES,
@@ -237,7 +249,7 @@ def test_words(kind):
     out.square().sum().backward()
     expected.square().sum().backward()
     same_state(model, dense)
-    assert model.network.words.parametrizations.weight.original is model.network.out.weight or (
+    assert model.network.words.parametrizations.weight.original is model.network.out.values or (
         model.network.out.parametrizations.weight.original
         is model.network.words.parametrizations.weight.original
     )

@@ -27,7 +27,7 @@ class SparseLayer(nn.Module):
     did.
 
     Attributes:
-        weight: the kept values, (kept,), in the order of ``kept``.
+        values: of the kept weights, (kept,), in the order of ``kept``.
         bias: as the layer's.
         kept: their positions in the flattened weight, ascending: int32, saved with them.
         shape: of the whole weight.
@@ -35,11 +35,13 @@ class SparseLayer(nn.Module):
 
     kept: Tensor
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, mask: Tensor, weight: nn.Parameter) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d, mask: Tensor, values: nn.Parameter) -> None:
         super().__init__()
+        for name in layer.__constants__:  # which a network's code may read
+            setattr(self, name, getattr(layer, name))
         self.shape, self.linear, self.settings = layer.weight.shape, *settings_of(layer)
         self.register_buffer("kept", positions(mask).int())
-        self.weight = weight
+        self.values = values
         self.bias = layer.bias
         self._made = functools.cache(self._convolution)
 
@@ -56,7 +58,7 @@ class SparseLayer(nn.Module):
         if blocks:
             _, height, channels, width, _ = x.shape
             made = self._made(channels, height, width)
-            return made(x, self.weight, self.bias, Relu(relu, gated, rectified))
+            return made(x, self.values, self.bias, Relu(relu, gated, rectified))
         if not self.linear and x.dim() not in (3, 4):
             raise PruningError(
                 f"a convolution takes (n, channels, height, width), but got {tuple(x.shape)}"
@@ -66,6 +68,11 @@ class SparseLayer(nn.Module):
         made = self(packed(images), blocks=True)
         out = unpacked(made, len(images), flat=self.linear)
         return out.view(*x.shape[:-last], *out.shape[1:])
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight, for code of a network that reads it."""
+        return scattered(self.values, self.kept, self.shape)
 
     def _convolution(self, channels: int, height: int, width: int) -> KeptConvolution:
         """For maps of one size."""
@@ -89,7 +96,7 @@ class SparseLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Say what is kept."""
-        return f"{self.weight.numel():,} of {self.shape.numel():,} weights of {tuple(self.shape)}"
+        return f"{self.values.numel():,} of {self.shape.numel():,} weights of {tuple(self.shape)}"
 
 
 def settings_of(layer: nn.Linear | nn.Conv2d) -> tuple[bool, dict[str, Any]]:
@@ -141,8 +148,7 @@ class Scattered(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the whole weight."""
-        whole = values.new_zeros(self.shape.numel()).index_put((self.kept,), values)
-        return whole.view(self.shape)
+        return scattered(values, self.kept, self.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return the kept values of a weight."""
@@ -192,6 +198,11 @@ def over_blocks(norm: nn.Module) -> nn.Module:
     made = kind.__new__(kind)
     made.__dict__.update(norm.__dict__)
     return made
+
+
+def scattered(values: Tensor, kept: Tensor, shape: torch.Size) -> Tensor:
+    """Return a whole weight of its kept values."""
+    return values.new_zeros(shape.numel()).index_put((kept.long(),), values).view(shape)
 
 
 def positions(mask: Tensor) -> Tensor:

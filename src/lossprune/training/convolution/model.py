@@ -82,7 +82,7 @@ class SparseModel(nn.Module):
                 continue
             prefix = f"{path}." if path else ""
             if isinstance(module, SparseLayer):
-                yield f"{prefix}weight", module.weight, module.kept
+                yield f"{prefix}weight", module.values, module.kept
                 if module.bias is not None:
                     yield f"{prefix}bias", module.bias, None
                 continue

@@ -89,7 +89,7 @@ class ConvolutionTraining:
         self.dataset = dataset
         self.traced, self.notes = self._model.traced, tuple(self._model.notes)
         layers = self._model.network.named_modules()
-        kept = {name: m.weight.numel() for name, m in layers if isinstance(m, SparseLayer)}
+        kept = {name: m.values.numel() for name, m in layers if isinstance(m, SparseLayer)}
         self.layers = len(kept)
         self.work = _work(network, kept, dataset)
         self._parameters, self._buffers = _mirrors(network, self._model)
