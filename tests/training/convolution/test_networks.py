@@ -119,7 +119,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] 
     ),
     "whose code reads weights": (
         lambda: Network(reading, nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), IMAGES,
-        [f"{name} runs as torch runs it" for name in ("conv2d", "mul", "add", "add_1", "add_2")],
+        as_torch("conv2d"),
     ),
     "padding 'same'": (
         lambda: after(nn.Conv2d(3, 4, 3, padding="same")), IMAGES,
