@@ -14,19 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from lossprune.channels.nodes import (
-    Layer,
-    changed,
-    in_place,
-    may_be_view,
-    read_call,
-    read_module,
-)
+from lossprune.channels.nodes import Layer, changed, read_call, read_module
 from lossprune.channels.operations import Flatten, Mean, Operation, Pointwise, Pooling, Sum
 from lossprune.channels.tracing import Trace, UntraceableError
 from lossprune.training.convolution.blocks import images_of, packed, unpacked
 from lossprune.training.convolution.layers import BlockNorm1d, BlockNorm2d, SparseLayer
 from lossprune.training.convolution.pools import adaptive_means, maxima, mean, means
+from lossprune.training.convolution.sharing import SharedMemory
 
 # Of these neither value nor slope is infinite anywhere, so that lanes without an image do no harm.
 _SMOOTH = frozenset((
@@ -88,7 +82,7 @@ class _Rewriting:
         self._trace, self._old = trace, network
         self._new = fx.Graph()
         self._values: dict[fx.Node, _Value] = {}
-        self._one: dict[fx.Node, set[fx.Node]] = {}  # values that may share memory in the network
+        self._memory = SharedMemory(network)
         self._root: dict[str, nn.Module] = {}
         self._left: list[str] = []
 
@@ -98,7 +92,7 @@ class _Rewriting:
                 self._new.output(fx.map_arg(node.args[0], self._plain))
             else:
                 self._values[node] = self._rewritten(node)
-                self._note_memory(node)
+                self._memory.add(node)
         self._gate_once()
         root: dict[str, Any] = dict(self._root)
         for node in self._new.nodes:
@@ -160,11 +154,11 @@ class _Rewriting:
 
     def _note_in_place(self, node: fx.Node, value: _Value) -> None:
         """Let all who read a value that is changed in place read what it is changed to."""
-        source = node.all_input_nodes[0] if node.all_input_nodes else None
-        if source is None or self._fresh(node) or not in_place(self._old, node):
+        source = self._memory.changed_by(node)
+        if source is None:
             return
         old = self._values[source]
-        others = [other for other in self._one[source] - {source} if self._later(other, node)]
+        others = [other for other in self._memory.others(source) if self._later(other, node)]
         if any(self._values[other].blocks is not None for other in others):
             raise UntraceableError(f"{node.name} changes in place what is read elsewhere")
         if value.blocks is None:  # torch has changed its tensor
@@ -173,21 +167,6 @@ class _Rewriting:
             if old.plain is not None:
                 raise UntraceableError(f"{node.name} changes in place what is read elsewhere")
             self._values[source] = value
-
-    def _note_memory(self, node: fx.Node) -> None:
-        """Note with which values that of ``node`` may share memory where torch computes it."""
-        sources = node.all_input_nodes
-        if self._fresh(node) or not may_be_view(self._old, node):
-            sources = []
-        elif in_place(self._old, node):
-            sources = sources[:1]
-        one = {node}.union(*(self._one[source] for source in sources))
-        self._one.update(dict.fromkeys(one, one))
-
-    def _fresh(self, node: fx.Node) -> bool:
-        """Whether a node is one of our layers: they change nothing, and return what is new."""
-        module = self._old.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return isinstance(module, SparseLayer | BlockNorm1d | BlockNorm2d)
 
     def _later(self, value: fx.Node, node: fx.Node) -> bool:
         """Whether a value is read after ``node``."""
