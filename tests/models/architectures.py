@@ -82,7 +82,7 @@ class Architecture:
         logits: the outputs that the loss takes, of what the network returns, where the library
             cannot know: neither a tensor nor called ``logits``.
         chosen: ``parameters`` and ``exclude`` of the calls.
-        onnx: whether its export is tried in every run of the tests: it takes a second.
+        onnx: whether every run of the tests tries its export and sparse training, which take long.
         heavy: whether it is tried only where everything is.
     """
 

@@ -397,6 +397,20 @@ def deploy(name: str, folder: Path) -> None:
         assert_close(outputs_of(deployed, given), expected_of(architecture, mask, given))
 
 
+def sparse(name: str, folder: Path) -> None:
+    architecture = ARCHITECTURES[name]
+    network, mask, inputs = network_of(architecture), mask_of(architecture), inputs_of(architecture)
+    with the_library(network):
+        model = lossprune.sparse(network, mask, inputs[0] if len(inputs) == 1 else inputs)
+    _train(architecture, model, _optimizer(model))
+    expected = zero_(fresh(architecture).train(), mask)
+    _train(architecture, expected, _optimizer(expected), lambda: zero_(expected, mask))
+    assert model.write_back_() is network
+    assert_close(list(network.state_dict().values()), list(expected.state_dict().values()))
+    for given in (inputs, inputs_of(architecture, 3, seed=4)):
+        assert_close(outputs_of(model, given), outputs_of(expected, given))
+
+
 def save_sparse(name: str, folder: Path) -> None:
     architecture = ARCHITECTURES[name]
     network, mask, path = network_of(architecture), mask_of(architecture), folder / "sparse"
@@ -433,6 +447,7 @@ CALLS: dict[str, Callable[[str, Path], None]] = {
     "recalibrate": recalibrate,
     "compact": compact,
     "deploy": deploy,
+    "sparse": sparse,
     "save_sparse": save_sparse,
     "export_onnx": export_onnx,
 }

@@ -63,6 +63,12 @@ _REFUSALS: tuple[tuple[tuple[str, ...], tuple[str, ...], str, str], ...] = (
         "it has no such products on a CPU",
     ),
     (
+        ("complex", "float64", "bfloat16", "float16"),
+        ("sparse",),
+        "sparse training is in float32 on the CPU",
+        "its kernels have no others",
+    ),
+    (
         ("depends on data", "returns an object", "Mixtral"),
         ("export_onnx",),
         "torch cannot export this",

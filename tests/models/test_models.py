@@ -13,7 +13,8 @@ CELLS = [
     (name, call)
     for name, architecture in ARCHITECTURES.items()
     for call in CALLS
-    if FULL or not (architecture.heavy or (call == "export_onnx" and not architecture.onnx))
+    if FULL
+    or not (architecture.heavy or (call in ("export_onnx", "sparse") and not architecture.onnx))
 ]
 
 

@@ -34,7 +34,7 @@ class Candidates:
         Raises:
             PruningError: it does not run on the example.
         """
-        self.call, self._expected = _understood(masked, example)
+        self.call, self._expected = understood(masked, example)
         self.networks: dict[str, nn.Module] = {"masked": masked}
         self.notes: list[str] = []
 
@@ -66,7 +66,7 @@ class Candidates:
         return {name: timing.best for name, timing in zip(self.networks, timings, strict=True)}
 
 
-def _understood(masked: nn.Module, example: Any) -> tuple[Call, Any]:
+def understood(masked: nn.Module, example: Any) -> tuple[Call, Any]:
     """Return the first reading of ``example`` that the network takes, and what it gives then.
 
     Raises:

@@ -12,12 +12,14 @@ from torch.nn.utils import parametrize
 from lossprune.channels.calls import Call
 from lossprune.channels.nodes import changed
 from lossprune.channels.tracing import UntraceableError
+from lossprune.deployment.candidates import understood
 from lossprune.deployment.traced import GraphInputs, traced
 from lossprune.kernels.compiler import NoCompiler
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.matching import match
-from lossprune.torch_state import in_mode
+from lossprune.pruning.wholeness import unwrapped
+from lossprune.torch_state import in_mode, seeded
 from lossprune.training.convolution.graph import rewritten
 from lossprune.training.convolution.kernel import library
 from lossprune.training.convolution.layers import Scattered, SparseLayer
@@ -62,7 +64,7 @@ class SparseModel(nn.Module):
 
         Kept weights get their values, removed ones are 0.
         """
-        model = self._source.network
+        model = unwrapped(self._source.network)
         own = {
             **dict(model.named_parameters(remove_duplicate=False)),
             **dict(model.named_buffers(remove_duplicate=False)),
@@ -72,7 +74,7 @@ class SparseModel(nn.Module):
             if kept is not None:
                 found = values.new_zeros(own[name].numel()).index_copy(0, kept.long(), values)
             own[name].copy_(found.view(own[name].shape))
-        return model
+        return self._source.network
 
     def mirrored(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """Yield parameters and buffers: name in the network, tensor here, places if pruned."""
@@ -114,7 +116,7 @@ class _Forward:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._model._source.network.forward)
+        return inspect.signature(unwrapped(self._model._source.network).forward)
 
 
 class _Source:
@@ -154,19 +156,21 @@ def sparse(network: nn.Module, mask: Mask | Mapping[str, Tensor], example: Any) 
     >>> optimizer.step()
     >>> trained = model.write_back_()  # the network itself
     """
-    kept = _kept(network, mask)
-    _check(network)
+    inner = unwrapped(network)
+    kept = _kept(inner, mask)
+    _check(inner)
+    with in_mode(inner, training=False):
+        call, _ = understood(inner, example)
     notes: list[str] = []
-    call = Call.of(example)
-    made = SparseModel(replaced(network, kept, call, notes), network, notes)
-    try:
-        for training in (True, False):
-            made._graphs[training] = _graph(made.network, call, training, notes)
-    except UntraceableError as error:
-        made._graphs.clear()
-        notes.append(f"layers change their layout each by itself: {error}")
-    made.train()
-    return made
+    with seeded(0):  # a dropout that is always on draws numbers
+        made = SparseModel(replaced(inner, kept, call, notes), network, notes)
+        try:
+            for training in (True, False):
+                made._graphs[training] = _graph(made.network, call, training, notes)
+        except UntraceableError as error:
+            made._graphs.clear()
+            notes.append(f"layers change their layout each by itself: {error}")
+    return made.train()
 
 
 def _kept(network: nn.Module, mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
