@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lossprune
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning import PruningError
-from tests.training.convolution.oracle import close, drawn, masked, random_mask
+from tests.training.convolution.oracle import close, compared, drawn, masked, random_mask
 
 pytestmark = pytest.mark.skipif(not compiler_available(), reason="no C compiler here")
 
@@ -148,6 +148,14 @@ def test_a_state_of_another_mask_is_refused(network, model):
         model.load_state_dict(other.state_dict())
 
 
+def test_a_state_of_another_mask_is_refused_by_what_torch_runs():
+    network = nn.Sequential(nn.Conv1d(2, 2, 2))
+    masks = [torch.arange(8).view(2, 2, 2) % 2 == rest for rest in (0, 1)]
+    one, other = (lossprune.sparse(network, {"0.weight": m}, torch.ones(1, 2, 3)) for m in masks)
+    with pytest.raises(PruningError, match=r"\.kept: the state is of another mask$"):
+        one.load_state_dict(other.state_dict())
+
+
 COPIES = {
     "copy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
@@ -210,6 +218,23 @@ def test_gradients_add_up_until_they_are_put_to_zero(model):
         torch.testing.assert_close(parameter.grad, 2 * gradient)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+def test_another_precision_is_refused_later_too(model, kind):
+    """Before anything is read that is not there."""
+    x, _ = batch(0)
+    with pytest.raises(
+        PruningError, match=rf"^sparse training is in float32 on the CPU, not {kind}"
+    ):
+        model.to(kind)(x)
+
+
+def test_parameters_that_lie_apart_in_memory(network, mask):
+    for layer, name in ((network.branch, "bias"), (network.norm, "weight"), (network.norm, "bias")):
+        apart = torch.arange(16.0).sin()[::2]
+        setattr(layer, name, nn.Parameter(apart))
+    compared(network, mask, drawn(*SHAPE))
+
+
 @pytest.mark.parametrize("within", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(model, within):
     x, _ = batch(0)
@@ -246,6 +271,7 @@ def test_making_a_model_draws_no_random_numbers_and_leaves_the_network(network, 
     network.eval()
     network.norm.train()
     modes = [module.training for module in network.modules()]
+    network.hidden.register_forward_hook(lambda _, __, output: F.dropout(output, 0.5))
     lossprune.sparse(network, mask, drawn(*SHAPE))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert [module.training for module in network.modules()] == modes

@@ -278,15 +278,15 @@ def test_maps_of_other_sizes_than_the_example():
         (torch.zeros(3, 6, 6), "a batch like the example has 4 dimensions, not 3"),
         (
             torch.zeros(2, 3, 6, 6).double(),
-            "sparse layers take float32 on the CPU, not torch.float64 on cpu",
+            "sparse training is in float32 on the CPU, not torch.float64 on cpu",
         ),
         (
             torch.zeros(2, 3, 6, 6).byte(),
-            "sparse layers take float32 on the CPU, not torch.uint8 on cpu",
+            "sparse training is in float32 on the CPU, not torch.uint8 on cpu",
         ),
         (
             torch.zeros(2, 3, 6, 6).to("meta"),
-            "sparse layers take float32 on the CPU, not torch.float32 on meta",
+            "sparse training is in float32 on the CPU, not torch.float32 on meta",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 from lossprune.kernels import threads
 from lossprune.kernels.compiler import load
 from lossprune.kernels.threads import ThreadsStruct
+from lossprune.training.convolution.kernel import pointer
 from lossprune.training.convolution.memory import POOL
 
 SOURCE = Path(__file__).with_name("between_layers.c")
@@ -67,9 +68,7 @@ def scaled(x: Tensor, scale: Tensor, shift: Tensor, *, relu: bool) -> Tensor:
     """Return x · scale + shift, rectified if asked for; a factor and a shift for each channel."""
     out = POOL.empty(x.shape)
     scale, shift = scale.contiguous(), shift.contiguous()
-    library().scaled(
-        _maps(x, 0), *_pointers(x, scale, shift), relu, out.data_ptr(), *threads.team()
-    )
+    library().scaled(_maps(x, 0), *_pointers(x, scale, shift), relu, pointer(out), *threads.team())
     return out
 
 
@@ -81,6 +80,7 @@ def normalise_gradient(
 
     ``out`` are its outputs where they were rectified.
     """
+    weight = None if weight is None else weight.contiguous()
     to_x, to_weight, to_bias = POOL.empty(x.shape), torch.empty_like(mean), torch.empty_like(mean)
     library().normalise_gradient(
         _maps(x, images), *_pointers(x, gradient, out, mean, variance, weight), epsilon,
@@ -108,7 +108,7 @@ def maxima_gradient(
     to_x = POOL.empty(x.shape)
     struct = WindowStruct(*window, gradient.shape[1], gradient.shape[3])
     library().maxima_gradient(
-        _maps(x, 0), byref(struct), *_pointers(x, gradient), rectified, to_x.data_ptr(),
+        _maps(x, 0), byref(struct), *_pointers(x, gradient), rectified, pointer(to_x),
         *threads.team(),
     )  # fmt: skip
     return to_x
@@ -119,4 +119,4 @@ def _maps(x: Tensor, images: int) -> Any:
 
 
 def _pointers(*tensors: Tensor | None) -> list[int | None]:
-    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    return [pointer(tensor) for tensor in tensors]

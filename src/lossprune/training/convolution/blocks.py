@@ -25,7 +25,7 @@ def packed(x: Tensor, dimensions: int | None = None) -> Tensor:
     if dimensions is not None and x.dim() != dimensions:
         raise PruningError(f"a batch like the example has {dimensions} dimensions, not {x.dim()}")
     if x.dtype != torch.float32 or x.device.type != "cpu":
-        raise PruningError(f"sparse layers take float32 on the CPU, not {x.dtype} on {x.device}")
+        raise PruningError(f"sparse training is in float32 on the CPU, not {x.dtype} on {x.device}")
     return _Pack.apply(x)
 
 

@@ -5,11 +5,13 @@ import functools
 from ctypes import c_int64, c_void_p
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lossprune.kernels import threads
 from lossprune.kernels.compiler import load
 from lossprune.kernels.threads import ThreadsStruct
+from lossprune.pruning.errors import PruningError
 
 SOURCE = Path(__file__).with_name("sparse_convolution.c")
 # Rows and vectors in a row of the tiles that there are kernels for.
@@ -65,8 +67,16 @@ def lanes() -> int:
     return library().lanes()
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def pointer(tensor: Tensor | None) -> int | None:
+    """Return where the numbers of a tensor are, for C, which takes them as they must be."""
+    if tensor is None:
+        return None
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+        raise PruningError(
+            f"sparse training is in float32 on the CPU, not {tensor.dtype} on {tensor.device}"
+        )
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
 
 
 def convolve(
@@ -79,8 +89,8 @@ def convolve(
     """
     shape = ShapeStruct(*source.shape[:4], *out.shape[1:4])
     _check(library().convolve(
-        passes, len(passes), ctypes.byref(shape), source.data_ptr(), _pointer(gate),
-        value.data_ptr(), _pointer(bias), relu, _pointer(out_gate), out.data_ptr(),
+        passes, len(passes), ctypes.byref(shape), pointer(source), pointer(gate),
+        pointer(value), pointer(bias), relu, pointer(out_gate), pointer(out),
         *threads.team(),
     ))  # fmt: skip
 
@@ -92,8 +102,8 @@ def correlate_weights(
     """Add to ``gradient`` that of every entry, and to ``bias_gradient`` that of every output."""
     shape = ShapeStruct(*source.shape[:4], *out_gradient.shape[1:4])
     _check(library().correlate_weights(
-        passes, len(passes), ctypes.byref(shape), source.data_ptr(), _pointer(gate),
-        out_gradient.data_ptr(), gradient.data_ptr(), _pointer(bias_gradient), *threads.team(),
+        passes, len(passes), ctypes.byref(shape), pointer(source), pointer(gate),
+        pointer(out_gradient), pointer(gradient), pointer(bias_gradient), *threads.team(),
     ))  # fmt: skip
 
 

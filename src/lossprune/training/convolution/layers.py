@@ -82,9 +82,7 @@ class SparseLayer(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *arguments: Any, **options: Any
     ) -> None:
-        given = state_dict.get(f"{prefix}kept")
-        if given is not None and not torch.equal(given.cpu(), self.kept):
-            raise PruningError(f"{prefix}kept: the state is of another mask")
+        check_mask(state_dict.get(f"{prefix}kept"), self.kept, prefix)
         super()._load_from_state_dict(state_dict, prefix, *arguments, **options)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,6 +95,12 @@ class SparseLayer(nn.Module):
     def extra_repr(self) -> str:
         """Say what is kept."""
         return f"{self.values.numel():,} of {self.shape.numel():,} weights of {tuple(self.shape)}"
+
+
+def check_mask(given: Tensor | None, kept: Tensor, prefix: str) -> None:
+    """Raise PruningError if a state keeps other weights."""
+    if given is not None and not torch.equal(given.cpu(), kept):
+        raise PruningError(f"{prefix}kept: the state is of another mask")
 
 
 def settings_of(layer: nn.Linear | nn.Conv2d) -> tuple[bool, dict[str, Any]]:
@@ -145,6 +149,12 @@ class Scattered(nn.Module):
         super().__init__()
         self.shape = mask.shape
         self.register_buffer("kept", positions(mask))
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *arguments: Any, **options: Any
+    ) -> None:
+        check_mask(state_dict.get(f"{prefix}kept"), self.kept, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **options)
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the whole weight."""
