@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lossprune
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning import PruningError
-from tests.training.convolution.oracle import close, compared, drawn, masked, random_mask
+from tests.training.convolution.oracle import close, drawn, masked, random_mask
 
 pytestmark = pytest.mark.skipif(not compiler_available(), reason="no C compiler here")
 
@@ -226,13 +226,6 @@ def test_another_precision_is_refused_later_too(model, kind):
         PruningError, match=rf"^sparse training is in float32 on the CPU, not {kind}"
     ):
         model.to(kind)(x)
-
-
-def test_parameters_that_lie_apart_in_memory(network, mask):
-    for layer, name in ((network.branch, "bias"), (network.norm, "weight"), (network.norm, "bias")):
-        apart = torch.arange(16.0).sin()[::2]
-        setattr(layer, name, nn.Parameter(apart))
-    compared(network, mask, drawn(*SHAPE))
 
 
 @pytest.mark.parametrize("within", [torch.no_grad, torch.inference_mode])

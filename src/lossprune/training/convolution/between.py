@@ -80,7 +80,6 @@ def normalise_gradient(
 
     ``out`` are its outputs where they were rectified.
     """
-    weight = None if weight is None else weight.contiguous()
     to_x, to_weight, to_bias = POOL.empty(x.shape), torch.empty_like(mean), torch.empty_like(mean)
     library().normalise_gradient(
         _maps(x, images), *_pointers(x, gradient, out, mean, variance, weight), epsilon,

@@ -90,7 +90,6 @@ class _Convolve(torch.autograd.Function):
         channels, height, width = by.layer.output_shape
         out = POOL.empty((x.shape[0], height, channels, width, x.shape[-1]))
         entries = _of_entries(values, passes)
-        bias = None if bias is None else bias.contiguous()
         kernel.convolve(passes.structs, entries, x, None, bias, out, relu=relu.after)
         ctx.by, ctx.relu = by, relu
         ctx.save_for_backward(x, values, out if relu.gates else None)
