@@ -43,6 +43,7 @@ NOT_RUN = {
     ("docs/deployment.md", "benchmarks.deployment"): "a benchmark",
     ("docs/distributed.md", "torchrun"): "CIFAR-10 is not here",
     ("docs/training.md", "SparseStack("): "a GPU",
+    ("docs/training.md", "--arch VGG11"): "CIFAR-10 is not here",
     ("docs/sweeps.md", "ray start --head --port 6379\nnode1"): "a cluster",
     ("docs/sweeps.md", "#SBATCH"): "a cluster",
     ("docs/reports.md", "SELECT"): "DuckDB",
