@@ -224,7 +224,9 @@ def test_a_mask_of_another_network_is_refused():
         compact(model, Mask({"1.weight": torch.ones(2, 3, dtype=torch.bool)}))
 
 
-@pytest.mark.parametrize("name", ["MLP", "PreActResNet18"])
+@pytest.mark.parametrize(
+    "name", ["MLP", pytest.param("PreActResNet18", marks=pytest.mark.full("PreActResNet18"))]
+)
 def test_real_masks(name):
     model = network(name)
     batches = [(images(name, 2), torch.arange(2))]

@@ -163,6 +163,7 @@ def test_killed_between_any_two_writes_it_ends_as_if_never_stopped(tmp_path, sto
 
 
 @pytest.mark.slow
+@pytest.mark.full("VGG11, compacted, where a smaller one over its kept weights runs too")
 def test_a_compacted_network_is_trained_on_as_if_never_stopped(
     tmp_path, stop_before, capfd, monkeypatch
 ):
