@@ -6,7 +6,7 @@
 # whole eight are far off, without a word: of every four columns one gets its sum. Eight images are right.
 # Whom it hurts: whoever trains by it with a loader that keeps a smaller last batch, and whoever evaluates one
 # image: losses and accuracies are of other outputs than the network's.
-# Source: https://github.com/IST-DASLab/sparseprop, https://pypi.org/project/sparseprop/0.1.14/
+# Source: https://github.com/IST-DASLab/sparseprop (release 0.1.14)
 set -euo pipefail
 
 folder=$(mktemp -d)
