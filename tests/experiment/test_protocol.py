@@ -207,7 +207,10 @@ def cifar_path(shared_data, tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "runs"),
-    [("vgg11", 3), pytest.param("preactresnet18", 3, marks=pytest.mark.full("PreActResNet18"))],
+    [
+        pytest.param("vgg11", 3, marks=pytest.mark.full("VGG11")),
+        pytest.param("preactresnet18", 3, marks=pytest.mark.full("PreActResNet18")),
+    ],
 )
 def test_the_cifar10_loops_run_on_real_images(tmp_path, root, cifar_path, name, runs):
     """The baseline, the magnitude run and one of the grid."""

@@ -44,6 +44,15 @@ def test_multiply_adds_are_those_of_kept_weights_within_the_map():
     assert linear.multiply_adds == linear.mask.sum()
 
 
+@pytest.fixture
+def own_threads():
+    """As many as before, whatever number is timed."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("own_threads")
 def test_all_engines_compute_the_layer_that_is_timed():
     for layer in small_layers():
         one, two = measured(layer, batch=17, threads=[1, 2], peer=None, rounds=2)
