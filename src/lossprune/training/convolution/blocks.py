@@ -17,8 +17,6 @@ from lossprune.pruning.errors import PruningError
 from lossprune.training.convolution.kernel import lanes
 from lossprune.training.convolution.memory import POOL
 
-IMAGE = 4  # which dimension is that of the images of a block
-
 
 def packed(x: Tensor, dimensions: int | None = None) -> Tensor:
     """Return (n, channels, height, width) or (n, features) as blocks; ``dimensions`` if so many."""
