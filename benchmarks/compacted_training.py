@@ -28,13 +28,15 @@ from lossprune.training import CompactedTraining, DenseTraining, Training, make_
 
 
 def pruned_network(folder: Path, dataset: Dataset) -> tuple[nn.Module, Mask]:
-    """The network and the mask of a run."""
+    """The network and the mask of a run, where the data set is."""
+    device = dataset.train.images.device
     file = folder / "best_model.pt"
     weights, metadata, _ = read_network(file, asked="")
     arch = metadata["architecture"]
     network = NETWORKS[arch](shape=dataset.shape, classes=len(metadata["classes"]))
     load_weights_(network, arch, file, weights, metadata, asked="")
-    mask = Mask.load(folder / "mask.safetensors")
+    mask = Mask.load(folder / "mask.safetensors").to(device)
+    network.to(device)
     mask.apply_(network)
     return network, mask
 
@@ -70,12 +72,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=10, help="of an epoch's 450")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=Path("measurements/compacted_training.json"))
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    dataset = replace(random_photographs(options.batches), augmented=True)
-    print(f"{hardware()}, {torch.get_num_threads()} threads, {options.batches} batches")
+    dataset = replace(random_photographs(options.batches), augmented=True).to(options.device)
+    threads = torch.get_num_threads()
+    print(f"{hardware()}, on {options.device}, {threads} threads, {options.batches} batches")
     print("| run | multiply-adds left | compacted, s | dense, s | ratio |")
     print("| --- | ---: | ---: | ---: | --- |")
     rows = []
@@ -95,6 +99,7 @@ def main() -> None:
         options.out,
         {
             "command": "python -m benchmarks.compacted_training",
+            "device": options.device,
             "batches": options.batches,
             "rounds": options.rounds,
             "rows": rows,

@@ -6,7 +6,7 @@ torch is imported where it is used: records are read without it.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +35,40 @@ def using_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def in_full_float32() -> Iterator[None]:
+    """Let products and convolutions of float32 keep all its digits, and put back what was there.
+
+    By default torch rounds the inputs of convolutions on a GPU to 10 bits (TF32), and where it is
+    told to, those of products, and on some CPUs to 7 (bfloat16).  Not by ``cudnn.flags``: whatever
+    is not given to it, cuDNN itself among it, it switches off.
+    """
+    import torch
+
+    backends: Any = torch.backends  # whose parts it does not declare
+    if hasattr(backends.cudnn, "conv"):  # since torch 2.9, where the older switches may raise
+        places = (
+            backends.cudnn.conv,
+            backends.cudnn.rnn,
+            backends.cuda.matmul,
+            backends.mkldnn.conv,
+            backends.mkldnn.rnn,
+            backends.mkldnn.matmul,
+        )
+        switch, full = "fp32_precision", "ieee"
+    else:
+        places = backends.cudnn, backends.cuda.matmul
+        switch, full = "allow_tf32", False
+    before = [getattr(place, switch) for place in places]
+    try:
+        for place in places:
+            setattr(place, switch, full)
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(place, switch, value)
 
 
 @contextmanager

@@ -164,6 +164,41 @@ def test_measured_in_evaluation_mode(network):
         assert torch.equal(tensor, second.ggn_diagonal[name])
 
 
+FLOAT32 = {
+    "convolution on a GPU": lambda: torch.backends.cudnn.conv,
+    "product on a GPU": lambda: torch.backends.cuda.matmul,
+    "convolution on a CPU": lambda: torch.backends.mkldnn.conv,
+    "product on a CPU": lambda: torch.backends.mkldnn.matmul,
+}
+
+
+def precision() -> dict[str, object]:
+    """How torch computes float32 now, and whether by cuDNN."""
+    kinds = {name: place().fp32_precision for name, place in FLOAT32.items()}
+    cudnn = torch.backends.cudnn
+    return {**kinds, "cuDNN": cudnn.enabled, "its benchmark": cudnn.benchmark}
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="since torch 2.9")
+@pytest.mark.parametrize("matmul", ["highest", "high"])
+def test_measured_with_all_digits_by_the_libraries_that_torch_has(network, matmul):
+    """Convolutions may use TF32 by default; where it is off, cuDNN, far faster, must not be."""
+    asked = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(matmul)
+    seen = []
+    network.head.register_forward_hook(lambda *_: seen.append(precision()))
+    try:
+        before = precision()
+        lossprune.prune(network, "QM", sparsity=0.5, data=batches())
+        assert precision() == before
+        assert torch.get_float32_matmul_precision() == matmul
+    finally:
+        torch.set_float32_matmul_precision(asked)
+    assert before["cuDNN"] is True
+    assert seen
+    assert all(it == {**before, **dict.fromkeys(FLOAT32, "ieee")} for it in seen)
+
+
 def test_hooks_of_the_user_run(network):
     lossprune.measure(network, batches())
     assert set(network.calls) == {"forward", "pre"}

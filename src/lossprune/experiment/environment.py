@@ -75,9 +75,14 @@ def _deterministic() -> Iterator[None]:
         return
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic: Any = torch.utils.deterministic
+    filling = deterministic.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
     try:
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # A kernel more for every tensor; nothing here reads what it has not written.
+        deterministic.fill_uninitialized_memory = False
         yield
     finally:
+        deterministic.fill_uninitialized_memory = filling
         torch.use_deterministic_algorithms(before, warn_only=warn_only)

@@ -165,7 +165,7 @@ def _estimated(
     several = distributed.processes() > 1
     # Processes that work together draw together: their loaders shuffle alike.
     randomness = PrivateRandomness(distributed.shared_random_state())
-    with randomness, evaluating(model, averages.device), torch.no_grad(), averages.noting():
+    with randomness, evaluating(model), torch.no_grad(), averages.noting():
         if several and not sharded:
             batches = _alike(batches, averages.device)
         with distributed.together(averages.device):

@@ -75,7 +75,7 @@ def _add_hessian_products_(
     loss = objective.loss
     # Of torch's ways to compute attention only the plain one has a second derivative; it costs
     # other memory than the one that the objective measures with, hence a probe of its own.
-    with evaluating(objective.network.model, network.device), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(objective.network.model), sdpa_kernel(SDPBackend.MATH):
         costs = probe(network, batches[0], loss, curvature=False)
         budget = Budget(objective.memory, _TWICE * costs.graph_bytes, 0)
         for batch in regroup(batches, budget.examples(0)):
@@ -134,7 +134,7 @@ def synaptic_flow(objective: Objective, mask: Mapping[str, Tensor]) -> Mapping[s
         lambda x: torch.ones_like(x, dtype=torch.float64) if x.is_floating_point() else x
     )
     network = network.map(lambda x: x.abs().double() if x.is_floating_point() else x)
-    with evaluating(model, network.device):
+    with evaluating(model):
         outputs, _ = network(ones)
         weights = list(network.weights.values())
         found = torch.autograd.grad(outputs.sum(), weights, allow_unused=True)

@@ -191,7 +191,7 @@ class Objective:
         # Processes that measure together draw together: their loaders shuffle alike.
         randomness = PrivateRandomness(distributed.shared_random_state())
         several = distributed.processes() > 1
-        with randomness, evaluating(self.network.model, network.device):
+        with randomness, evaluating(self.network.model):
             sums = Sums(
                 network,
                 self.loss,

@@ -276,5 +276,5 @@ def _check_transposed(network: MaskedNetwork, few: Batch, way: Along) -> None:
 def _plainly(network: MaskedNetwork) -> Iterator[None]:
     """Evaluation mode; attention in the plain form, the only one with all derivatives."""
     model = network.prunable.model
-    with evaluating(model, network.device), sdpa_kernel(SDPBackend.MATH):
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH):
         yield

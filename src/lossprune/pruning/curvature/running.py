@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from lossprune.pruning.curvature.forms import LABELS
 from lossprune.pruning.errors import PruningError
-from lossprune.torch_state import in_mode
+from lossprune.torch_state import in_full_float32, in_mode
 
 T = TypeVar("T")
 
@@ -90,15 +90,14 @@ _CHECKPOINTED = (
 
 
 @contextmanager
-def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode with gradients on, everything put back afterwards, also on an error."""
     with ExitStack() as stack:
         stack.enter_context(in_mode(model, training=False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_running_plainly(model))
-        if device.type == "cuda":
-            # TF32 would cost three digits of the curvature, and masks that agree with the CPU.
-            stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
+        # TF32 would cost three digits of the curvature, and masks that agree with the CPU.
+        stack.enter_context(in_full_float32())
         try:
             yield
         except RuntimeError as error:

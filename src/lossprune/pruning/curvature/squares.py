@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 # Numbers of elements: a product that is squared next should still be in the cache; pairs, which
-# are read once by one product, may be longer; batched products on a GPU need enough work.
+# are read once by one product, may be longer; on a GPU, calls need enough work.
 _CACHED = 3 << 19
 _PAIRS = 1 << 22
 _BATCHED = 1 << 25
@@ -88,7 +88,8 @@ def _add_pairs_(
 ) -> None:
     groups, outputs, inputs = total.shape
     pairs = positions * (positions + 1) // 2
-    for block in _blocks(examples, groups * (outputs + inputs) * pairs, _PAIRS):
+    most = _BATCHED if total.is_cuda else _PAIRS
+    for block in _blocks(examples, groups * (outputs + inputs) * pairs, most):
         y, x = gradients(block), patches(block)
         gram = torch.einsum("nkgop,nkgoq->gonpq", y, y)
         y_pairs = _lags(lambda lag, gram=gram: gram.diagonal(lag, 3, 4) * (1 + (lag > 0)), gram)
