@@ -50,7 +50,7 @@ def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
     Flattening and what does nothing in evaluation leave a value as it is.
     """
     reads = tuple(source.name for source in node.all_input_nodes)
-    shapes = [_map_shape(value) for value in (*node.all_input_nodes, node)]
+    shapes = [_shape(value) for value in (*node.all_input_nodes, node)]
     if not reads or None in shapes:
         return None
     name, kind = node.name, node.target
@@ -64,18 +64,36 @@ def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
         read = read_call(node)
     if kind in _FLATTENINGS:
         one, *_, made = shapes
-        return reads[0] if len(reads) == 1 and len(made) == 2 and one[0] == made[0] else None
+        whole = len(one) in (2, 4) and len(made) == 2 and one[0] == made[0]
+        return reads[0] if len(reads) == 1 and whole else None
     if isinstance(read, Pointwise) and read.name == "identity":
         return reads[0]
     found = _operation(read, shapes)
     return found and (SparseStep(name, reads, node.name, found[0]), found[1])
 
 
-def _map_shape(node: fx.Node) -> Any:
-    """Return the shape of a float32 value that is maps or features of images; None of others."""
+def _shape(node: fx.Node) -> Any:
+    """Return the shape of a float32 value of one dimension or more; None of others."""
     known: Any = node.meta.get("tensor_meta")
-    usual = getattr(known, "dtype", None) == torch.float32 and len(known.shape) in (2, 4)
+    usual = getattr(known, "dtype", None) == torch.float32 and len(known.shape) >= 1
     return known.shape if usual else None
+
+
+def of_rows(node: fx.Node, step: Lowered | str) -> bool | None:
+    """Return whether a node needs rows of features, or images; None: it does with either.
+
+    To a linear layer all that is before the last dimension is rows: positions of tokens as well as
+    examples.  What else the kernels know has the channels at the second dimension.
+    """
+    rank = len(_shape(node))
+    if isinstance(step, str):
+        return None if rank == len(_shape(node.all_input_nodes[0])) else False
+    match step[0].operation:
+        case SparseConvolution(flat=True):
+            return None if rank == 2 else True
+        case MapActivation() | MapSum():
+            return None
+    return False
 
 
 def _operation(
@@ -85,7 +103,7 @@ def _operation(
     operation: SparseOperation | None = None
     weights = Weights()
     match read, [len(shape) for shape in shapes]:
-        case nn.Linear(weight=weight, bias=bias), [2, 2]:
+        case nn.Linear(weight=weight, bias=bias), [_, _]:
             outputs, inputs = weight.shape
             operation = SparseConvolution((outputs, inputs, 1, 1), flat=True)
             weights = Weights.kept(weight, bias)
@@ -96,7 +114,7 @@ def _operation(
                 stride, dilation = _pair(read.stride), _pair(read.dilation)
                 operation = SparseConvolution(kernel, stride, (top, left), dilation, read.groups)
                 weights = Weights.kept(weight, bias)
-        case (nn.BatchNorm1d() | nn.BatchNorm2d()) as norm, [_, _]:
+        case (nn.BatchNorm1d() | nn.BatchNorm2d()) as norm, [2, 2] | [4, 4]:
             if found := scale_and_shift(norm):
                 operation = ChannelScales(norm.num_features)
                 weights = Weights(scale=found[0].float(), shift=found[1].float())

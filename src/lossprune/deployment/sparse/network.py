@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.fx.passes.shape_prop import TensorMetadata
 
 from lossprune.deployment.sparse.emission import planned
+from lossprune.deployment.sparse.inputs import check_input, image_shape, images_of, rows_of
 from lossprune.deployment.sparse.plan import SHARED, SparsePlan
 from lossprune.deployment.sparse.steps import Pair, Shape, SparseConvolution, SparseStep, Weights
 from lossprune.pruning.errors import PruningError
@@ -62,10 +61,15 @@ class SparseNetwork(nn.Module):
         weights: Sequence[Weights],
         inputs: Sequence[str],
         outputs: Sequence[tuple[str, bool]],
+        *,
+        rows: bool = False,
     ) -> None:
-        """Take steps with their weights, the values read, and those written and if flattened."""
+        """Take steps with their weights, the values read, and those written and if flattened.
+
+        With ``rows`` all values are rows of features, (..., features).
+        """
         super().__init__()
-        self.steps = tuple(steps)
+        self.steps, self.rows = tuple(steps), rows
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.tuning = Tuning()
         for k, weight in enumerate(weights):
@@ -82,6 +86,8 @@ class SparseNetwork(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """Map tensors (n, channels, height, width) or (n, features) to the outputs, in order.
+
+        Where values are rows, tensors are (..., features): any dimensions before the last.
 
         Raises:
             PruningError: an input is not float32 on the CPU, asks for gradients or does not fit; or
@@ -101,19 +107,20 @@ class SparseNetwork(nn.Module):
                 for given in inputs
             )
         for tensor in inputs:
-            _check(tensor)
-        inputs = aligned(inputs)
-        images = inputs[0].shape[0]
+            check_input(tensor, rows=self.rows)
+        leading, inputs = self.aligned(inputs)
         plan = self.plan(inputs)
         outputs = [
-            torch.empty(
-                (images, c * h * w) if flat else (images, c, h, w)
-            )
+            torch.empty((*leading, c * h * w) if flat or self.rows else (*leading, c, h, w))
             for (c, h, w), (_, flat) in zip(plan.outputs, self.outputs, strict=True)
-        ]  # fmt: skip
-        if images:
+        ]
+        if inputs[0].shape[0]:
             plan.run(inputs, outputs, self.tuning.shared)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def aligned(self, inputs: Sequence[Tensor]) -> tuple[Sequence[int], tuple[Tensor, ...]]:
+        """Return the dimensions of examples, or rows, and inputs in one piece with one such."""
+        return (rows_of if self.rows else images_of)(inputs)
 
     def plan(self, inputs: Sequence[Tensor]) -> SparsePlan:
         """Return the steps laid out for so many inputs of these shapes; made once."""
@@ -179,21 +186,6 @@ class SparseNetwork(nn.Module):
         return f"{kept:,} kept weights in {listed(names, most=4)}"
 
 
-def aligned(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return inputs in one piece, what all images share once for each."""
-    if len(inputs) == 1 and inputs[0].is_contiguous() and not inputs[0].is_neg():
-        return (inputs[0],)  # nearly all calls, of which small ones take 20 µs in all
-    counts = {tensor.shape[0] for tensor in inputs}
-    if len(counts) > 1:
-        counts.discard(1)  # what all images share, as they do a parameter
-    if len(counts) > 1:
-        raise PruningError(f"the inputs of a deployed network are of {sorted(counts)} examples")
-    (images,) = counts
-    return tuple(
-        tensor.resolve_neg().expand(images, *tensor.shape[1:]).contiguous() for tensor in inputs
-    )
-
-
 def check_conversion(fn: Any) -> None:
     """Refuse a function that ``Module.to`` and the like would apply to float32 weights on the CPU.
 
@@ -219,48 +211,3 @@ def _check_not_traced() -> None:
         or torch._C._get_dispatch_mode(_PROXIES) is not None
     ):
         raise PruningError(_TRACED)
-
-
-def _check(tensor: object) -> None:
-    if not isinstance(tensor, Tensor):
-        raise PruningError(f"a deployed network takes tensors, got {type(tensor).__name__}")
-    if tensor.dtype != torch.float32 or not tensor.is_cpu:
-        raise PruningError(
-            "a deployed network takes float32 tensors on the CPU, "
-            f"got {tensor.dtype} on {tensor.device}"
-        )
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise PruningError(
-            "a deployed network computes no gradients: detach its input "
-            "or call it under torch.no_grad()"
-        )
-    if tensor.layout != torch.strided or tensor.is_nested:
-        raise PruningError(
-            "a deployed network takes plain tensors, got "
-            + ("a nested one" if tensor.is_nested else f"one with layout {tensor.layout}")
-        )
-    if tensor.dim() not in (2, 4):
-        raise PruningError(
-            "a deployed network takes (n, channels, height, width) or (n, features), "
-            f"got shape {tuple(tensor.shape)}"
-        )
-    if not _readable(tensor):
-        raise PruningError(
-            "a deployed network takes plain tensors with numbers in memory, not those of "
-            f"torch.func, fake or distributed ones: got {type(tensor).__name__}"
-        )
-    if forward_ad.unpack_dual(tensor).tangent is not None:
-        raise PruningError("a deployed network computes no gradients: give it no dual tensors")
-
-
-def _readable(tensor: Tensor) -> bool:
-    try:
-        return tensor.data_ptr() != 0 or not tensor.numel()
-    except RuntimeError:  # the only way that torch has to say so
-        return False
-
-
-def image_shape(tensor: Tensor | TensorMetadata) -> Shape:
-    """Return (channels, height, width) of one image; features are channels of one position."""
-    shape = tensor.shape
-    return (shape[1], 1, 1) if len(shape) == 2 else (shape[1], shape[2], shape[3])

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from lossprune.channels.nodes import in_place
-from lossprune.deployment.sparse.lowering import Lowered, joined, lowered, with_scales
-from lossprune.deployment.sparse.network import SparseNetwork, image_shape
-from lossprune.deployment.sparse.steps import SparseConvolution, output_shape
+from lossprune.deployment.sparse.inputs import image_shape, row_shape
+from lossprune.deployment.sparse.lowering import Lowered, joined, lowered, of_rows, with_scales
+from lossprune.deployment.sparse.network import SparseNetwork
+from lossprune.deployment.sparse.steps import Shape, SparseConvolution, output_shape
 from lossprune.pruning.errors import PruningError
 
 _Steps = Mapping[str, Lowered | str]  # what each node lowers to, by its name
@@ -110,10 +111,17 @@ def _steps(graph: fx.GraphModule, dense: Collection[str]) -> dict[str, Lowered |
 
 @dataclass(frozen=True)
 class _Run:
-    """Nodes that follow each other and are computed in one way."""
+    """Nodes that follow each other and are computed in one way.
+
+    Attributes:
+        sparse: by the kernels, or else by torch.
+        nodes: in order.
+        rows: whether values are rows of features, or else images.
+    """
 
     sparse: bool
     nodes: tuple[fx.Node, ...]
+    rows: bool = False
 
     @property
     def reads(self) -> list[fx.Node]:
@@ -127,6 +135,11 @@ class _Run:
         """Its values that are read outside."""
         own = set(self.nodes)
         return [node for node in self.nodes if any(user not in own for user in node.users)]
+
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of the values that it reads from outside, as the kernels take them."""
+        one = row_shape if self.rows else image_shape
+        return {node.name: one(node.meta["tensor_meta"]) for node in self.reads}
 
 
 def _runs(graph: fx.GraphModule, steps: _Steps) -> list[_Run]:
@@ -142,10 +155,49 @@ def _runs(graph: fx.GraphModule, steps: _Steps) -> list[_Run]:
             sparse = True  # the rest goes with what is before it
         _append_(runs, sparse, (node,))
     merged: list[_Run] = []
-    for run in runs:
-        worth = run.sparse and any(_has_weights(steps[node.name]) for node in run.nodes)
-        _append_(merged, worth, run.nodes)
+    for run in (piece for run in runs for piece in (_pieces(run, steps) if run.sparse else [run])):
+        if run.sparse and any(_has_weights(steps[node.name]) for node in run.nodes):
+            merged.append(run)
+        else:
+            _append_(merged, False, run.nodes)
     return merged
+
+
+def _pieces(run: _Run, steps: _Steps) -> list[_Run]:
+    """Split a sparse run where images become rows or rows images, and into what is connected.
+
+    Values without a connection may be of different numbers of rows in another call.
+    """
+    stretches: list[tuple[bool | None, list[fx.Node]]] = [(None, [])]
+    for node in run.nodes:
+        need, (before, nodes) = of_rows(node, steps[node.name]), stretches[-1]
+        if None not in (need, before) and need != before:
+            stretches.append((need, [node]))
+        else:
+            stretches[-1] = (before if need is None else need, [*nodes, node])
+    pieces = []
+    for _, nodes in stretches:
+        for piece in _connected(nodes):
+            rows = any(of_rows(node, steps[node.name]) for node in piece)
+            pieces.append(_Run(True, tuple(piece), rows))
+    return pieces
+
+
+def _connected(nodes: Sequence[fx.Node]) -> list[list[fx.Node]]:
+    """Return nodes in groups that share no value, each in order."""
+    groups: list[tuple[set[fx.Node], list[fx.Node]]] = []
+    for node in nodes:
+        values, members = {node, *node.all_input_nodes}, [node]
+        apart = []
+        for group in groups:
+            if group[0] & values:
+                values, members = values | group[0], [*group[1], *members]
+            else:
+                apart.append(group)
+        groups = [*apart, (values, members)]
+    places = {node: place for place, node in enumerate(nodes)}
+    ordered = [sorted(members, key=places.__getitem__) for _, members in groups]
+    return sorted(ordered, key=lambda members: places[members[0]])
 
 
 def _append_(runs: list[_Run], sparse: bool, nodes: tuple[fx.Node, ...]) -> None:
@@ -171,7 +223,7 @@ def _torch(graph: fx.GraphModule, run: _Run) -> nn.Module:
 
 def _unfit(run: _Run, steps: _Steps) -> str | None:
     """Return the first node that fits only flattened values: its maps or channels differ."""
-    shapes = {node.name: image_shape(node.meta["tensor_meta"]) for node in run.reads}
+    shapes = run.shapes()
     for step, _ in _wired(run, steps)[0]:
         try:
             shapes[step.target] = output_shape(step, shapes)
@@ -201,7 +253,7 @@ def _wired(run: _Run, steps: _Steps) -> tuple[list[Lowered], dict[str, str]]:
 
 def _sparse(run: _Run, steps: _Steps) -> SparseNetwork:
     parts, same = _wired(run, steps)
-    shapes = {node.name: image_shape(node.meta["tensor_meta"]) for node in run.reads}
+    shapes = run.shapes()
     made: list[Lowered] = []
     for part in joined(parts, {same[node.name] for node in run.makes}):
         made.append(with_scales(part, shapes[part[0].source][0]))
@@ -209,7 +261,7 @@ def _sparse(run: _Run, steps: _Steps) -> SparseNetwork:
     outputs = [(same[node.name], len(node.meta["tensor_meta"].shape) == 2) for node in run.makes]
     return SparseNetwork(
         [step for step, _ in made], [weights for _, weights in made],
-        [node.name for node in run.reads], outputs,
+        [node.name for node in run.reads], outputs, rows=run.rows,
     )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lossprune.channels.costs import Caller, inputs_of
 from lossprune.deployment.candidates import interleaved
+from lossprune.deployment.sparse.inputs import image_shape
 from lossprune.deployment.sparse.layout import value_shapes
-from lossprune.deployment.sparse.network import SparseNetwork, Tuning, aligned, image_shape
+from lossprune.deployment.sparse.network import SparseNetwork, Tuning
 from lossprune.deployment.sparse.parts import sparse_networks
 from lossprune.deployment.sparse.plan import OperationKind, SparsePlan, lanes
 from lossprune.deployment.sparse.steps import Pair, SparseConvolution, tiles
@@ -31,7 +32,7 @@ def fastest_tuning(part: SparseNetwork, inputs: Sequence[Tensor], seconds: float
         inputs: what it is to be fast on.
         seconds: how long each of three comparisons may take.
     """
-    args = aligned(inputs)
+    _, args = part.aligned(inputs)
     one = tuple(tensor[:1] for tensor in args)
     block = tuple(tensor.expand(lanes(), *tensor.shape[1:]).contiguous() for tensor in one)
     # With batches smaller than a block, blocks are not what matters: they are tuned as one block.
@@ -113,7 +114,7 @@ def sparse_seconds(network: nn.Module, call: Caller, seconds: float) -> dict[str
     """Return the shortest time of each sparse layer, by name."""
     found: dict[str, float] = {}
     for part, seen in inputs_of(network, call, sparse_networks(network)).items():
-        times = _step_seconds(part, aligned(seen.inputs), seconds)
+        times = _step_seconds(part, part.aligned(seen.inputs)[1], seconds)
         for step in part.steps:
             if isinstance(step.operation, SparseConvolution):
                 found[step.name] = found.get(step.name, 0.0) + times[step.target]
