@@ -155,11 +155,12 @@ def _runs(graph: fx.GraphModule, steps: _Steps) -> list[_Run]:
             sparse = True  # the rest goes with what is before it
         _append_(runs, sparse, (node,))
     merged: list[_Run] = []
-    for run in (piece for run in runs for piece in (_pieces(run, steps) if run.sparse else [run])):
-        if run.sparse and any(_has_weights(steps[node.name]) for node in run.nodes):
-            merged.append(run)
-        else:
-            _append_(merged, False, run.nodes)
+    for run in runs:
+        for piece in _pieces(run, steps) if run.sparse else [run]:
+            if piece.sparse and any(_has_weights(steps[node.name]) for node in piece.nodes):
+                merged.append(piece)
+            else:
+                _append_(merged, False, piece.nodes)
     return merged
 
 
