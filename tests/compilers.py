@@ -8,7 +8,8 @@ from lossprune.training.convolution import kernel
 
 
 def hide_compilers(machine: pytest.MonkeyPatch) -> None:
-    """Let no compiler be found, nor what this process has loaded of sparse convolutions."""
+    """Let no compiler be found, nor what was built, nor what is loaded of sparse convolutions."""
+    machine.setenv("LOSSPRUNE_CACHE", "/no/such/cache")
     machine.setenv("CC", "/no/such/compiler")
     machine.setenv("PATH", "")
     machine.setitem(sys.modules, "ziglang", None)

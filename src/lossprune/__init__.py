@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lossprune.deployment.deployed import Deployed as Deployed
     from lossprune.deployment.fastest import deploy as deploy
     from lossprune.deployment.onnx import export_onnx as export_onnx
+    from lossprune.deployment.saved.reading import load_deployed as load_deployed
     from lossprune.deployment.sparse_file import load_sparse as load_sparse
     from lossprune.deployment.sparse_file import save_sparse as save_sparse
     from lossprune.pruning import CRITERIA as CRITERIA
@@ -45,6 +46,7 @@ _NAMES = {
     "deployment.deployed": "Deployed",
     "deployment.fastest": "deploy",
     "deployment.onnx": "export_onnx",
+    "deployment.saved.reading": "load_deployed",
     "deployment.sparse_file": "load_sparse save_sparse",
     "pruning": "CRITERIA Compensation CompensationRecord Criterion Mask PruningError "
     "PruningResult StageRecord Statistics measure prune prune_by_stage recalibrate sparsities",

@@ -46,6 +46,21 @@ def test_built_once_for_the_same_source_and_flags(cache, source):
 
 
 @needs_compiler
+def test_what_was_built_needs_no_compiler_and_calls_none(cache, source, monkeypatch):
+    load(source, flags=("-DEXTRA=0",))
+    monkeypatch.setattr(subprocess, "run", None)  # any call is an error
+    assert load(source, flags=("-DEXTRA=0",)).sum(2, 3) == 5
+    monkeypatch.undo()
+    monkeypatch.setenv("LOSSPRUNE_CACHE", str(cache))
+    monkeypatch.setenv("CC", "/no/such/compiler")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    assert load(source, flags=("-DEXTRA=0",)).sum(2, 3) == 5
+    with pytest.raises(NoCompiler):
+        load(source, flags=("-DEXTRA=1",))
+
+
+@needs_compiler
 def test_the_kernels_of_deployed_networks_build(cache):
     """Where they did not, networks would be deployed densely, and only a note would say so."""
     library.cache_clear()

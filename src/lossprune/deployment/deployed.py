@@ -1,41 +1,21 @@
 """A network as it was deployed: what computes, and how each layer was chosen."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from lossprune.deployment.choices import LayerChoice
 from lossprune.deployment.original import refuse_to_set
+from lossprune.deployment.saved.writing import save_network
 from lossprune.deployment.sparse.network import check_conversion
 from lossprune.deployment.sparse.parts import sparse_networks
 from lossprune.deployment.traced import TracedNetwork
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import listed
 
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """How one layer is computed, and why.
-
-    Attributes:
-        name: the layer's, in the model.
-        kind: "sparse" or "dense".
-        kept: its weights that are not zero.
-        total: its weights after compaction.
-        multiply_adds: of its kept weights, for the example's whole batch.
-        sparse_seconds: of the sparse kernel alone, on the example; None: it has none.
-        dense_seconds: of torch's layer alone.
-    """
-
-    name: str
-    kind: str
-    kept: int
-    total: int
-    multiply_adds: int
-    sparse_seconds: float | None
-    dense_seconds: float
-
+__all__ = ["Deployed", "LayerChoice"]
 
 _OWN = frozenset({"network", "layers", "seconds", "notes"})
 
@@ -73,6 +53,21 @@ class Deployed(nn.Module):
         network = self._modules["network"]
         assert network is not None
         return network(*inputs, **named)
+
+    def save(self, path: str | Path) -> None:
+        """Write all of it into one file, for :func:`lossprune.load_deployed`; no pickle, no code.
+
+        A file that is there is replaced as a whole.
+
+        Args:
+            path: of the file, such as ``"network.deployed"``.
+
+        Raises:
+            PruningError: torch computes a part of the network, so that there is more to it than
+                steps and weights.
+            FileNotFoundError: the folder to write into does not exist.
+        """
+        save_network(self.network, self.layers, self.seconds, self.notes, Path(path))
 
     def __getattr__(self, name: str) -> Any:
         try:

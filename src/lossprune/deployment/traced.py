@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from inspect import Signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,16 +20,26 @@ class GraphInputs:
     holds one way, and is refused to calls that ask for another.
     """
 
-    def __init__(self, model: nn.Module, order: Sequence[str], fixed: Mapping[str, Any]) -> None:
-        """Take the names that the graph reads, in order, and the values that others must have."""
-        signature = inspect.signature(type(model).forward)
-        self._called = f"{type(model).__name__}.forward()"
-        self._signature = signature.replace(parameters=list(signature.parameters.values())[1:])
-        self._order, self._fixed = tuple(order), dict(fixed)
-        parameters = self._signature.parameters
+    def __init__(
+        self, called: str, signature: Signature, order: Sequence[str], fixed: Mapping[str, Any]
+    ) -> None:
+        """Take what is called and what it takes, besides the network itself.
+
+        ``order`` are the names that the graph reads; ``fixed``, the values others must have.
+        """
+        self.called, self.signature = called, signature
+        self.order, self.fixed = tuple(order), dict(fixed)
+        parameters = signature.parameters
         defaults = {name: parameter.default for name, parameter in parameters.items()}
-        plain = tuple(parameters)[: len(order)] == self._order
+        plain = tuple(parameters)[: len(order)] == self.order
         self._usual = plain and all(defaults.get(name) is value for name, value in fixed.items())
+
+    @classmethod
+    def of(cls, model: nn.Module, order: Sequence[str], fixed: Mapping[str, Any]) -> "GraphInputs":
+        """Return those of a graph of ``model``."""
+        signature = inspect.signature(type(model).forward)
+        own = signature.replace(parameters=list(signature.parameters.values())[1:])
+        return cls(f"{type(model).__name__}.forward()", own, order, fixed)
 
     def __call__(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Sequence[Any]:
         """Return the graph's inputs, in order.
@@ -37,21 +48,21 @@ class GraphInputs:
             PruningError: an argument is not as it was in the example.
             TypeError: the network does not take these arguments.
         """
-        if self._usual and not named and len(inputs) == len(self._order):
+        if self._usual and not named and len(inputs) == len(self.order):
             return inputs  # by far the most calls: nothing to look up
         try:
-            given = self._signature.bind(*inputs, **named)
+            given = self.signature.bind(*inputs, **named)
         except TypeError as error:
-            raise TypeError(f"{self._called} {error}") from None
+            raise TypeError(f"{self.called} {error}") from None
         given.apply_defaults()
-        for name, value in self._fixed.items():
+        for name, value in self.fixed.items():
             key = name.lstrip("*")
             if not _same(given.arguments[key], value):
                 raise PruningError(
                     f"deployed for {key} = {value!r}, as in the example, but it got "
                     f"{_short(given.arguments[key])}: deploy the network with such an example"
                 )
-        return [given.arguments[name] for name in self._order]
+        return [given.arguments[name] for name in self.order]
 
 
 class TracedNetwork(nn.Module):
@@ -96,7 +107,7 @@ def traced(model: nn.Module, example: Any) -> tuple[Trace, GraphInputs]:
     order = [str(node.target) for node in found.graph.nodes if node.op == "placeholder"]
     if any(name.startswith("*") for name in order):
         raise UntraceableError("the network takes any number of arguments")
-    return found, GraphInputs(model, order, fixed)
+    return found, GraphInputs.of(model, order, fixed)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -4,8 +4,9 @@ A compiler that sees the machine may use all of its vector instructions, which n
 candidates are, in this order: the command in the environment variable ``CC``, ``cc``, ``gcc``,
 ``clang``, and the compiler in the package ``ziglang`` (the extra ``deploy``), for machines without
 any.  What is built lies in the folder that ``LOSSPRUNE_CACHE`` names, else in the user's cache
-folder (``~/.cache/lossprune``), under a name that hashes the source, the flags, the compiler's
-version and the processor.  All of it may be deleted at any time.
+folder (``~/.cache/lossprune``), under a name that hashes the source, the flags and the processor,
+and which compilers there are.  It is found again without a call of any of them; a machine that has
+none takes what another compiler built there.  All of it may be deleted at any time.
 
 >>> compiler_available() in (True, False)
 True
@@ -30,6 +31,7 @@ from types import MappingProxyType
 from lossprune.files import cache_folder, write_whole
 from lossprune.kernels.interface import HEADER, Structures, check_mirrors, fields, macros
 
+_ZIG = ("-m", "ziglang", "cc")
 _INCLUDED = ("In file included from", "  ")
 
 
@@ -46,6 +48,8 @@ def load(
 ) -> ctypes.CDLL:
     """Return the library built from one C file, from the cache if it was built before.
 
+    One from the cache needs no compiler.
+
     Built with ``-O3 -march=native -shared -fPIC`` and ``flags``; calls through ctypes release the
     GIL.  Several processes may ask at once: each builds into a file of its own and renames it.
 
@@ -61,21 +65,30 @@ def load(
         RuntimeError: a structure and its mirror differ in size, or in where a field begins.
         FileNotFoundError: ``source`` does not exist.
     """
-    compiler = _compiler(os.environ.get("CC"))
-    if compiler is None:
-        raise NoCompiler(
-            "no C compiler: set CC to one, install cc, gcc or clang, "
-            'or pip install "lossprune[deploy]"'
-        )
-    command, version = compiler
     given = {**macros(constants, structures), **fields(structures)}
     used = (*_flags(), *(f"-D{name}={value}" for name, value in given.items()), *flags)
     text = source.read_bytes() + HEADER.read_bytes()
-    key = hashlib.sha256(repr((text, used, version, _processor())).encode()).hexdigest()
-    library = cache_folder() / f"{source.stem}-{key[:24]}.so"
+    chosen = os.environ.get("CC")
+    what = f"{source.stem}-{_hashed(text, used, shlex.split(chosen or '')[1:], _processor())}"
+    library = cache_folder() / f"{what}-{_hashed(_known(chosen))[:8]}.so"
     if not library.is_file():
-        library = _build(command, used, source, library)
+        library = _built(what, used, source, library)
     return ctypes.CDLL(str(library))
+
+
+def _built(what: str, flags: Sequence[str], source: Path, library: Path) -> Path:
+    """Build ``library``; without a compiler, return what another one built of the same here."""
+    if compiler := _compiler(os.environ.get("CC")):
+        return _build(compiler, flags, source, library)
+    if found := sorted(library.parent.glob(f"{what}-*.so")):
+        return found[0]
+    raise NoCompiler(
+        'no C compiler: set CC to one, install cc, gcc or clang, or pip install "lossprune[deploy]"'
+    )
+
+
+def _hashed(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
 def compiler_available() -> bool:
@@ -93,27 +106,37 @@ def _flags() -> tuple[str, ...]:
 
 
 @functools.cache
-def _compiler(chosen: str | None) -> tuple[tuple[str, ...], str] | None:
-    """Return the first candidate that answers: its command and its version."""
+def _compiler(chosen: str | None) -> tuple[str, ...] | None:
+    """Return the command of the first candidate that answers."""
     for command in _candidates(chosen):
         try:
-            answer = subprocess.run(
-                [*command, "--version"], capture_output=True, text=True, timeout=60, check=True
-            )
+            subprocess.run([*command, "--version"], capture_output=True, timeout=60, check=True)
         except (OSError, subprocess.SubprocessError):
             continue
-        return command, answer.stdout
+        return command
     return None
 
 
+def _known(chosen: str | None) -> list[tuple[object, ...]]:
+    """Return what tells the candidates from others, and from other versions, without a call."""
+    found: list[tuple[object, ...]] = []
+    for command in _candidates(chosen):
+        package = importlib.util.find_spec("ziglang") if command[1:] == _ZIG else None
+        program = package.origin if package else shutil.which(command[0])
+        if program:
+            file = Path(program).resolve()
+            found.append((*command, str(file), file.stat().st_size, int(file.stat().st_mtime)))
+    return found
+
+
 def _candidates(chosen: str | None) -> Iterator[tuple[str, ...]]:
-    if chosen:
-        yield tuple(shlex.split(chosen))
+    if words := shlex.split(chosen or ""):
+        yield tuple(words)
     for name in ("cc", "gcc", "clang"):
         if found := shutil.which(name):
             yield (found,)
     if importlib.util.find_spec("ziglang"):
-        yield (sys.executable, "-m", "ziglang", "cc")
+        yield (sys.executable, *_ZIG)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from lossprune.pruning.errors import PruningError
 
 _FORMAT = "lossprune mask 1"
 _METADATA = {"format", "shapes", "sparsity", "criterion"}  # and, but in old files, "sha256"
-_UNSIGNED = "0" * 64  # what "sha256" is in the file whose digest is put there
+UNSIGNED = "0" * 64  # what "sha256" is in the file whose digest is put there
 
 
 def mask_bytes(kept: Mapping[str, Tensor], sparsity: float, criterion: str | None) -> bytes:
@@ -32,10 +32,9 @@ def mask_bytes(kept: Mapping[str, Tensor], sparsity: float, criterion: str | Non
         "shapes": json.dumps({name: list(where.shape) for name, where in kept.items()}),
         "sparsity": repr(sparsity),
         "criterion": criterion or "",
-        "sha256": _UNSIGNED,
+        "sha256": UNSIGNED,
     }
-    file = in_order(save(packed, metadata))
-    return _with_digest(file, _UNSIGNED, hashlib.sha256(file).hexdigest())
+    return signed(save(packed, metadata))
 
 
 def read_mask(contents: bytes, path: str | Path) -> tuple[dict[str, Tensor], str, str | None]:
@@ -71,11 +70,8 @@ def read_mask(contents: bytes, path: str | Path) -> tuple[dict[str, Tensor], str
 def _check_digest(contents: bytes, metadata: Mapping[str, str]) -> None:
     if metadata.keys() - {"sha256"} != _METADATA:
         raise ValueError(f"its metadata must be {', '.join(sorted(_METADATA))}")
-    digest = metadata.get("sha256")
-    if digest is None:
-        return
-    if hashlib.sha256(_with_digest(contents, digest, _UNSIGNED)).hexdigest() != digest:
-        raise ValueError("its contents are not those that were written")
+    if "sha256" in metadata:
+        check_signed(contents, metadata)
 
 
 def _shapes(text: str) -> dict[str, list[int]]:
@@ -113,6 +109,19 @@ def in_order(file: bytes) -> bytes:
     header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header = header.ljust(-(-len(header) // 8) * 8)
     return len(header).to_bytes(8, "little") + header + file[end:]
+
+
+def signed(file: bytes) -> bytes:
+    """Return a safetensors file in order, with its SHA-256 where the metadata have ``UNSIGNED``."""
+    file = in_order(file)
+    return _with_digest(file, UNSIGNED, hashlib.sha256(file).hexdigest())
+
+
+def check_signed(file: bytes, metadata: Mapping[str, str]) -> None:
+    """Raise ValueError unless a file is as :func:`signed` returned it."""
+    digest = metadata.get("sha256", "")
+    if hashlib.sha256(_with_digest(file, digest, UNSIGNED)).hexdigest() != digest:
+        raise ValueError("its contents are not those that were written")
 
 
 def header_in(file: bytes) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

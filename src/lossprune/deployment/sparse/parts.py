@@ -41,11 +41,11 @@ class NetworkInParts(nn.Module):
                 values[makes[0]] = made
             else:
                 values.update(zip(makes, made, strict=True))
-        return _mapped(self.output, _Name, lambda value: values[value.name])
+        return _mapped(self.output, ValueName, lambda value: values[value.name])
 
 
 @dataclass(frozen=True)
-class _Name:
+class ValueName:
     """The name of a value, told from a string that a network returns."""
 
     name: str
@@ -86,12 +86,16 @@ def in_parts(graph: fx.GraphModule, dense: Collection[str] = ()) -> nn.Module:
     parts = [_sparse(run, steps) if run.sparse else _torch(graph, run) for run in runs]
     inputs = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
     (returned,) = graph.graph.output_node().args
-    output = _mapped(returned, fx.Node, lambda node: _Name(node.name))
+    output = _mapped(returned, fx.Node, lambda node: ValueName(node.name))
     wires = [
         (tuple(node.name for node in run.reads), tuple(node.name for node in run.makes))
         for run in runs
     ]
-    if isinstance(output, _Name) and wires == [(tuple(inputs), (output.name,))] and runs[0].sparse:
+    if (
+        isinstance(output, ValueName)
+        and wires == [(tuple(inputs), (output.name,))]
+        and runs[0].sparse
+    ):
         return parts[0]
     return NetworkInParts(parts, wires, inputs, output)
 

@@ -1,0 +1,1 @@
+"""Deployed networks in files: the steps, the kept weights and how they were tuned, as data."""

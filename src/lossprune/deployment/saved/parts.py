@@ -1,0 +1,134 @@
+"""Sparse parts of a network as a file holds them, and back, each number checked.
+
+The kernels read and write memory at the places that the steps and positions say: nothing of a file
+reaches them that could lead them out of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossprune.deployment.saved.format import Arrays, SavedPart
+from lossprune.deployment.sparse.network import SparseNetwork
+from lossprune.deployment.sparse.steps import (
+    ChannelScales,
+    MapMaximum,
+    MapMean,
+    MapSum,
+    SparseConvolution,
+    SparseOperation,
+    SparseStep,
+    Weights,
+)
+
+# How many values a step may read, by its operation; of others there are none in finished networks.
+_READS: Mapping[type[SparseOperation], tuple[int, ...]] = {
+    SparseConvolution: (1, 2),
+    ChannelScales: (1,),
+    MapSum: (2,),
+    MapMaximum: (1,),
+    MapMean: (1,),
+}
+_FARTHEST = 2**16  # of strides, paddings, dilations and windows: maps have fewer rows
+_GAPS = (np.uint8, np.uint16, np.uint32)
+
+
+def part_of(network: SparseNetwork, prefix: str) -> tuple[SavedPart, dict[str, Any]]:
+    """Return a sparse part and its arrays, whose names begin with ``prefix``.
+
+    Positions are the numbers of removed weights before each kept one, in the fewest bytes.
+    """
+    arrays: dict[str, Any] = {}
+    for k, weights in enumerate(network.weights()):
+        found = {
+            "gaps": _gaps(weights.positions.numpy()),
+            "values": weights.values.numpy(),
+            "scale": weights.scale.numpy(),
+            "shift": weights.shift.numpy(),
+        }
+        arrays |= {f"{prefix}.{k}.{name}": array for name, array in found.items() if array.size}
+    return SavedPart(network.steps, network.inputs, network.outputs, network.tuning), arrays
+
+
+def _gaps(positions: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    gaps = np.diff(positions, prepend=-1) - 1
+    most = int(gaps.max(initial=0))
+    return gaps.astype(next(kind for kind in _GAPS if most <= np.iinfo(kind).max))
+
+
+def network_of(part: SavedPart, arrays: Arrays, prefix: str) -> SparseNetwork:
+    """Return the sparse part that :func:`part_of` was given.
+
+    Raises:
+        ValueError: its steps or its arrays contradict each other.
+    """
+    known = set(part.inputs)
+    if not known or len(known) != len(part.inputs):
+        raise ValueError("a part's inputs have no names of their own")
+    weights = []
+    for k, step in enumerate(part.steps):
+        count = _READS.get(type(step.operation), ())
+        if len(step.reads) not in count or not known.issuperset(step.reads) or step.target in known:
+            raise ValueError(f"{step.name!r} does not read and write as its operation does")
+        known.add(step.target)
+        _check_operation(step)
+        weights.append(_weights(step, arrays, f"{prefix}.{k}"))
+    names = [name for name, _ in part.outputs]
+    if not names or not known.issuperset(names) or len(set(names)) != len(names):
+        raise ValueError("a part's outputs are not all computed")
+    made = SparseNetwork(part.steps, weights, part.inputs, part.outputs)
+    return made.retune_(part.tuning)
+
+
+def _check_operation(step: SparseStep) -> None:
+    """Raise ValueError unless the kernels know an operation of these numbers."""
+    good = True
+    match step.operation:
+        case SparseConvolution(weight_shape=shape, groups=groups, pool=pool) as one:
+            pooled = len(step.reads) == 1 and one.stride[1] <= 2
+            good = (
+                min(*shape, groups) >= 1 and shape[0] % groups == 0
+                and (pool == 1 or (pool == 2 and pooled))
+                and all(1 <= n <= _FARTHEST for n in (*one.stride, *one.dilation))
+                and max(*one.padding, *shape[2:]) <= _FARTHEST
+                and (not one.flat or shape[2:] == (1, 1))
+            )  # fmt: skip
+        case MapMaximum(size=size, stride=stride):
+            good = all(1 <= n <= _FARTHEST for n in (*size, *stride))
+        case ChannelScales(channels=channels):
+            good = channels >= 1
+    if not good:
+        raise ValueError(f"{step.name!r} is an operation that the kernels do not know")
+
+
+def _weights(step: SparseStep, arrays: Arrays, prefix: str) -> Weights:
+    gaps = arrays.get(f"{prefix}.gaps", np.zeros(0, np.uint8))
+    values, scale, shift = (_floats(arrays, f"{prefix}.{n}") for n in ("values", "scale", "shift"))
+    sizes, most = (0, 0), 0
+    match step.operation:
+        case SparseConvolution(weight_shape=shape):
+            sizes, most = (0, shape[0]), int(np.prod(shape, dtype=object))
+        case ChannelScales(channels=channels):
+            sizes = channels, channels
+    if (len(scale), len(shift)) != sizes or gaps.ndim != 1 or gaps.dtype not in _GAPS:
+        raise ValueError(f"the weights of {step.name!r} do not fit it")
+    positions = np.cumsum(gaps.astype(np.int64) + 1) - 1
+    if len(positions) != len(values) or (len(positions) and positions[-1] >= most):
+        raise ValueError(f"{step.name!r} has weights where it has none")
+    return Weights(shift=shift, scale=scale, positions=torch.from_numpy(positions), values=values)
+
+
+def _floats(arrays: Arrays, name: str) -> Tensor:
+    array = arrays.get(name, np.zeros(0, np.float32))
+    if array.ndim != 1 or array.dtype != np.float32:
+        raise ValueError(f"{name} are not numbers in single precision")
+    return torch.from_numpy(array.copy())
+
+
+def only_of(arrays: Arrays, parts: Sequence[SavedPart]) -> bool:
+    """Whether no array belongs to none of the parts' steps."""
+    prefixes = {f"{k}.{n}" for k, part in enumerate(parts) for n in range(len(part.steps))}
+    return all(name.rpartition(".")[0] in prefixes for name in arrays)

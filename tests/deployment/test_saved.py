@@ -1,0 +1,287 @@
+"""Deployed networks in files: they come back as they were, or the file is refused by name."""
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lossprune
+from lossprune import PruningError
+from lossprune.deployment.choices import LayerChoice
+from lossprune.deployment.deployed import Deployed
+from lossprune.deployment.saved.format import FORMAT, packed, unpacked
+from lossprune.deployment.saved.parts import _READS
+from lossprune.deployment.sparse.network import Tuning
+from lossprune.deployment.sparse.parts import sparse_networks
+from lossprune.deployment.sparse.steps import MapActivation, MapSplit, SparseOperation
+from lossprune.deployment.whole import all_sparse
+from lossprune.kernels.compiler import compiler_available
+from lossprune.pruning.mask_file import UNSIGNED, signed
+
+pytestmark = pytest.mark.skipif(not compiler_available(), reason="no C compiler here")
+
+
+class Residual(nn.Module):
+    """Strides, groups, sums, scales, maxima and means, of two inputs; or not sparse to its end."""
+
+    def __init__(self, torchs=False):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.down, self.skip = nn.Conv2d(8, 8, 3, 2, 1, groups=2), nn.Conv2d(8, 8, 1, 2)
+        self.pool, self.head, self.torchs = nn.MaxPool2d(3, 1), nn.Linear(8, 5), torchs
+
+    def forward(self, x, extra):
+        x = torch.tanh(self.norm(torch.relu(self.stem(x))))
+        x = self.pool(torch.relu(self.down(x) + self.skip(x))) + extra
+        x = self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        return torch.softmax(x, 1) if self.torchs else x
+
+
+class Perceptron(nn.Module):
+    """Returns two values by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 20), nn.Linear(20, 3)
+
+    def forward(self, x, scaled=True):
+        hidden = torch.tanh(self.first(x))
+        return {"logits": self.last(hidden), "all": (x, [hidden], None, 0.5)}
+
+
+def deployed(model, *example):
+    """The pruned network, all of whose steps are the kernels'; with an account of it."""
+    generator = torch.Generator().manual_seed(0)
+    mask = lossprune.Mask(
+        {
+            name: torch.rand(weight.shape, generator=generator) < 0.4
+            for name, weight in lossprune.Mask.dense(model.eval()).items()
+        }
+    )
+    network = all_sparse(model, mask, example)
+    for part in sparse_networks(network):
+        part.retune_(Tuning({step.target: (1, 2) for step in part.steps}, 3, 77))
+    layers = [LayerChoice("first", "sparse", 3, 9, 27, None, 0.5)]
+    return Deployed(network, layers, {"sparse": 0.25, "masked": 1.0}, ["one note"])
+
+
+def convolutional():
+    layers = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)
+    pooled = nn.Conv2d(6, 8, 3, 2), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*layers, *pooled, nn.Linear(8, 4))
+
+
+def images(n=4):
+    return torch.randn(n, 3, 9, 9, generator=torch.Generator().manual_seed(n))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A deployed network, and its file."""
+    torch.manual_seed(0)
+    network = deployed(convolutional(), images())
+    path = tmp_path_factory.mktemp("saved") / "network.deployed"
+    network.save(path)
+    return network, path
+
+
+def test_it_comes_back_as_it_was(saved, tmp_path):
+    network, path = saved
+    loaded = lossprune.load_deployed(path)
+    for count in (1, 2, 5, 40):
+        assert torch.equal(loaded(images(count)), network(images(count)))
+    for name in ("layers", "seconds", "notes"):
+        assert getattr(loaded, name) == getattr(network, name)
+    (part,), (before,) = sparse_networks(loaded), sparse_networks(network)
+    assert (part.steps, part.tuning) == (before.steps, before.tuning)
+    assert not loaded.training
+    loaded.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_arguments_attributes_and_containers_are_those_of_the_network(tmp_path):
+    network = deployed(Perceptron(), torch.randn(2, 12))
+    network.save(tmp_path / "file")
+    loaded = lossprune.load_deployed(tmp_path / "file")
+    x = torch.randn(7, 12)
+    found, expected = loaded(x=x), network(x)
+    assert torch.equal(found["logits"], expected["logits"])
+    assert isinstance(found["all"], tuple)
+    assert isinstance(found["all"][1], list)
+    assert found["all"][2:] == (None, 0.5)
+    with pytest.raises(PruningError, match="deployed for scaled = True"):
+        loaded(x, scaled=False)
+    with pytest.raises(AttributeError, match="'first' of Perceptron is not in the deployed"):
+        loaded.first  # noqa: B018
+
+
+def test_every_operation_and_several_inputs(tmp_path):
+    torch.manual_seed(0)
+    network = deployed(Residual(), images(), extra := torch.randn(4, 8, 3, 3))
+    network.save(tmp_path / "file")
+    loaded = lossprune.load_deployed(tmp_path / "file")
+    assert torch.equal(loaded(images(), extra), network(images(), extra))
+    assert loaded.torchs is False
+    used = {type(step.operation) for part in sparse_networks(loaded) for step in part.steps}
+    assert used == {*_READS}
+
+
+def test_another_process_loads_it_without_the_network_and_without_a_compiler(saved):
+    network, path = saved
+    code = (
+        "import subprocess, sys, torch, lossprune\n"
+        "subprocess.run = None\n"
+        "loaded = lossprune.load_deployed(sys.argv[1])\n"
+        "print(loaded(torch.linspace(-1, 1, 486).view(2, 3, 9, 9)).tolist())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = network(torch.linspace(-1, 1, 486).view(2, 3, 9, 9))
+    assert json.loads(done.stdout) == expected.tolist()
+
+
+def refusal(path) -> str:
+    with pytest.raises(PruningError) as told:
+        lossprune.load_deployed(path)
+    assert str(told.value).startswith(str(path))
+    return str(told.value).removeprefix(f"{path} ")
+
+
+def test_a_changed_or_missing_byte_is_noticed(saved, tmp_path):
+    contents = saved[1].read_bytes()
+    path = tmp_path / "file"
+    for where in np.linspace(0, len(contents) - 1, 200).astype(int):
+        path.write_bytes(contents[:where])
+        refusal(path)
+        path.write_bytes(contents[:where] + bytes([contents[where] ^ 4]) + contents[where + 1 :])
+        refusal(path)
+    path.write_bytes(contents + b"\0")
+    refusal(path)
+
+
+def test_foreign_files_and_those_of_a_newer_version_are_refused(saved, tmp_path):
+    path, model = tmp_path / "file", nn.Linear(4, 2)
+    with pytest.raises(FileNotFoundError, match=f"no deployed network at {path}"):
+        lossprune.load_deployed(path)
+    lossprune.save_sparse(model, lossprune.Mask.dense(model), path)
+    assert refusal(path).startswith("is a sparse network, not a deployed one: lossprune.load_sp")
+    lossprune.Mask.dense(model).save(path)
+    assert refusal(path).startswith("is safetensors, but no deployed network of lossprune (its f")
+    torch.save(model, path)
+    assert refusal(path).startswith("is truncated, or no deployed network")
+    newer = saved[1].read_bytes().replace(FORMAT.encode(), FORMAT.replace("1", "2").encode())
+    path.write_bytes(newer)
+    assert refusal(path).startswith("is of another version of lossprune (its format is 'lossprune")
+
+
+def change(network, arrays, **steps):
+    """The same with other fields of its first operation."""
+    (part,) = network.parts
+    first = part.steps[0]
+    changed = dataclasses.replace(first, operation=dataclasses.replace(first.operation, **steps))
+    part = dataclasses.replace(part, steps=(changed, *part.steps[1:]))
+    return dataclasses.replace(network, parts=(part,)), arrays
+
+
+def with_part(network, arrays, **fields):
+    return dataclasses.replace(
+        network, parts=(dataclasses.replace(network.parts[0], **fields),)
+    ), arrays
+
+
+def with_array(network, arrays, name, array):
+    return network, {**arrays, name: array}
+
+
+FORGED = {
+    "a weight beyond its layer": lambda n, a: with_array(n, a, "0.0.gaps", a["0.0.gaps"] + 9),
+    "more weights than values": lambda n, a: with_array(n, a, "0.0.values", a["0.0.values"][1:]),
+    "too few biases": lambda n, a: with_array(n, a, "0.0.shift", a["0.0.shift"][1:]),
+    "other numbers": lambda n, a: with_array(n, a, "0.0.shift", a["0.0.shift"].astype("f8")),
+    "an array of no step": lambda n, a: with_array(n, a, "7.0.values", a["0.0.values"]),
+    "no stride": lambda n, a: change(n, a, stride=(0, 1)),
+    "a huge padding": lambda n, a: change(n, a, padding=(2**40, 0)),
+    "groups that do not divide": lambda n, a: change(n, a, groups=4),
+    "a pool that there is not": lambda n, a: change(n, a, pool=3),
+    "a larger kernel": lambda n, a: change(n, a, weight_shape=(6, 3, 3, 2)),
+    "an output that is not made": lambda n, a: with_part(n, a, outputs=(("nothing", True),)),
+    "steps in another order": lambda n, a: with_part(n, a, steps=n.parts[0].steps[::-1]),
+    "no inputs": lambda n, a: with_part(n, a, inputs=()),
+    "negative sizes": lambda n, a: change(n, a, dilation=(-1, 1)),
+    "another number of arguments": lambda n, a: (dataclasses.replace(n, inputs=("a", "b")), a),
+}
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
+def test_a_file_that_contradicts_itself_never_reaches_the_kernels(saved, tmp_path, forge):
+    path = tmp_path / "file"
+    path.write_bytes(packed(*forge(*unpacked(saved[1]))))
+    assert refusal(path).startswith(("contradicts itself", "is a deployed network, but damaged"))
+
+
+def test_words_that_are_not_known_are_refused(saved, tmp_path):
+    path = tmp_path / "file"
+    header, contents = unpacked_header(saved[1])
+    for old, new in {"SparseConvolution": "Attention", "RELU": "SWISH", '"few"': '"fewer"'}.items():
+        path.write_bytes(repacked(header, contents, old, new))
+        assert "is a deployed network, but damaged: the network, parts, 0" in refusal(path)
+
+
+def unpacked_header(path):
+    contents = path.read_bytes()
+    end = 8 + int.from_bytes(contents[:8], "little")
+    return json.loads(contents[8:end]), contents[end:]
+
+
+def repacked(header, contents, old, new):
+    said = {**header["__metadata__"], "sha256": UNSIGNED}
+    said["network"] = said["network"].replace(old, new)
+    text = json.dumps({**header, "__metadata__": said}).encode()
+    return signed(len(text).to_bytes(8, "little") + text + contents)
+
+
+def test_what_torch_computes_is_refused_by_name(tmp_path):
+    path = tmp_path / "file"
+    network = deployed(Residual(torchs=True), images(), torch.randn(4, 8, 3, 3))
+    with pytest.raises(PruningError, match="as torch computes operations between its kernels: sav"):
+        network.save(path)
+    with pytest.raises(PruningError, match="as torch computes all of it, which was fastest: save"):
+        Deployed(nn.Linear(3, 3), [], {}).save(path)
+    with pytest.raises(FileNotFoundError, match="its folder does not exist"):
+        network.save(tmp_path / "nowhere" / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_what_was_there(saved, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            saved[0].save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
+
+
+def test_a_network_tuned_elsewhere_says_so(saved, tmp_path):
+    network, arrays = unpacked(saved[1])
+    path = tmp_path / "file"
+    path.write_bytes(packed(dataclasses.replace(network, lanes=3), arrays))
+    loaded = lossprune.load_deployed(path)
+    assert loaded.notes[-1].startswith("tuned on another kind of machine")
+    assert torch.equal(loaded(images()), saved[0](images()))
+
+
+def test_every_operation_that_a_step_can_be_is_known_to_files():
+    assert {*get_args(SparseOperation)} - {MapActivation, MapSplit} == {*_READS}
