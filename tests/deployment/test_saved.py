@@ -133,6 +133,17 @@ def test_every_operation_and_several_inputs(tmp_path):
     assert used == {*_READS}
 
 
+def test_rows_of_tokens(tmp_path):
+    torch.manual_seed(0)
+    network = deployed(
+        nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)), torch.randn(2, 3, 6)
+    )
+    network.save(tmp_path / "file")
+    loaded = lossprune.load_deployed(tmp_path / "file")
+    for shape in ((2, 3, 6), (6,), (4, 1, 5, 6)):
+        assert torch.equal(loaded(torch.ones(shape)), network(torch.ones(shape)))
+
+
 def test_another_process_loads_it_without_the_network_and_without_a_compiler(saved):
     network, path = saved
     code = (

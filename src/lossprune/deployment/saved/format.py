@@ -34,6 +34,7 @@ class SavedPart:
     inputs: tuple[str, ...]
     outputs: tuple[tuple[str, bool], ...]
     tuning: Tuning
+    rows: bool = False
 
 
 @dataclass(frozen=True)

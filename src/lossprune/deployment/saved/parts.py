@@ -50,7 +50,10 @@ def part_of(network: SparseNetwork, prefix: str) -> tuple[SavedPart, dict[str, A
             "shift": weights.shift.numpy(),
         }
         arrays |= {f"{prefix}.{k}.{name}": array for name, array in found.items() if array.size}
-    return SavedPart(network.steps, network.inputs, network.outputs, network.tuning), arrays
+    saved = SavedPart(
+        network.steps, network.inputs, network.outputs, network.tuning, rows=network.rows
+    )
+    return saved, arrays
 
 
 def _gaps(positions: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
@@ -79,7 +82,7 @@ def network_of(part: SavedPart, arrays: Arrays, prefix: str) -> SparseNetwork:
     names = [name for name, _ in part.outputs]
     if not names or not known.issuperset(names) or len(set(names)) != len(names):
         raise ValueError("a part's outputs are not all computed")
-    made = SparseNetwork(part.steps, weights, part.inputs, part.outputs)
+    made = SparseNetwork(part.steps, weights, part.inputs, part.outputs, rows=part.rows)
     return made.retune_(part.tuning)
 
 
