@@ -71,7 +71,7 @@ shapes = st.lists(st.sampled_from([1, 2, 3, 5, 9]), min_size=0, max_size=4)
     leading=shapes,
     other=shapes,
     sizes=st.lists(st.integers(1, 45), min_size=2, max_size=4),
-    activation=st.sampled_from([nn.Identity(), nn.ReLU(), nn.Tanh(), nn.GELU()]),
+    activation=st.sampled_from([nn.Identity(), nn.ReLU(), nn.Tanh(), nn.GELU(), nn.GELU("tanh")]),
     density=st.sampled_from([0.0, 0.1, 1.0]),
     few=st.sampled_from([0, 10_000]),
 )
@@ -184,6 +184,28 @@ def test_what_all_examples_share_is_no_batch_of_one():
         deployed(torch.randn(4, 8, 6), positions)
     with pytest.raises(PruningError, match="takes 6 inputs"):
         deployed(torch.randn(4, 7, 5), positions)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_in_the_end_of_a_layer(approximate):
+    layer = nn.Linear(1, 1)
+    nn.init.ones_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    model = nn.Sequential(layer, nn.GELU(approximate)).eval()
+    x = torch.cat([torch.linspace(-12, 12, 100_001), torch.logspace(-30, 3, 5000)])
+    x = torch.cat([x, -x])[:, None]
+    deployed = sparse(model, x)
+    assert isinstance(deployed, SparseNetwork)
+    assert len(deployed.steps) == 1
+    expected = F.gelu(x.double(), approximate=approximate)
+    error = (deployed(x).double() - expected).abs() / x.double().abs()
+    assert error.max() < 4e-7
+    special = torch.tensor([[float("nan")], [float("inf")], [0.0]])
+    for few in (0, 100):
+        deployed.retune_(Tuning(few=few))
+        out = deployed(special).flatten()
+        assert out[0].isnan()
+        assert out[1:].tolist() == [float("inf"), 0.0]
 
 
 def test_a_pruned_encoder_is_tried_with_sparse_layers():

@@ -96,7 +96,8 @@ def read_module(module: nn.Module) -> Operation | Layer | None:
     if kind in _IDENTITIES:
         return _IDENTITY
     if kind in _POINTWISE_MODULES:
-        return Pointwise(_POINTWISE_MODULES[kind], copy.deepcopy(module).eval())
+        name = _variant(_POINTWISE_MODULES[kind], vars(module))
+        return Pointwise(name, copy.deepcopy(module).eval())
     if kind in _POOL_MODULES:
         pooling, dimensions = _POOL_MODULES[kind]
         usual = _POOLINGS[pooling]
@@ -122,7 +123,14 @@ def read_call(node: fx.Node) -> Operation | None:
     others = node.args[1:]
     if name not in _POINTWISE or _has_nodes(others) or _has_nodes(node.kwargs):
         return None
-    return Pointwise(name.rstrip("_"), lambda c: function(c, *others, **node.kwargs))
+    own = _variant(name.rstrip("_"), node.kwargs)
+    return Pointwise(own, lambda c: function(c, *others, **node.kwargs))
+
+
+def _variant(name: str, options: Mapping[str, Any]) -> str:
+    """Return the name of a function as it is with these options."""
+    approximate = options.get("approximate", "none") if name == "gelu" else "none"
+    return name if approximate == "none" else f"{name}_{approximate}"
 
 
 def _readers() -> dict[Any, Callable[[fx.Node], Operation | None]]:

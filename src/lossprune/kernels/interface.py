@@ -25,6 +25,8 @@ class Activation(IntEnum):
     IDENTITY = 0
     RELU = 1
     TANH = 2
+    GELU = 3
+    GELU_TANH = 4  # torch's GELU with approximate="tanh"
 
 
 def macros(constants: Mapping[str, int], structures: Structures) -> dict[str, int]:

@@ -1,7 +1,7 @@
 /* What the compiled files share.
  *
  * Numbers that Python knows too are macros, given by the build (see interface.py): here IDENTITY,
- * RELU and TANH; a file's own likewise. */
+ * RELU, TANH and others of activations; a file's own likewise. */
 #ifndef LOSSPRUNE_H
 #define LOSSPRUNE_H
 

@@ -38,7 +38,7 @@ def planned(
     outputs: Sequence[str],
     chosen: Mapping[str, Pair],
     *,
-    blocked: bool,
+    vectors: int,
 ) -> SparsePlan:
     """Return steps in memory, ready to run.
 
@@ -49,14 +49,16 @@ def planned(
         outputs: the names of what is written.
         chosen: the tiles of convolutions, by target; where none is, or it does not fit, the best
             guess is taken.
-        blocked: whether an element is a block of images, or else one number.
+        vectors: that an element is: one of images, ``ROW_VECTORS`` of rows; 0: it is one number.
 
     Raises:
         PruningError: the inputs do not fit the steps, or are too large for the kernels.
     """
     own = {step.target: weight for step, weight in zip(steps, weights, strict=True)}
-    layout = laid_out(steps, own, inputs, outputs, blocked=blocked, lanes=lanes())
-    unit = lanes() if blocked else 1
+    unit = max(1, vectors * lanes())
+    layout = laid_out(
+        steps, own, inputs, outputs, blocked=vectors > 0, lanes=unit if vectors else lanes()
+    )
     pointed = {
         step.target: {
             field: _in_memory(tensor) for field, tensor in _pointed(step, own, layout, unit).items()
@@ -77,7 +79,7 @@ def planned(
     return SparsePlan(
         operations=(OperationStruct * len(operations))(*operations),
         outputs=tuple(layout.shapes[name] for name in outputs),
-        blocked=blocked,
+        vectors=vectors,
         room=layout.room,
         scratch=whole_lines(max(lines, default=0)),
         work=sum(kept * one.height * one.width for one, kept in sums),

@@ -105,14 +105,15 @@ def laid_out(
         if isinstance(step.operation, SparseConvolution)
     }
     halos = halo_widths(steps, taps, shapes)
+    vector = 1 if blocked else lanes
     maps = {
-        name: unplaced_map(shape, halos.get(name, 0), 1 if blocked else lanes)
+        name: unplaced_map(shape, halos.get(name, 0), vector)
         for name, shape in shapes.items()
     }
     maps, end = placed(steps, taps, maps, inputs, outputs)
     # A tile may read one vector per accumulator past the end of the last map.
     furthest = max((m.row * (m.halo + 1) for m in maps.values()), default=0)
-    room = (end + 17 * lanes + furthest) * (lanes if blocked else 1)
+    room = (end + 17 * vector + furthest) * (lanes if blocked else 1)
     return SparseLayout(tuple(steps), shapes, taps, maps, whole_lines(room))
 
 

@@ -11,8 +11,15 @@ from torch import Tensor, nn
 
 from lossprune.deployment.sparse.emission import planned
 from lossprune.deployment.sparse.inputs import check_input, image_shape, images_of, rows_of
-from lossprune.deployment.sparse.plan import SHARED, SparsePlan
-from lossprune.deployment.sparse.steps import Pair, Shape, SparseConvolution, SparseStep, Weights
+from lossprune.deployment.sparse.plan import ROW_VECTORS, SHARED, SparsePlan
+from lossprune.deployment.sparse.steps import (
+    Pair,
+    Shape,
+    SparseConvolution,
+    SparseStep,
+    Weights,
+    flattened,
+)
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import listed
 
@@ -124,16 +131,19 @@ class SparseNetwork(nn.Module):
 
     def plan(self, inputs: Sequence[Tensor]) -> SparsePlan:
         """Return the steps laid out for so many inputs of these shapes; made once."""
-        blocked = inputs[0].shape[0] >= self.tuning.few
+        many = inputs[0].shape[0] >= self.tuning.few
         shapes = tuple([image_shape(tensor) for tensor in inputs])
-        key = (blocked, shapes)
+        key = (many, shapes)
         tensors = self._tensors()
         if not all(map(operator.is_, tensors, self._laid_out)):
             self._plans, self._laid_out = {}, tensors  # as torch.func.functional_call puts others
         if key not in self._plans:
+            read = dict(zip(self.inputs, shapes, strict=True))
+            written = [name for name, _ in self.outputs]
+            flat = flattened(self.steps, read, written)
             self._plans[key] = planned(
-                self.steps, self.weights(), dict(zip(self.inputs, shapes, strict=True)),
-                [name for name, _ in self.outputs], self.tuning.tiles, blocked=blocked,
+                self.steps, self.weights(), flat or read, written, self.tuning.tiles,
+                vectors=(ROW_VECTORS if flat else 1) if many else 0,
             )  # fmt: skip
         return self._plans[key]
 

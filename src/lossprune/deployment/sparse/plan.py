@@ -18,6 +18,9 @@ from lossprune.kernels.compiler import load
 from lossprune.kernels.threads import ThreadsStruct
 
 SOURCE = Path(__file__).with_name("sparse_network.c")
+# Vectors of rows for which a linear layer's kept weight is loaded once: with its broadcast they fit
+# the registers of every machine.
+ROW_VECTORS = 8
 SHARED = 200_000  # multiply-adds: less work than that is not worth waking another thread
 _I = ctypes.c_int64
 _P = ctypes.c_void_p
@@ -64,7 +67,7 @@ def library() -> ctypes.CDLL:
     """
     built = load(
         SOURCE,
-        constants=OperationKind.__members__,
+        constants={**OperationKind.__members__, "ROW_VECTORS": ROW_VECTORS},
         structures={"Map": MapStruct, "Operation": OperationStruct, "Threads": ThreadsStruct},
     )
     built.run.argtypes = [_P, _I, _P, _I, _I, _P, _I, _I, _I, _P]
@@ -85,7 +88,8 @@ class SparsePlan:
     Attributes:
         operations: first those that read an input each, last those that write an output each.
         outputs: their shapes.
-        blocked: whether an element is a block of images, or else one number.
+        vectors: of which an element is: of as many images, or rows, as they have numbers; 0: an
+            element is one number.
         room: numbers in a thread's workspace for the maps.
         scratch: numbers in it for a line of sums.
         work: multiply-adds of an image.
@@ -95,7 +99,7 @@ class SparsePlan:
 
     operations: ctypes.Array[OperationStruct]
     outputs: tuple[Shape, ...]
-    blocked: bool
+    vectors: int
     room: int
     scratch: int
     work: int
@@ -130,7 +134,7 @@ class SparsePlan:
             space = torch.zeros(needed)
         library().run(
             ctypes.addressof(self.operations) + first * ctypes.sizeof(OperationStruct), count,
-            pointers, images, self.blocked, space.data_ptr(), self.room, self.scratch, size,
+            pointers, images, self.vectors, space.data_ptr(), self.room, self.scratch, size,
             ctypes.addressof(pool) if size > 1 and pool else None,
         )  # fmt: skip
         self.spaces.append(space)

@@ -4,11 +4,13 @@
    it: the halo on the right of one row is the halo on the left of the next, so that a row takes
    W + h elements and a tap of a convolution is one constant offset for every position.
 
-   The same plan is run in two ways, which differ in what an element is:
+   The same plan is run in three ways, which differ in what an element is:
      blocks     an element is LANES images, innermost in memory, so that each kept weight is
                 broadcast once and multiplied with whole vectors;
+     rows       where all layers are linear, an element is ROW_VECTORS vectors of rows, so that a
+                kept weight and its offset are loaded once for all of them;
      positions  an element is one number of one image, and vectors lie along the positions.
-   In both, a tile of accumulators stays in registers while the kept weights of one output channel
+   In all, a tile of accumulators stays in registers while the kept weights of one output channel
    go by; only then are bias, residual, activation and maximum applied and the tile written. */
 
 #include <string.h>
@@ -18,6 +20,7 @@
 MIRRORED(Threads)
 
 #define MOST 16 /* accumulators of a tile */
+#define ROWS (ROW_VECTORS * LANES) /* of an element; ROW_VECTORS is given by the build */
 
 /* (tanh(x) / x - 1) / x^2 as a polynomial in x^2, fitted at Chebyshev's nodes of 0 <= x < 0.625;
    its error is 2e-9. */
@@ -27,6 +30,21 @@ MIRRORED(Threads)
 #define TANH3 0.021769961342215538f
 #define TANH4 -0.0083469795063138f
 #define TANH5 0.0022958405315876007f
+
+/* erf(x) = x P(x^2) / Q(x^2) for |x| <= ERF_LIMIT, where it is 1 in float32; a minimax fit of the
+   relative error, 2e-8. Coefficients from the highest power down; the last of Q is 1. */
+#define ERF_LIMIT 3.95f
+#define ERF_P5 2.02591332e-06f
+#define ERF_P4 0.000284686248f
+#define ERF_P3 0.00380810839f
+#define ERF_P2 0.0528752804f
+#define ERF_P1 0.191549107f
+#define ERF_P0 1.12837911f
+#define ERF_Q5 3.78317782e-05f
+#define ERF_Q4 0.00117071241f
+#define ERF_Q3 0.0150549822f
+#define ERF_Q2 0.114559121f
+#define ERF_Q1 0.503088653f
 
 /* Offsets and strides are in elements. */
 typedef struct {
@@ -51,7 +69,7 @@ MIRRORED(Operation)
 
 typedef struct {
     const Operation *operations;
-    int64_t count, images, blocked, scratch, room;
+    int64_t count, images, vectors, scratch, room;
     float *const *tensors;
     float *workspace;
     const Threads *threads;
@@ -100,9 +118,31 @@ INLINE vec hyperbolic(vec x) {
     return choose((ivec)(x != x), x, (vec)((ivec)y | sign));
 }
 
+INLINE vec error_function(vec x) {
+    vec z = x * x;
+    vec p = z * ERF_P5 + ERF_P4;
+    p = p * z + ERF_P3;
+    p = p * z + ERF_P2;
+    p = p * z + ERF_P1;
+    p = p * z + ERF_P0;
+    vec q = z * ERF_Q5 + ERF_Q4;
+    q = q * z + ERF_Q3;
+    q = q * z + ERF_Q2;
+    q = q * z + ERF_Q1;
+    q = q * z + 1.0f;
+    vec beyond = choose((ivec)(x > 0.0f), broadcast(1.0f), broadcast(-1.0f));
+    return choose((ivec)(z > ERF_LIMIT * ERF_LIMIT), beyond, x * p / q);
+}
+
 INLINE vec activate(vec v, int64_t kind) {
     if (kind == RELU) return (vec)((ivec)v & ~(ivec)(v < 0.0f));
-    return kind == TANH ? hyperbolic(v) : v;
+    if (kind == TANH) return hyperbolic(v);
+    if (kind == GELU) return 0.5f * v * (1.0f + error_function(v * 0.70710678118654752f));
+    if (kind == GELU_TANH) {
+        vec inner = 0.79788456080286536f * (v + 0.044715f * v * v * v); /* sqrt(2 / pi) */
+        return 0.5f * v * (1.0f + hyperbolic(inner));
+    }
+    return v;
 }
 
 /* out[y][x] = sum over kept weights k of value[k] * in[offset[k] + y * row + x * SX * LANES].
@@ -404,13 +444,12 @@ static void split(const Operation *o, float *space, Team team) {
 
 /* ---- between tensors (n, channels, height, width) and maps ---------------------------------- */
 
-static void read_tensor(const Operation *o, const float *tensor, float *space, int64_t image,
-                        int64_t images, int64_t width, Team team) {
+static void read_tensor(const Operation *o, const float *tensor, float *space, int64_t images,
+                        int64_t width, Team team) {
     const Map *t = &o->target;
     int64_t one = t->channels * t->height * t->width;
     int64_t first = t->channels * team.rank / team.size;
     int64_t last = t->channels * (team.rank + 1) / team.size;
-    tensor += image * one;
     if (width == 1 && t->plane == 1) {
         memcpy(space + t->offset + first, tensor + first, (size_t)(last - first) * 4);
         return;
@@ -434,13 +473,12 @@ static void read_tensor(const Operation *o, const float *tensor, float *space, i
     }
 }
 
-static void write_tensor(const Operation *o, float *tensor, const float *space, int64_t image,
-                         int64_t images, int64_t width, Team team) {
+static void write_tensor(const Operation *o, float *tensor, const float *space, int64_t images,
+                         int64_t width, Team team) {
     const Map *s = &o->source;
     int64_t one = s->channels * s->height * s->width;
     int64_t first = s->channels * team.rank / team.size;
     int64_t last = s->channels * (team.rank + 1) / team.size;
-    tensor += image * one;
     for (int64_t c = first; c < last; c++)
         for (int64_t y = 0; y < s->height; y++) {
             float *to = tensor + (c * s->height + y) * s->width;
@@ -450,16 +488,132 @@ static void write_tensor(const Operation *o, float *tensor, const float *space, 
         }
 }
 
+/* ---- rows of features ----------------------------------------------------------------------- */
+
+/* The sums of channels over V vectors of rows. CHAINS: as of a tile. */
+INLINE void linear(int V, int CHAINS, const Operation *o, float *space, int64_t first,
+                   int64_t last) {
+    const float *source = space + o->source.offset * ROWS;
+    float *target = space + o->target.offset * ROWS;
+    const float *other = o->other.plane ? space + o->other.offset * ROWS : NULL;
+    for (int64_t c = first; c < last; c++) {
+        vec sum[MOST];
+        int64_t k = o->begin[c], end = o->begin[c + 1];
+        UNROLL for (int v = 0; v < CHAINS * V; v++)
+            sum[v] = v < V ? broadcast(o->shift[c]) : (vec){0};
+        for (; k + CHAINS <= end; k += CHAINS)
+            UNROLL for (int i = 0; i < CHAINS; i++) {
+                const float *at = source + o->offset[k + i];
+                vec w = broadcast(o->value[k + i]);
+                UNROLL for (int v = 0; v < V; v++) sum[i * V + v] += w * load(at + v * LANES);
+            }
+        for (; CHAINS > 1 && k < end; k++) {
+            vec w = broadcast(o->value[k]);
+            UNROLL for (int v = 0; v < V; v++)
+                sum[v] += w * load(source + o->offset[k] + v * LANES);
+        }
+        float *to = target + c * ROWS;
+        UNROLL for (int v = 0; v < V; v++) {
+            UNROLL for (int i = 1; i < CHAINS; i++) sum[v] += sum[i * V + v];
+            if (other) sum[v] += load(other + c * ROWS + v * LANES);
+            if (o->activation == RELU) sum[v] = activate(sum[v], RELU);
+            store(to + v * LANES, sum[v]);
+        }
+        if (o->activation == IDENTITY || o->activation == RELU) continue;
+        for (int v = 0; v < V; v++)
+            store(to + v * LANES, activate(load(to + v * LANES), o->activation));
+    }
+}
+
+static void multiply_rows(const Operation *o, float *space, int64_t rows, Team team) {
+    int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
+    int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
+    switch ((rows + LANES - 1) / LANES) {
+    case 1: linear(1, 4, o, space, first, last); break;
+    case 2: linear(2, 4, o, space, first, last); break;
+    case 3: linear(3, 2, o, space, first, last); break;
+    case 4: linear(4, 2, o, space, first, last); break;
+    case 5: linear(5, 1, o, space, first, last); break;
+    case 6: linear(6, 1, o, space, first, last); break;
+    case 7: linear(7, 1, o, space, first, last); break;
+    default: linear(ROW_VECTORS, 1, o, space, first, last);
+    }
+}
+
+/* The first, or second, halves of two vectors, their numbers in turn. */
+#if LANES == 16
+#define FIRST 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define SECOND 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANES == 8
+#define FIRST 0, 8, 1, 9, 2, 10, 3, 11
+#define SECOND 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define FIRST 0, 4, 1, 5
+#define SECOND 2, 6, 3, 7
+#endif
+#if defined(__clang__) || __GNUC__ >= 12
+#define PICKED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PICKED(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+
+/* Each round moves the first bit of a number's place (vector, lane) to its end. */
+INLINE void transpose(vec *a) {
+    for (int size = LANES; size > 1; size /= 2) {
+        vec b[LANES];
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            b[2 * i] = PICKED(a[i], a[i + LANES / 2], FIRST);
+            b[2 * i + 1] = PICKED(a[i], a[i + LANES / 2], SECOND);
+        }
+        UNROLL for (int i = 0; i < LANES; i++) a[i] = b[i];
+    }
+}
+
+/* Between a matrix (rows, channels) and a map. Blocks of LANES channels; the last one is moved back
+   to end with them. Rows beyond the last are 0 in the map. */
+static void move_rows(int reads, const Map *m, float *matrix, float *space, int64_t rows,
+                      Team team) {
+    int64_t channels = m->channels, first = channels * team.rank / team.size;
+    int64_t last = channels * (team.rank + 1) / team.size;
+    for (int64_t row = 0; row < rows; row += LANES) {
+        int64_t n = rows - row < LANES ? rows - row : LANES;
+        for (int64_t c0 = first; c0 < last; c0 += LANES) {
+            int64_t c = c0 + LANES <= last || last - first < LANES ? c0 : last - LANES;
+            float *outside = matrix + row * channels + c;
+            float *inside = space + (m->offset + c) * ROWS + row;
+            vec a[LANES];
+            if (last - c < LANES) {
+                for (int64_t j = 0; j < last - c; j++)
+                    for (int64_t l = 0; l < LANES; l++) {
+                        if (reads) inside[j * ROWS + l] = l < n ? outside[l * channels + j] : 0.0f;
+                        else if (l < n) outside[l * channels + j] = inside[j * ROWS + l];
+                    }
+            } else if (reads) {
+                UNROLL for (int l = 0; l < LANES; l++)
+                    a[l] = l < n ? load(outside + l * channels) : (vec){0};
+                transpose(a);
+                UNROLL for (int l = 0; l < LANES; l++) store(inside + l * ROWS, a[l]);
+            } else {
+                UNROLL for (int l = 0; l < LANES; l++) a[l] = load(inside + l * ROWS);
+                transpose(a);
+                UNROLL for (int l = 0; l < LANES; l++)
+                    if (l < n) store(outside + l * channels, a[l]);
+            }
+        }
+    }
+}
+
 /* ---- the whole plan ------------------------------------------------------------------------- */
 
 static void run_block(const Job *job, int64_t block, float *space, float *scratch, Team team) {
-    int64_t width = job->blocked ? LANES : 1, image = block * width;
+    int64_t width = job->vectors ? job->vectors * LANES : 1, image = block * width;
     int64_t images = job->images - image < width ? job->images - image : width;
     for (int64_t k = 0; k < job->count; k++) {
         const Operation *o = &job->operations[k];
         switch (o->kind) {
         case CONVOLUTION:
-            if (job->blocked) convolve_block(o, space, team);
+            if (job->vectors > 1) multiply_rows(o, space, images, team);
+            else if (job->vectors) convolve_block(o, space, team);
             else convolve_positions(o, space, scratch, team);
             break;
         case AFFINE:
@@ -468,11 +622,14 @@ static void run_block(const Job *job, int64_t block, float *space, float *scratc
         case MEAN: reduce(o, space, width, team); break;
         case SPLIT: split(o, space, team); break;
         case READ:
-            read_tensor(o, job->tensors[o->tensor], space, image, images, width, team);
+        case WRITE: {
+            float *tensor = job->tensors[o->tensor] + image * o->source.channels *
+                                                          o->source.height * o->source.width;
+            if (job->vectors > 1) move_rows(o->kind == READ, &o->source, tensor, space, images, team);
+            else if (o->kind == READ) read_tensor(o, tensor, space, images, width, team);
+            else write_tensor(o, tensor, space, images, width, team);
             break;
-        case WRITE:
-            write_tensor(o, job->tensors[o->tensor], space, image, images, width, team);
-            break;
+        }
         }
         if (team.size > 1) job->threads->barrier();
     }
@@ -483,7 +640,7 @@ static void work(void *data) {
     Job *job = data;
     int64_t rank = job->threads ? job->threads->rank() : 0;
     int64_t size = job->threads ? job->threads->size() : 1;
-    int64_t width = job->blocked ? LANES : 1;
+    int64_t width = job->vectors ? job->vectors * LANES : 1;
     int64_t blocks = (job->images + width - 1) / width, alone = blocks / size * size;
     float *own = job->workspace + rank * (job->room + job->scratch);
     for (;;) {
@@ -499,9 +656,9 @@ static void work(void *data) {
 
 /* Run the operations on ``images`` images.  The workspace has room + scratch numbers a thread. */
 void run(const Operation *operations, int64_t count, float *const *tensors, int64_t images,
-         int64_t blocked, float *workspace, int64_t room, int64_t scratch, int64_t size,
+         int64_t vectors, float *workspace, int64_t room, int64_t scratch, int64_t size,
          const Threads *threads) {
-    Job job = {operations, count, images, blocked, scratch, room, tensors, workspace, NULL, 0};
+    Job job = {operations, count, images, vectors, scratch, room, tensors, workspace, NULL, 0};
     if (size > 1 && threads) {
         job.threads = threads;
         threads->parallel(work, &job, (unsigned)size, 0);

@@ -5,7 +5,8 @@ kernel covers the whole map: (outputs, channels · height · width) weights are 
 height, width) ones, so that ``flatten`` moves nothing.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -182,6 +183,26 @@ def output_shape(step: SparseStep, shapes: Mapping[str, Shape]) -> Shape:
                 "which were of one shape in the example"
             )
     return made
+
+
+def flattened(
+    steps: Sequence[SparseStep], inputs: Mapping[str, Shape], outputs: Collection[str]
+) -> dict[str, Shape] | None:
+    """Return the inputs as rows of features, where steps give the same on those.
+
+    So they do where all that reads or is a map of several positions is linear layers.
+    """
+    maps = {name for name, (_, *extents) in inputs.items() if extents != [1, 1]}
+    if maps & set(outputs):
+        return None
+    for step in steps:
+        match step.operation:
+            case SparseConvolution(flat=True):
+                continue
+            case ChannelScales() | MapSum() if not maps & set(step.reads):
+                continue
+        return None
+    return {name: (math.prod(shape), 1, 1) for name, shape in inputs.items()}
 
 
 def _check_kernel(name: str, convolution: SparseConvolution, source: Shape) -> None:
