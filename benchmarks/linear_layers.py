@@ -1,9 +1,10 @@
 """How fast one sparse linear layer is, by the weights kept and the rows, beside torch's dense one.
 
-``python -m benchmarks.linear_layers`` takes the layers of a transformer of 384 features, keeps 5, 10
-and 20 % of their weights at random, and calls the sparse and the dense layer in turn on one thread.
-Inputs and outputs are torch's tensors (rows, features), so what it takes to rearrange them counts.
-Times are of the thread's processor clock, the least of ``--rounds``: what else the machine does is
+``python -m benchmarks.linear_layers`` takes the layers of a transformer of 384 features, keeps 5,
+10 and 20 % of their weights at random, and calls the sparse and the dense one in turn on one
+thread.
+Inputs and outputs are torch's tensors (rows, features): what it takes to rearrange them counts.
+Times are of the thread's processor clock, the least of ``--rounds``; what else the machine does is
 left out.  GFLOP/s are of the kept weights alone; ``of peak`` is their share of what a core makes in
 registers.
 """

@@ -47,7 +47,8 @@ class Pointwise(Operation):
     """A function of each number by itself, or one that leaves constants as they are.
 
     Attributes:
-        name: of torch's function, such as "relu", and "gelu_tanh"; "identity" of all that do nothing in evaluation.
+        name: of torch's function, such as "relu", or "gelu_tanh"; "identity" of all that do nothing
+            in evaluation.
         function: of the numbers.
     """
 

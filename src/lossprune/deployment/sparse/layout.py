@@ -106,10 +106,7 @@ def laid_out(
     }
     halos = halo_widths(steps, taps, shapes)
     vector = 1 if blocked else lanes
-    maps = {
-        name: unplaced_map(shape, halos.get(name, 0), vector)
-        for name, shape in shapes.items()
-    }
+    maps = {name: unplaced_map(shape, halos.get(name, 0), vector) for name, shape in shapes.items()}
     maps, end = placed(steps, taps, maps, inputs, outputs)
     # A tile may read one vector per accumulator past the end of the last map.
     furthest = max((m.row * (m.halo + 1) for m in maps.values()), default=0)
