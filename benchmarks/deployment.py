@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import lossprune
 from benchmarks.estimators import load_weights_
 from benchmarks.hardware import hardware, write_json
-from lossprune.deployment.candidates import Timing, interleaved
+from lossprune.deployment.timing import Timing, interleaved
 from lossprune.kernels.compiler import load as load_library
 
 

@@ -118,16 +118,13 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any = None) -
     (0.3, 0.5)
     """
     masked, mask = masked_copy(model, mask)
-    found, analysis = connectivity_of(masked, mask, usual_fixed(masked, example))
-    small, left = masked, mask
-    if analysis is not None:
-        cut = copy.deepcopy(masked)
-        kept = slice_(cut, analysis)
-        reason = _doubt(cut, analysis, masked, mask, example)
-        if reason is None:
-            small, left = cut, _mask(mask, kept, cut)
-        else:
-            found = found.with_reason(reason)
+    small, left, found = cut_copy(masked, mask, example)
+    if (
+        small is not masked
+        and example is not None
+        and (reason := _difference(small, masked, example))
+    ):
+        small, left, found = masked, mask, found.with_reason(reason)
     costs = (None, None)
     if example is not None:
         costs = multiply_adds(masked, example), multiply_adds(small, example)
@@ -142,6 +139,24 @@ def compact(model: nn.Module, mask: Mapping[str, Tensor], example: Any = None) -
         _count(small),
         *costs,
     )
+
+
+def cut_copy(
+    masked: nn.Module, mask: Mask, example: Any = None
+) -> tuple[nn.Module, Mask, Connectivity]:
+    """Return the network of :func:`compact`, the mask of what is left, and what was cut off.
+
+    The network is ``masked`` itself where nothing may be cut; what it gives on ``example`` is not
+    compared.
+    """
+    found, analysis = connectivity_of(masked, mask, usual_fixed(masked, example))
+    if analysis is None:
+        return masked, mask, found
+    cut = copy.deepcopy(masked)
+    kept = slice_(cut, analysis)
+    if reason := _doubt(cut, analysis, masked, mask, example):
+        return masked, mask, found.with_reason(reason)
+    return cut, _mask(mask, kept, cut), found
 
 
 def count_live(model: nn.Module, mask: Mapping[str, Tensor]) -> Connectivity:
@@ -183,7 +198,7 @@ def _doubt(
                 return changes
     except UntraceableError as error:
         return str(error)
-    return None if example is None else _difference(cut, masked, example)
+    return None
 
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:

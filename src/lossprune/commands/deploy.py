@@ -28,7 +28,7 @@ from lossprune.text_table import markdown_table, print_lines, print_table
 if TYPE_CHECKING:
     from lossprune.commands.deployable import Deployable
     from lossprune.commands.forms import Form, MadeForms
-    from lossprune.deployment.candidates import Timing
+    from lossprune.deployment.timing import Timing
 
 FORMAT = "lossprune deployment 1"
 _FILES = {
@@ -63,6 +63,9 @@ class DeployConfig:
     batch: str = flag("1,100", "batch", "batch sizes to time, such as 1,100")
     seconds: float = flag(2.0, "seconds", "how long to time at each batch size")
     threads: int | None = flag(None, "threads", "CPU threads; if not given, torch's own choice")
+    remeasure: bool = flag(
+        False, "remeasure", "find anew what is fastest here, though an earlier deploy did"
+    )
     overwrite: bool = flag(False, "overwrite", "replace what an earlier deploy wrote there")
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
@@ -107,7 +110,9 @@ def do(config: DeployConfig, run: str) -> int:
         folder = open_out(config.out)
         for name in (RECORD, ONNX):  # which may not be made this time
             folder.remove(name)
-        made = make_forms(source, folder, config.values, batches, progress)
+        made = make_forms(
+            source, folder, config.values, batches, progress, remeasure=config.remeasure
+        )
         timings = time_forms(made.forms, source, batches, config.seconds, progress)
         folder.save(MASK, source.mask.save)
         tested = source.accuracy is not None

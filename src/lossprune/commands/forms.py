@@ -13,11 +13,11 @@ from lossprune.channels.compaction import compact
 from lossprune.channels.costs import multiply_adds
 from lossprune.commands.deployable import Deployable
 from lossprune.commands.output import NETWORK, ONNX
-from lossprune.deployment.candidates import Timing, interleaved
 from lossprune.deployment.deployed import Deployed
 from lossprune.deployment.fastest import deploy
 from lossprune.deployment.onnx import OnnxNetwork, export_onnx
 from lossprune.deployment.sparse_file import load_sparse, save_sparse
+from lossprune.deployment.timing import Timing, interleaved
 from lossprune.experiment.folder import RunFolder
 from lossprune.progress import Progress
 from lossprune.pruning import PruningError
@@ -66,7 +66,13 @@ class MadeForms:
 
 
 def make_forms(
-    source: Deployable, folder: RunFolder, values: str, batches: Sequence[int], progress: Progress
+    source: Deployable,
+    folder: RunFolder,
+    values: str,
+    batches: Sequence[int],
+    progress: Progress,
+    *,
+    remeasure: bool = False,
 ) -> MadeForms:
     """Make every form that can be made here, and write the files that they are loaded from.
 
@@ -76,6 +82,7 @@ def make_forms(
         values: of kept weights in the file, ``exact`` or ``float16``.
         batches: the batch sizes to deploy for.
         progress: is told of each form.
+        remeasure: whether to find anew what is fastest, though it is known.
     """
     masked, mask = source.masked, source.mask
     rounding = _save_network(source, folder, values)
@@ -89,7 +96,7 @@ def make_forms(
         forms.append(_form(source, name, network, network.parameters(), adds, file))
     for batch in batches:
         progress.note(f"deployed for batches of {batch}")
-        deployed = deploy(masked, mask, source.inputs(batch).example)
+        deployed = deploy(masked, mask, source.inputs(batch).example, remeasure=remeasure)
         tensors = (*deployed.parameters(), *deployed.buffers())
         adds, name = _multiply_adds(deployed, batch), f"deployed for {batch}"
         forms.append(_form(source, name, deployed, tensors, adds, file))

@@ -5,17 +5,17 @@ GPU.
 """
 
 import copy
+import time
+from collections.abc import Collection
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lossprune.channels.costs import Caller, inputs_of, weighted_layers
-from lossprune.deployment.candidates import interleaved
+from lossprune.deployment.race import Budget, race
 from lossprune.deployment.sparse_layers import MakeLayer, semi_structured_layer
-
-_TUNING = 0.1  # seconds at most for one layer
 
 
 class _Replaced:
@@ -54,37 +54,45 @@ def _suits(tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def layer_by_layer(
-    network: nn.Module, call: Caller, seconds: float, make: MakeLayer
-) -> nn.Module | None:
-    """Return a copy of ``network`` with a sparse layer wherever it is faster than torch's.
+    network: nn.Module,
+    call: Caller,
+    budget: Budget,
+    make: MakeLayer,
+    chosen: Collection[str] | None = None,
+) -> tuple[nn.Module, dict[str, float]] | None:
+    """Return a copy with a sparse layer wherever it is faster than torch's, and their seconds.
 
     None where there is no such layer.
 
     Args:
         network: left unchanged.
         call: calls it with what layers are timed on.
-        seconds: how long the comparison of one layer may take.
+        budget: what the comparisons may take.
         make: makes the sparse layers.
+        chosen: the layers to replace, where that is known.
     """
     network = copy.deepcopy(network)
 
     def fitting(
-        name: str, layer: nn.Module, args: tuple[Tensor, ...], seconds: float
+        name: str, layer: nn.Module, args: tuple[Tensor, ...], budget: Budget
     ) -> nn.Module | None:
-        fits = type(layer) in _CLASSES and _suits(args[0])
-        return make(name, layer, args, seconds) if fits else None
+        wanted = chosen is None or name in chosen
+        fits = wanted and type(layer) in _CLASSES and _suits(args[0])
+        return make(name, layer, args, budget) if fits else None
 
-    replaced: dict[nn.Module, nn.Module] = {
-        layer: _CLASSES[type(layer)](layer, sparse, args[0])
-        for layer, (sparse, args) in _faster(network, call, seconds, fitting).items()
-    }
-    if not replaced:
+    found = _faster(network, call, budget, fitting, compared=chosen is None)
+    if not found:
         return None
+    replaced: dict[nn.Module, nn.Module] = {
+        faster.layer: _CLASSES[type(faster.layer)](faster.layer, faster.sparse, faster.args[0])
+        for faster in found.values()
+    }
     for module in list(network.modules()):
         for name, child in list(module._modules.items()):
             if child in replaced:
                 setattr(module, name, replaced[child])
-    return replaced.get(network, network)
+    times = {name: faster.seconds for name, faster in found.items()}
+    return replaced.get(network, network), times
 
 
 def replaced_layers(network: nn.Module) -> set[str]:
@@ -94,33 +102,45 @@ def replaced_layers(network: nn.Module) -> set[str]:
 
 @torch.no_grad()
 def with_semi_structured(
-    masked: nn.Module, call: Caller, seconds: float
+    masked: nn.Module, call: Caller, budget: Budget
 ) -> tuple[nn.Module, set[str]]:
     """Return a copy whose 2:4 linear layers are semi-structured where faster, and their names."""
     network = copy.deepcopy(masked)
-    faster = _faster(network, call, seconds, semi_structured_layer)
-    changed = {name for name, layer in weighted_layers(network).items() if layer in faster}
-    for layer, (sparse, _) in faster.items():
-        layer.weight = sparse.get_parameter("weight")
-    return network, changed
+    found = _faster(network, call, budget, semi_structured_layer, compared=True)
+    for faster in found.values():
+        faster.layer.weight = faster.sparse.get_parameter("weight")
+    return network, set(found)
+
+
+class _Faster(NamedTuple):
+    """A layer, the sparse one that is faster, its seconds, and what they are called with."""
+
+    layer: Any
+    sparse: nn.Module
+    seconds: float
+    args: tuple[Tensor, ...]
 
 
 def _faster(
-    network: nn.Module, call: Caller, seconds: float, make: MakeLayer
-) -> dict[nn.Module, tuple[nn.Module, tuple[Tensor, ...]]]:
-    """Return, for each layer that has a faster sparse one, that one and the layer's inputs."""
+    network: nn.Module, call: Caller, budget: Budget, make: MakeLayer, *, compared: bool
+) -> dict[str, _Faster]:
+    """Return each layer that has a faster sparse one, by its name; any that has one if not so."""
     names: dict[nn.Module, str] = {layer: name for name, layer in weighted_layers(network).items()}
-    faster = {}
-    for layer, seen in inputs_of(network, call, list(names)).items():
-        args = (*seen.inputs, *seen.named.values())
-        sparse = make(names[layer], layer, args, min(seconds, _TUNING))
+    seen = inputs_of(network, call, list(names))
+    found = {}
+    for done, (layer, own) in enumerate(seen.items()):
+        args, share = (*own.inputs, *own.named.values()), budget.part(1 / (len(seen) - done))
+        sparse = make(names[layer], layer, args, share.part(0.5))
         if sparse is None:
             continue
-        calls = [partial(_finish, module, args) for module in (sparse, layer)]
-        fast, slow = interleaved(calls, seconds=seconds)
-        if fast.best < slow.best:
-            faster[layer] = sparse, args
-    return faster
+        times = [0.0, float("inf")]
+        if compared:
+            calls = [partial(_finish, module, args) for module in (sparse, layer)]
+            on_gpu = any(tensor.is_cuda for tensor in args)
+            times = race(calls, share, now=time.perf_counter if on_gpu else None)
+        if times[0] < times[1]:
+            found[names[layer]] = _Faster(layer, sparse, times[0], args)
+    return found
 
 
 def _finish(layer: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from lossprune.deployment.race import Budget
 from lossprune.deployment.sparse.parts import in_parts, sparse_networks
 from lossprune.deployment.sparse.tuning import tune_
 
-# Returns the sparse layer for a layer's name, itself, its inputs and how long it may take to tune
-# it; None where it has none.
-MakeLayer = Callable[[str, nn.Module, tuple[Tensor, ...], float], nn.Module | None]
+# Returns the sparse layer for a layer's name, itself, its inputs and what tuning it may
+# take; None where it has none.
+MakeLayer = Callable[[str, nn.Module, tuple[Tensor, ...], Budget], nn.Module | None]
 
 # What the GPU's sparse units take: two of four neighbours kept, in these types and sizes.
 _TYPES = (torch.float16, torch.bfloat16)
@@ -26,7 +27,7 @@ _MULTIPLE = 64
 
 
 def sparse_layer(
-    name: str, layer: nn.Module, args: tuple[Tensor, ...], seconds: float
+    name: str, layer: nn.Module, args: tuple[Tensor, ...], budget: Budget
 ) -> nn.Module | None:
     """Return a layer as a sparse network of its own, tuned; None where the kernels have none."""
     alone = nn.Sequential(layer).eval()
@@ -37,11 +38,11 @@ def sparse_layer(
         return None
     for part in sparse_networks(sparse):
         part.steps = tuple(replace(step, name=name) for step in part.steps)
-    tune_(sparse, lambda network: network(*args), seconds)
+    tune_(sparse, lambda network: network(*args), budget)
     return sparse
 
 
-def csr_layer(_: str, layer: nn.Module, args: tuple[Tensor, ...], __: float) -> nn.Module | None:
+def csr_layer(_: str, layer: nn.Module, args: tuple[Tensor, ...], __: Budget) -> nn.Module | None:
     """Return a layer in CSR format; None where it has none."""
     if args[0].dtype != torch.float32:
         return None
@@ -55,7 +56,7 @@ def csr_layer(_: str, layer: nn.Module, args: tuple[Tensor, ...], __: float) -> 
 
 @torch.no_grad()
 def semi_structured_layer(
-    _: str, layer: nn.Module, __: tuple[Tensor, ...], ___: float
+    _: str, layer: nn.Module, __: tuple[Tensor, ...], ___: Budget
 ) -> nn.Module | None:
     """Return a linear layer with a 2:4 mask as PyTorch's semi-structured one; else None."""
     from torch.sparse import to_sparse_semi_structured

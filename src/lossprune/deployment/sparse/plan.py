@@ -1,6 +1,7 @@
 """The compiled kernels of ``sparse_network.c``, the structs that they read, and a plan to run."""
 
 import ctypes
+import dataclasses
 import enum
 import functools
 from collections import deque
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lossprune.deployment.sparse.layout import FeatureMap
-from lossprune.deployment.sparse.steps import Shape
+from lossprune.deployment.sparse.steps import Pair, Shape
 from lossprune.kernels import threads
 from lossprune.kernels.compiler import load
 from lossprune.kernels.threads import ThreadsStruct
@@ -138,3 +139,9 @@ class SparsePlan:
             ctypes.addressof(pool) if size > 1 and pool else None,
         )  # fmt: skip
         self.spaces.append(space)
+
+    def with_tile(self, index: int, tile: Pair) -> "SparsePlan":
+        """Return the same with another tile for one operation; the two share memory."""
+        operations = type(self.operations).from_buffer_copy(self.operations)
+        operations[index].tile_y, operations[index].tile_x = tile
+        return dataclasses.replace(self, operations=operations)
