@@ -17,6 +17,7 @@ from lossprune.deployment.candidates import Candidates
 from lossprune.deployment.choices import LayerChoice
 from lossprune.deployment.deployed import Deployed
 from lossprune.deployment.layer_by_layer import with_semi_structured
+from lossprune.deployment.opened import opened
 from lossprune.deployment.plans import DeploymentPlan, keep, plan_key, recalled
 from lossprune.deployment.race import fastest
 from lossprune.deployment.sparse.parts import sparse_networks
@@ -119,7 +120,7 @@ def _deployed(
 ) -> Deployed:
     """Return the network with the account of its plan, which was found just now or ``before``."""
     sparse = dict.fromkeys(plan.sparse_seconds, "sparse")
-    layers = _choices(small, plan.outputs, sparse, plan.sparse_seconds, plan.dense_seconds)
+    layers = _choices(opened(small), plan.outputs, sparse, plan.sparse_seconds, plan.dense_seconds)
     where = f"fastest here before ({plan.chosen})" if before else f"fastest here ({plan.chosen})"
     note = f"torch's dense layers, all through, {'were' if before else 'are'} {where}"
     if sparse:

@@ -12,6 +12,7 @@ from lossprune.channels.tracing import UntraceableError
 from lossprune.deployment.candidates import Candidates
 from lossprune.deployment.layer_by_layer import layer_by_layer
 from lossprune.deployment.layer_watch import LayerWatch
+from lossprune.deployment.opened import opened
 from lossprune.deployment.original import Original
 from lossprune.deployment.plans import DeploymentPlan
 from lossprune.deployment.race import LONG, Budget
@@ -71,6 +72,7 @@ def add_sparse_ways(candidates: Candidates, small: nn.Module) -> tuple[dict[str,
     Return the ways by name, and what torch's layers take.
     """
     ways: dict[str, Way] = {}
+    small = opened(small)
     watch = LayerWatch(small)
     if compiler_available():
         graph = _graph(candidates, small)
@@ -149,11 +151,12 @@ def remade(candidates: Candidates, small: nn.Module, plan: DeploymentPlan) -> nn
     name, call = plan.chosen, candidates.call
 
     def make() -> nn.Module | None:
+        written = opened(small)
         if name in _REPLACED:
             chosen, make_layer = plan.sparse_seconds.keys(), _REPLACED[name]
-            found = layer_by_layer(small, call, Budget(0.0), make_layer, chosen)
+            found = layer_by_layer(written, call, Budget(0.0), make_layer, chosen)
             return found and _tuned_(found[0], plan.tunings)
-        graph = _graph(candidates, small)
+        graph = _graph(candidates, written)
         if graph is None:
             return None
         ShapeProp(graph.module).propagate(*graph.call.copied().inputs)
