@@ -15,6 +15,7 @@ class LayerChoice:
         multiply_adds: of its kept weights, for the example's whole batch.
         sparse_seconds: of the sparse kernel alone, on the example; None: it has none.
         dense_seconds: of torch's layer alone.
+        reason: why it is dense; nothing where it is not.
     """
 
     name: str
@@ -24,3 +25,4 @@ class LayerChoice:
     multiply_adds: int
     sparse_seconds: float | None
     dense_seconds: float
+    reason: str = ""

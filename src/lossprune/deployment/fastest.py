@@ -20,8 +20,16 @@ from lossprune.deployment.layer_by_layer import with_semi_structured
 from lossprune.deployment.opened import opened
 from lossprune.deployment.plans import DeploymentPlan, keep, plan_key, recalled
 from lossprune.deployment.race import fastest
+from lossprune.deployment.reasons import (
+    ALTOGETHER,
+    FASTER,
+    NOT_SEMI_STRUCTURED,
+    NOT_TAKEN,
+    reasons,
+    told,
+)
 from lossprune.deployment.sparse.parts import sparse_networks
-from lossprune.deployment.ways import Way, add_sparse_ways, remade
+from lossprune.deployment.ways import REPLACED, Way, add_sparse_ways, remade
 from lossprune.pruning.mask import Mask
 
 _LAST = ("compacted", "masked")  # of ways that are alike
@@ -90,7 +98,8 @@ def _on_gpu(candidates: Candidates, masked: nn.Module) -> Deployed:
     if "semi-structured" not in candidates.networks:
         network, changed = masked, set()
     outputs = count_outputs(masked, weighted_layers(masked), candidates.call)
-    layers = _choices(masked, outputs, dict.fromkeys(changed, "2:4"), {}, {})
+    why = dict.fromkeys(weighted_layers(masked).keys() - changed, NOT_SEMI_STRUCTURED)
+    layers = _choices(masked, outputs, dict.fromkeys(changed, "2:4"), {}, {}, why)
     note = f"{len(changed)} of {len(layers)} layers run as PyTorch's semi-structured products"
     return Deployed(network, layers, {}, [note, *candidates.notes])
 
@@ -120,13 +129,22 @@ def _deployed(
 ) -> Deployed:
     """Return the network with the account of its plan, which was found just now or ``before``."""
     sparse = dict.fromkeys(plan.sparse_seconds, "sparse")
-    layers = _choices(opened(small), plan.outputs, sparse, plan.sparse_seconds, plan.dense_seconds)
+    written = opened(small)
+    why = reasons(written, plan.outputs, sparse, plan.dense, _otherwise(plan))
+    layers = _choices(written, plan.outputs, sparse, plan.sparse_seconds, plan.dense_seconds, why)
     where = f"fastest here before ({plan.chosen})" if before else f"fastest here ({plan.chosen})"
     note = f"torch's dense layers, all through, {'were' if before else 'are'} {where}"
     if sparse:
         note = f"{len(sparse)} of {len(layers)} layers are sparse, which "
         note += f"{'was' if before else 'is'} {where}"
-    return Deployed(network, layers, dict(plan.seconds), [*plan.notes, note])
+    return Deployed(network, layers, dict(plan.seconds), [*plan.notes, *told(why), note])
+
+
+def _otherwise(plan: DeploymentPlan) -> str:
+    """Return why layers stay dense of which no more is known."""
+    if plan.chosen in _LAST:
+        return ALTOGETHER if plan.seconds.keys() - set(_LAST) else FASTER
+    return FASTER if plan.chosen in REPLACED else NOT_TAKEN
 
 
 def _choices(
@@ -135,6 +153,7 @@ def _choices(
     kinds: Mapping[str, str],
     sparse: Mapping[str, float],
     dense: Mapping[str, float],
+    why: Mapping[str, str],
 ) -> list[LayerChoice]:
     """Return how each layer is computed, dense where not in ``kinds``, and its seconds."""
     choices = []
@@ -144,7 +163,7 @@ def _choices(
         choices.append(
             LayerChoice(
                 name, kinds.get(name, "dense"), kept, weight.numel(), kept * positions,
-                sparse.get(name), dense.get(name, 0.0),
+                sparse.get(name), dense.get(name, 0.0), why.get(name, ""),
             )
         )  # fmt: skip
     return choices

@@ -28,7 +28,7 @@ _WORTH = 1.1  # times torch's: a layer loses
 _GAIN = 0.03  # of all sparse layers' seconds: what the losing ones must save
 # Names of ways, and the times of torch's layer from which on a layer is left to it.
 _MIXED = {"mixed": 1.0, "mostly sparse": 2.0}
-_REPLACED: Mapping[str, MakeLayer] = {"layer by layer": sparse_layer, "CSR": csr_layer}
+REPLACED: Mapping[str, MakeLayer] = {"layer by layer": sparse_layer, "CSR": csr_layer}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def add_sparse_ways(candidates: Candidates, small: nn.Module) -> tuple[dict[str,
     watch.run(candidates.call, candidates.budget)
     budget = candidates.budget.part(_TUNING)
     found = candidates.attempt(
-        name, lambda: layer_by_layer(small, candidates.call, budget, _REPLACED[name])
+        name, lambda: layer_by_layer(small, candidates.call, budget, REPLACED[name])
     )
     if found is not None and candidates.add(name, found[0]):
         ways[name] = Way(*found)
@@ -152,8 +152,8 @@ def remade(candidates: Candidates, small: nn.Module, plan: DeploymentPlan) -> nn
 
     def make() -> nn.Module | None:
         written = opened(small)
-        if name in _REPLACED:
-            chosen, make_layer = plan.sparse_seconds.keys(), _REPLACED[name]
+        if name in REPLACED:
+            chosen, make_layer = plan.sparse_seconds.keys(), REPLACED[name]
             found = layer_by_layer(written, call, Budget(0.0), make_layer, chosen)
             return found and _tuned_(found[0], plan.tunings)
         graph = _graph(candidates, written)
