@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lossprune.deployment.sparse.layout import SparseLayout, laid_out, whole_lines
+from lossprune.deployment.sparse.layout import SparseLayout, Taps, laid_out, whole_lines
 from lossprune.deployment.sparse.plan import (
     MapStruct,
     OperationKind,
@@ -28,7 +28,10 @@ from lossprune.deployment.sparse.steps import (
     Weights,
     tiles,
 )
+from lossprune.deployment.sparse.visits import chunks_of, visits
 from lossprune.pruning.errors import PruningError
+
+FLOAT = 4  # bytes
 
 
 def planned(
@@ -59,13 +62,20 @@ def planned(
     layout = laid_out(
         steps, own, inputs, outputs, blocked=vectors > 0, lanes=unit if vectors else lanes()
     )
-    pointed = {
-        step.target: {
-            field: _in_memory(tensor) for field, tensor in _pointed(step, own, layout, unit).items()
-        }
+    tile_of = {
+        step.target: _tile(step.operation, layout.shapes[step.source], chosen.get(step.target))
         for step in layout.steps
+        if isinstance(step.operation, SparseConvolution)
     }
-    made = [_operation(step, layout, chosen, pointed[step.target]) for step in layout.steps]
+    pointed = {}
+    for step in layout.steps:
+        tile = tile_of.get(step.target) if vectors == 1 else None
+        found = _pointed(step, own, layout, unit, tile)
+        pointed[step.target] = {field: _in_memory(tensor) for field, tensor in found.items()}
+    made = [
+        _operation(step, layout, tile_of.get(step.target), pointed[step.target])
+        for step in layout.steps
+    ]
     tensors = enumerate(outputs, start=len(inputs))
     reads = [_between(OperationKind.READ, layout, name, k) for k, name in enumerate(inputs)]
     writes = [_between(OperationKind.WRITE, layout, name, k) for k, name in tensors]
@@ -75,7 +85,10 @@ def planned(
         for step, operation in zip(layout.steps, made, strict=True)
         if isinstance(step.operation, SparseConvolution)
     ]
-    lines = [(one.height - 1) * one.source.row + one.width + 32 * lanes() for one, _ in sums]
+    if vectors == 1:
+        lines = [one.target.channels * one.tile_y * one.tile_x * lanes() for one, _ in sums]
+    else:
+        lines = [(one.height - 1) * one.source.row + one.width + 32 * lanes() for one, _ in sums]
     return SparsePlan(
         operations=(OperationStruct * len(operations))(*operations),
         outputs=tuple(layout.shapes[name] for name in outputs),
@@ -94,19 +107,49 @@ def _between(kind: OperationKind, layout: SparseLayout, name: str, tensor: int) 
     return OperationStruct(kind=kind, source=place, target=place, tensor=tensor)
 
 
+def _tile(convolution: SparseConvolution, source: Shape, chosen: Pair | None) -> Pair:
+    """Return the tile that was chosen, where it fits, else the best guess."""
+    fitting = tiles(convolution, source)
+    return chosen if chosen in fitting else fitting[0]
+
+
+def _chunks(taps: Taps, tile: Pair, channels: int) -> int:
+    """Return how many chunks of input channels a tile of a block of images is summed over."""
+    rows, columns = (
+        (extent - 1) * stride + 1 + (int(shift.max() - shift.min()) if len(shift) else 0)
+        for extent, stride, shift in zip(tile, taps.stride, (taps.dy, taps.dx), strict=True)
+    )
+    return chunks_of(channels, rows * columns * lanes() * FLOAT)
+
+
 def _pointed(
-    step: SparseStep, weights: Mapping[str, Weights], layout: SparseLayout, unit: int
+    step: SparseStep,
+    weights: Mapping[str, Weights],
+    layout: SparseLayout,
+    unit: int,
+    tile: Pair | None,
 ) -> dict[str, Tensor]:
-    """Return the tensors that a step's operation points to, by field."""
+    """Return the tensors that a step's operation points to, by field.
+
+    A convolution over a block of images has a tile, and may go chunk by chunk.
+    """
     match step.operation:
         case SparseConvolution():
             own = weights[step.target]
             taps = layout.taps[step.target]
             source = layout.maps[taps.value]
             offset = (taps.channel * source.plane + taps.dy * source.row + taps.dx) * unit
-            counts = torch.bincount(taps.output, minlength=step.operation.weight_shape[0])
-            begin = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-            return {"begin": begin, "offset": offset, "value": own.values, "shift": own.shift}
+            chunks = _chunks(taps, tile, source.channels) if tile else 1
+            outputs = step.operation.weight_shape[0]
+            order = visits(taps.output, taps.channel, outputs, source.channels, chunks)
+            return {
+                "total": order.total,
+                "visit": order.visit,
+                "begin": order.begin,
+                "offset": offset[order.order],
+                "value": own.values[order.order],
+                "shift": own.shift,
+            }
         case ChannelScales():
             return {"scale": weights[step.target].scale, "shift": weights[step.target].shift}
     return {}
@@ -122,7 +165,7 @@ def _in_memory(tensor: Tensor) -> Tensor:
 def _operation(
     step: SparseStep,
     layout: SparseLayout,
-    chosen: Mapping[str, Pair],
+    tile: Pair | None,
     pointed: Mapping[str, Tensor],
 ) -> OperationStruct:
     maps = layout.maps
@@ -144,9 +187,9 @@ def _operation(
             # Rows and columns that no window of the maximum takes in are not computed.
             _, *extents = convolution.convolved(source)
             made.height, made.width = (n // made.pool * made.pool for n in extents)
-            fitting = tiles(convolution, source)
-            tile = chosen.get(step.target)
-            made.tile_y, made.tile_x = tile if tile in fitting else fitting[0]
+            assert tile is not None
+            made.tile_y, made.tile_x = tile
+            made.chunks = len(pointed["visit"])
         case ChannelScales(activation=activation):
             made.kind, made.activation = OperationKind.AFFINE, activation
         case MapSum(activation=activation):

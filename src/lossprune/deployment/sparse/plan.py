@@ -53,8 +53,8 @@ class OperationStruct(ctypes.Structure):
         *((name, _I) for name in ("kind", "activation", "pool")),
         *((name, MapStruct) for name in ("source", "target", "other")),
         *((name, _I) for name in ("height", "width", "stride_y", "stride_x", "size_y", "size_x")),
-        *((name, _I) for name in ("tile_y", "tile_x")),
-        *((name, _P) for name in ("begin", "offset", "value", "scale", "shift")),
+        *((name, _I) for name in ("tile_y", "tile_x", "chunks")),
+        *((name, _P) for name in ("total", "visit", "begin", "offset", "value", "scale", "shift")),
         ("tensor", _I),
     ]
 

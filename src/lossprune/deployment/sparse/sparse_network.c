@@ -58,8 +58,10 @@ typedef struct {
     Map source, target, other;      /* other: the map that is added; its plane is 0 without one */
     int64_t height, width;          /* of a convolution's output, before the maximum */
     int64_t stride_y, stride_x, size_y, size_x; /* of a convolution or maximum; factors of a split */
-    int64_t tile_y, tile_x;
-    const int32_t *begin;  /* (channels + 1): where a channel's kept weights begin */
+    int64_t tile_y, tile_x, chunks; /* chunks: of the input channels */
+    const int32_t *total;  /* (channels + 1): kept weights of the channels before */
+    const int32_t *visit;  /* (chunks x channels): the channels of a chunk, the fullest first */
+    const int32_t *begin;  /* (chunks x channels + 1): where the kept weights of a visit begin */
     const int32_t *offset; /* (kept): where in the source a weight's input lies, in numbers */
     const float *value;    /* (kept) */
     const float *scale, *shift; /* (channels); the shift is a convolution's bias */
@@ -145,29 +147,31 @@ INLINE vec activate(vec v, int64_t kind) {
     return v;
 }
 
-/* out[y][x] = sum over kept weights k of value[k] * in[offset[k] + y * row + x * SX * LANES].
+/* out[y][x] = sum over kept weights k of value[k] * in[offset[k] + y * row + x * SX * LANES], and
+   with MORE what was there before.
    CHAINS: sums kept apart, so that a small tile need not wait for each addition. */
 INLINE void tile(int TY, int TX, int SX, int CHAINS, const float *in, const int32_t *offset,
-                 const float *value, int64_t n, int64_t row, float *out) {
+                 const float *value, int64_t n, int64_t row, int64_t more, float *out) {
     vec sum[MOST];
     UNROLL for (int t = 0; t < CHAINS * TY * TX; t++) sum[t] = (vec){0};
+    if (more) UNROLL for (int t = 0; t < TY * TX; t++) sum[t] = load(out + t * LANES);
     int64_t k = 0;
     for (; k + CHAINS <= n; k += CHAINS) {
         UNROLL for (int c = 0; c < CHAINS; c++) {
             const float *at = in + offset[k + c];
             vec w = broadcast(value[k + c]);
-            UNROLL for (int y = 0; y < TY; y++)
+            UNROLL for (int y = 0; y < TY; y++, at += row)
                 UNROLL for (int x = 0; x < TX; x++)
-                    sum[(c * TY + y) * TX + x] += w * load(at + y * row + x * SX * LANES);
+                    sum[(c * TY + y) * TX + x] += w * load(at + x * SX * LANES);
         }
     }
     if (CHAINS > 1) {
         for (; k < n; k++) {
             const float *at = in + offset[k];
             vec w = broadcast(value[k]);
-            UNROLL for (int y = 0; y < TY; y++)
+            UNROLL for (int y = 0; y < TY; y++, at += row)
                 UNROLL for (int x = 0; x < TX; x++)
-                    sum[y * TX + x] += w * load(at + y * row + x * SX * LANES);
+                    sum[y * TX + x] += w * load(at + x * SX * LANES);
         }
         UNROLL for (int c = 1; c < CHAINS; c++)
             UNROLL for (int t = 0; t < TY * TX; t++) sum[t] += sum[c * TY * TX + t];
@@ -175,13 +179,14 @@ INLINE void tile(int TY, int TX, int SX, int CHAINS, const float *in, const int3
     UNROLL for (int t = 0; t < TY * TX; t++) store(out + t * LANES, sum[t]);
 }
 
-typedef void Tile(const float *, const int32_t *, const float *, int64_t, int64_t, float *);
+typedef void Tile(const float *, const int32_t *, const float *, int64_t, int64_t, int64_t,
+                  float *);
 
 #define TILE(TY, TX, SX, CHAINS)                                                             \
     static void tile_##TY##_##TX##_##SX(const float *in, const int32_t *offset,              \
                                         const float *value, int64_t n, int64_t row,          \
-                                        float *out) {                                        \
-        tile(TY, TX, SX, CHAINS, in, offset, value, n, row, out);                            \
+                                        int64_t more, float *out) {                          \
+        tile(TY, TX, SX, CHAINS, in, offset, value, n, row, more, out);                      \
     }
 #define TILES(DO)                                                                            \
     DO(1, 1, 1, 4) DO(1, 2, 1, 4) DO(1, 3, 1, 2) DO(1, 4, 1, 2) DO(1, 5, 1, 2) DO(1, 6, 1, 1) \
@@ -204,11 +209,11 @@ static Tile *find_tile(int64_t ty, int64_t tx, int64_t sx) {
 static int64_t first_channel(const Operation *o, int64_t channels, int64_t rank, int64_t size) {
     if (rank <= 0) return 0;
     if (rank >= size) return channels;
-    if (!o->begin) return channels * rank / size;
-    int64_t own = 4, total = o->begin[channels] + own * channels, low = 0, high = channels;
+    if (!o->total) return channels * rank / size;
+    int64_t own = 4, total = o->total[channels] + own * channels, low = 0, high = channels;
     while (low < high) { /* a channel costs something even without a weight */
         int64_t middle = (low + high) / 2;
-        if ((o->begin[middle] + own * middle) * size < total * rank) low = middle + 1;
+        if ((o->total[middle] + own * middle) * size < total * rank) low = middle + 1;
         else high = middle;
     }
     return low;
@@ -247,14 +252,18 @@ static void finish_tile(const Operation *o, const float *tile, float *target, co
         }
 }
 
-static void convolve_block(const Operation *o, float *space, Team team) {
+/* Sums of a tile are gathered chunk by chunk of the input channels, whose part of the map then
+   stays in a near cache while the output channels go by.  Those with as many kept weights follow
+   one another, so that the processor foresees where the loop over these ends. */
+static void convolve_block(const Operation *o, float *space, float *sums, Team team) {
     Tile *compute = find_tile(o->tile_y, o->tile_x, o->stride_x);
     int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
     int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
     const float *source = space + (o->source.offset + o->source.origin) * LANES;
     float *target = space + (o->target.offset + o->target.origin) * LANES;
     const float *other = space + (o->other.offset + o->other.origin) * LANES;
-    float tile[MOST * LANES] __attribute__((aligned(64)));
+    int64_t size = o->tile_y * o->tile_x * LANES;
+    int64_t chunks = o->chunks, channels = o->target.channels;
     /* The last tile of a row or column is moved back to end with the map. */
     for (int64_t y0 = 0; y0 < o->height; y0 += o->tile_y) {
         int64_t y = y0 + o->tile_y > o->height ? o->height - o->tile_y : y0;
@@ -262,14 +271,20 @@ static void convolve_block(const Operation *o, float *space, Team team) {
             int64_t x = x0 + o->tile_x > o->width ? o->width - o->tile_x : x0;
             const float *in =
                 source + (y * o->stride_y * o->source.row + x * o->stride_x) * LANES;
-            for (int64_t c = first; c < last; c++) {
-                int64_t k = o->begin[c], n = o->begin[c + 1] - k;
-                compute(in, o->offset + k, o->value + k, n,
-                        o->stride_y * o->source.row * LANES, tile);
-                finish_tile(o, tile, target + c * o->target.plane * LANES,
-                            o->other.plane ? other + c * o->other.plane * LANES : NULL,
-                            o->shift[c], y, x);
-            }
+            for (int64_t q = 0; q < chunks; q++)
+                for (int64_t v = q * channels; v < (q + 1) * channels; v++) {
+                    int64_t c = o->visit[v], k = o->begin[v], n = o->begin[v + 1] - k;
+                    if (c < first || c >= last) continue;
+                    if (!n && q && q < chunks - 1) break; /* so have all that follow */
+                    float *tile = sums + c * size;
+                    if (n || !q)
+                        compute(in, o->offset + k, o->value + k, n,
+                                o->stride_y * o->source.row * LANES, q, tile);
+                    if (q == chunks - 1)
+                        finish_tile(o, tile, target + c * o->target.plane * LANES,
+                                    o->other.plane ? other + c * o->other.plane * LANES : NULL,
+                                    o->shift[c], y, x);
+                }
         }
     }
     for (int64_t c = first; c < last; c++)
@@ -348,7 +363,7 @@ static void convolve_positions(const Operation *o, float *space, float *line, Te
     for (int64_t c = first; c < last; c++) {
         int64_t k = o->begin[c], n = o->begin[c + 1] - k;
         for (int64_t p = 0; p < length; p += step * LANES)
-            compute(source + p, o->offset + k, o->value + k, n, 0, line + p);
+            compute(source + p, o->offset + k, o->value + k, n, 0, 0, line + p);
         float *to = target + c * o->target.plane;
         if (o->pool == 2) {
             pool_line(o, line, to, o->shift[c]);
@@ -613,7 +628,7 @@ static void run_block(const Job *job, int64_t block, float *space, float *scratc
         switch (o->kind) {
         case CONVOLUTION:
             if (job->vectors > 1) multiply_rows(o, space, images, team);
-            else if (job->vectors) convolve_block(o, space, team);
+            else if (job->vectors) convolve_block(o, space, scratch, team);
             else convolve_positions(o, space, scratch, team);
             break;
         case AFFINE:

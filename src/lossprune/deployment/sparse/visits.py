@@ -1,0 +1,63 @@
+"""The order in which the kept weights of a convolution are gone through.
+
+A tile of positions reads a small part of every input channel, and reads it once for every output
+channel.  Where these parts are more than a near cache holds, the input channels are taken in
+chunks, and all output channels go by one chunk before the next: a visit is the kept weights of one
+output channel in one chunk.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NEAR = 40_000  # bytes of a map that stay near: docs/deployment.md has the measurements
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Attributes, all int64.
+
+    total: (outputs + 1), kept weights of the output channels before.
+    visit: (chunks, outputs), the output channels of a chunk, those with most kept weights first.
+    begin: (chunks · outputs + 1), where a visit's kept weights begin in ``order``.
+    order: (kept), the kept weights as they are gone through.
+    """
+
+    total: Tensor
+    visit: Tensor
+    begin: Tensor
+    order: Tensor
+
+
+def chunks_of(channels: int, size: int) -> int:
+    """Return how many chunks of input channels there are, a tile reading ``size`` bytes of each.
+
+    >>> chunks_of(256, size=2304)
+    16
+    """
+    return -(-channels // max(1, NEAR // size))
+
+
+def visits(output: Tensor, channel: Tensor, outputs: int, channels: int, chunks: int) -> Visits:
+    """Return the visits of kept weights, of these output and input channels each.
+
+    With one chunk the output channels are visited as they are numbered.
+
+    >>> found = visits(torch.tensor([0, 1, 1]), torch.tensor([3, 0, 2]), 2, 4, chunks=2)
+    >>> found.visit.tolist(), found.begin.tolist(), found.order.tolist()
+    ([[1, 0], [0, 1]], [0, 1, 1, 2, 3], [1, 0, 2])
+    """
+    chunk = channel // -(-channels // chunks)
+    counts = torch.bincount(chunk * outputs + output, minlength=chunks * outputs)
+    counts = counts.view(chunks, outputs)
+    # Visits of equal length follow one another, so that a processor foresees where each ends.
+    visit = (-counts).argsort(dim=1, stable=True) if chunks > 1 else torch.arange(outputs)[None]
+    rank = visit.argsort(dim=1)
+    zero = counts.new_zeros(1)
+    return Visits(
+        total=torch.cat([zero, counts.sum(0).cumsum(0)]),
+        visit=visit,
+        begin=torch.cat([zero, counts.gather(1, visit).flatten().cumsum(0)]),
+        order=(chunk * outputs + rank[chunk, output]).argsort(stable=True),
+    )
