@@ -51,7 +51,7 @@ def assert_equal_to_rounding(outputs, model, inputs):
 
 @settings(max_examples=120, deadline=None)
 @given(
-    channels=st.sampled_from([1, 2, 3, 6]),
+    channels=st.sampled_from([1, 2, 3, 6, 72]),  # of so many, chunks are summed one by one
     outputs=st.sampled_from([1, 2, 6, 9]),
     groups=st.sampled_from([1, 1, 2, 3]),
     height=st.integers(1, 19),
@@ -97,6 +97,19 @@ def test_a_convolution_of_any_shape(
     assert_equal_to_rounding(deployed(inputs), model, inputs)
     others = torch.randn(2, channels, height + larger[0], width + larger[1])
     assert_equal_to_rounding(deployed(others), model, others)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_many_channels_are_summed_chunk_by_chunk(stride):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(100, 9, 3, stride, padding=1), nn.ReLU())
+    mask = random_mask(model, 0.1)
+    mask["0.weight"][3] = False
+    mask["0.weight"][:, 40:80] = False
+    mask.apply_(model)
+    inputs = torch.randn(17, 100, 9, 11)
+    deployed = sparse(model.eval(), inputs).retune_(Tuning(few=0))
+    assert_equal_to_rounding(deployed(inputs), model, inputs)
 
 
 @settings(max_examples=30, deadline=None)

@@ -113,13 +113,14 @@ def _tile(convolution: SparseConvolution, source: Shape, chosen: Pair | None) ->
     return chosen if chosen in fitting else fitting[0]
 
 
-def _chunks(taps: Taps, tile: Pair, channels: int) -> int:
+def _chunks(taps: Taps, tile: Pair, channels: int, outputs: int) -> int:
     """Return how many chunks of input channels a tile of a block of images is summed over."""
     rows, columns = (
         (extent - 1) * stride + 1 + (int(shift.max() - shift.min()) if len(shift) else 0)
         for extent, stride, shift in zip(tile, taps.stride, (taps.dy, taps.dx), strict=True)
     )
-    return chunks_of(channels, rows * columns * lanes() * FLOAT)
+    size = rows * columns * lanes() * FLOAT
+    return chunks_of(channels, size, len(taps.output) / outputs)
 
 
 def _pointed(
@@ -139,8 +140,8 @@ def _pointed(
             taps = layout.taps[step.target]
             source = layout.maps[taps.value]
             offset = (taps.channel * source.plane + taps.dy * source.row + taps.dx) * unit
-            chunks = _chunks(taps, tile, source.channels) if tile else 1
             outputs = step.operation.weight_shape[0]
+            chunks = _chunks(taps, tile, source.channels, outputs) if tile else 1
             order = visits(taps.output, taps.channel, outputs, source.channels, chunks)
             return {
                 "total": order.total,

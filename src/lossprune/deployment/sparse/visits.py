@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NEAR = 40_000  # bytes of a map that stay near: docs/deployment.md has the measurements
+NEAR = 40_000  # bytes of a map that stay in a near cache
+WORTH = 8  # kept weights of a visit, for which its sums are fetched and put back
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,18 @@ class Visits:
     order: Tensor
 
 
-def chunks_of(channels: int, size: int) -> int:
-    """Return how many chunks of input channels there are, a tile reading ``size`` bytes of each.
+def chunks_of(channels: int, size: int, kept: float) -> int:
+    """Return how many chunks the input channels are in.
 
-    >>> chunks_of(256, size=2304)
-    16
+    Args:
+        channels: how many they are.
+        size: bytes of each that a tile reads.
+        kept: weights of an output channel, on average.
+
+    >>> chunks_of(256, size=2304, kept=240.0), chunks_of(256, size=2304, kept=40.0)
+    (16, 5)
     """
-    return -(-channels // max(1, NEAR // size))
+    return max(1, min(-(-channels // max(1, NEAR // size)), int(kept / WORTH)))
 
 
 def visits(output: Tensor, channel: Tensor, outputs: int, channels: int, chunks: int) -> Visits:
