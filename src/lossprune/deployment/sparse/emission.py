@@ -15,6 +15,7 @@ from lossprune.deployment.sparse.plan import (
     lanes,
 )
 from lossprune.deployment.sparse.steps import (
+    LARGEST,
     ChannelScales,
     MapActivation,
     MapMaximum,
@@ -86,7 +87,8 @@ def planned(
         if isinstance(step.operation, SparseConvolution)
     ]
     if vectors == 1:
-        lines = [one.target.channels * one.tile_y * one.tile_x * lanes() for one, _ in sums]
+        # Room for the largest tile of each output channel: ``with_tile`` tries others.
+        lines = [one.target.channels * LARGEST * lanes() for one, _ in sums]
     else:
         lines = [(one.height - 1) * one.source.row + one.width + 32 * lanes() for one, _ in sums]
     return SparsePlan(

@@ -17,6 +17,7 @@ from lossprune.pruning.errors import PruningError
 
 Shape = tuple[int, int, int]
 Pair = tuple[int, int]  # vertical, horizontal
+LARGEST = 16  # positions of a tile, each a vector of sums in a register
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def _check_kernel(name: str, convolution: SparseConvolution, source: Shape) -> N
         raise PruningError(f"{name}: its kernel is larger than its input {source}")
 
 
-def tiles(convolution: SparseConvolution, source: Shape, most: int = 16) -> list[Pair]:
+def tiles(convolution: SparseConvolution, source: Shape) -> list[Pair]:
     """Return the tiles (rows, columns) that fit a convolution's output, the best guess first.
 
     A tile is the positions that a kernel computes together over a block of images.  The best guess
@@ -232,7 +233,7 @@ def tiles(convolution: SparseConvolution, source: Shape, most: int = 16) -> list
         (rows, columns)
         for rows in (1, 2, 4)
         for columns in wide
-        if rows * columns <= most and rows <= height and columns <= width
+        if rows * columns <= LARGEST and rows <= height and columns <= width
         and rows % pool == 0 and columns % pool == 0 and (rows, columns) != (4, 8)
     ]  # fmt: skip
 
