@@ -43,7 +43,7 @@ def table(
 ) -> tuple[lossprune.Deployed, dict[str, Any]]:
     masked = mask.apply_(copy.deepcopy(model)).eval()
     compacted = lossprune.compact(model, mask).model.eval()
-    deployed = lossprune.deploy(model, mask, example)
+    deployed = lossprune.deploy(model, mask, example, remeasure=True)
     forms = {"dense": model, "masked": masked, "compacted": compacted, "deployed": deployed}
     with torch.inference_mode():
         calls = [(lambda network=network: network(example)) for network in forms.values()]

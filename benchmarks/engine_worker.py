@@ -120,7 +120,7 @@ def lossprune(folder: Path, threads: int) -> Callable[[], Run]:
     network, mask, inputs = problem(folder, threads)
 
     def prepare() -> Run:
-        deployed = lossprune.deploy(network, mask, inputs)
+        deployed = lossprune.deploy(network, mask, inputs, remeasure=True)
         print(*deployed.notes, sep="\n")
         return lambda: deployed(inputs).numpy()
 

@@ -108,7 +108,7 @@ def _compared(
     candidates: Candidates, small: nn.Module, seconds: float, *, compacted: bool
 ) -> tuple[DeploymentPlan, nn.Module]:
     """Return the way that is fastest on the whole network, and the network."""
-    if compacted and not candidates.add("compacted", small):
+    if compacted and not candidates.add("compacted", small, ready=True):
         small = candidates.networks["masked"]
     ways, watch = add_sparse_ways(candidates, small)
     taken = candidates.seconds()

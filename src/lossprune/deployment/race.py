@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from lossprune.deployment.timing import clock
 
 LONG = 0.02  # seconds: what lay in the caches before tells nothing of a call that takes longer
+TELLING = 0.1  # seconds: a first call that takes longer does so for the computing
 _FEW, _MANY = 3, 10  # rounds
 _LEAST, _ENOUGH = 2e-3, 0.5  # seconds of short calls that ten rounds fill, of long ones three
 _SLOWER, _SLOWER_AFTER_FEW = 1.5, 1.1  # times the best so far: out
-_ALIKE = 1.03  # times the best: what two races of the same calls may differ by
+_TOLD = 3e-3  # seconds: one call tells where it takes longer
+_ALIKE = 1.05  # times the best: what two races of the same calls may differ by
 
 
 class Budget:
@@ -60,37 +62,45 @@ def race(
             repeated where others are much faster.
         now: the clock; where None is given, the one that choices are made by.
     """
-    best = [taken if taken > LONG else float("inf") for taken in known]
-    best = best or [float("inf")] * len(calls)
+    unknown = float("inf")
+    best = [taken if taken > TELLING else unknown for taken in known] or [unknown] * len(calls)
     # What is unknown first: it is short, and may show that the long need not be called again.
-    running = sorted(range(len(calls)), key=lambda k: best[k] if best[k] < float("inf") else 0.0)
-    now = now or clock()
-    spent, rounds = 0.0, 0
+    running = sorted(range(len(calls)), key=lambda k: best[k] if best[k] < unknown else 0.0)
+    spent, rounds, now = [0.0] * len(calls), 0, now or clock()
     while running:
-        limit = _SLOWER if rounds < _FEW else _SLOWER_AFTER_FEW
         for k in list(running):
-            if float("inf") > best[k] > limit * min(best):
+            if _slower(best[k], min(best), rounds, spent[k]):
                 running.remove(k)
                 continue
             if rounds and budget.left <= 0:
                 return best
             begin = now()
-            if not LONG < best[k] < float("inf"):
+            if not LONG < best[k] < unknown:
                 calls[k]()
             start = now()
             calls[k]()
             end = now()
             best[k] = min(best[k], end - start)
-            spent += end - begin
+            spent[k] += end - begin
             budget.spend(end - begin)
         rounds += 1
-        if _enough(rounds, spent / max(len(running), 1), alone=len(running) == 1):
+        if _enough(rounds, max(spent), alone=len(running) == 1):
             break
     return best
 
 
+def _slower(seconds: float, best: float, rounds: int, spent: float) -> bool:
+    """Whether a call, of which ``spent`` seconds were seen in so many rounds, is out.
+
+    A short one is not by a call or two: what interrupts it costs it more than its own time.
+    """
+    if rounds < _FEW or spent < _TOLD:
+        return float("inf") > seconds > max(_SLOWER * best, _TOLD)
+    return seconds > _SLOWER_AFTER_FEW * best
+
+
 def _enough(rounds: int, spent: float, *, alone: bool) -> bool:
-    """Whether so many rounds, in which each call spent so many seconds, tell enough."""
+    """Whether so many rounds, in which a call spent at most so many seconds, tell enough."""
     if spent >= _ENOUGH or rounds < _FEW:
         return spent >= _ENOUGH and (alone or rounds >= _FEW)
     return alone or (rounds >= _MANY and spent >= _LEAST)

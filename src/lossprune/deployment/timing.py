@@ -49,7 +49,11 @@ class Timing:
 
 
 def interleaved(
-    calls: Sequence[Callable[[], object]], *, seconds: float = 0.3, least: int = 10
+    calls: Sequence[Callable[[], object]],
+    *,
+    seconds: float = 0.3,
+    least: int = 10,
+    now: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """Time ``calls`` in turn, round after round, so that a busy machine slows all alike.
 
@@ -60,13 +64,14 @@ def interleaved(
         calls: what is timed.
         seconds: how long all of it may take, ...
         least: but at least so many rounds.
+        now: the clock.
     """
     taken: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while len(taken[0]) < least or (time.perf_counter() < end and len(taken[0]) < 10_000):
         for call, times in zip(calls, taken, strict=True):
             call()
-            start = time.perf_counter()
+            start = now()
             call()
-            times.append(time.perf_counter() - start)
+            times.append(now() - start)
     return [Timing.of(times) for times in taken]

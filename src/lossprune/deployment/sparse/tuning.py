@@ -1,6 +1,7 @@
 """What is fastest, layer by layer: tiles and ways through the kernels."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from lossprune.deployment.sparse.plan import OperationKind, SparsePlan, lanes
 from lossprune.deployment.sparse.steps import Pair, SparseConvolution
 
 _Seconds = Mapping[str, float]  # of steps, by their targets
+_FEWS = (2, 3, 4, 6, 8, 11, 16)  # so far apart that two races of the same find one
 _TILES, _FEW, _STEPS = 0.6, 0.5, 0.5  # shares of what is then left of a part's budget
 
 
@@ -128,7 +130,7 @@ def _fewest(part: SparseNetwork, sample: tuple[Tensor, ...], budget: Budget) -> 
     blocks = _in_blocks(part)
     images = part.retuned(dataclasses.replace(part.tuning, few=lanes() + 1))
     alone, together = race([lambda: images(*one), lambda: blocks(*many)], budget)
-    return max(2, min(lanes(), round(together / alone)))
+    return min(_FEWS, key=lambda few: abs(math.log(few * alone / together)))
 
 
 def _fastest_sharing(part: SparseNetwork, args: tuple[Tensor, ...], budget: Budget) -> int:
