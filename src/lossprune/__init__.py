@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lossprune import pruning as pruning
     from lossprune.channels.compaction import Compaction as Compaction
     from lossprune.channels.compaction import compact as compact
+    from lossprune.deployment.c_library.writing import write_c as write_c
     from lossprune.deployment.deployed import Deployed as Deployed
     from lossprune.deployment.fastest import deploy as deploy
     from lossprune.deployment.onnx import export_onnx as export_onnx
@@ -43,6 +44,7 @@ __version__: str
 
 _NAMES = {
     "channels.compaction": "Compaction compact",
+    "deployment.c_library.writing": "write_c",
     "deployment.deployed": "Deployed",
     "deployment.fastest": "deploy",
     "deployment.onnx": "export_onnx",

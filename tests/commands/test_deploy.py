@@ -41,8 +41,11 @@ def refused(answer) -> str:
 def test_every_form_is_written_measured_and_as_accurate_as_the_run(finished, command, tmp_path):
     config, record = finished
     flags = ("--out", "out", "--seconds", 0.05, "--batch", "1,20", "--threads", 1)
-    answer = command("deploy", config.folder, *flags)
+    answer = command("deploy", config.folder, *flags, "--c", "digits", "--lanes", 8)
     assert answer.status == 0, answer.err
+    assert "#define DIGITS_BATCH 20 " in (tmp_path / "digits" / "digits.h").read_text()
+    assert "#define LANES 8\n" in (tmp_path / "digits" / "digits.c").read_text()
+    assert "written in digits:\n  CMakeLists.txt " in answer.out
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
         "mask.safetensors",
@@ -98,6 +101,12 @@ def test_every_form_is_written_measured_and_as_accurate_as_the_run(finished, com
     markdown = (out / "table.md").read_text()
     assert all(f"| {name} |" in markdown for name in forms)
 
+    more = (*flags[2:], "--out", "more")
+    again = command("deploy", config.folder, *more, "--c", "digits")
+    assert refused(again) == "--c: digits holds a C library: overwrite it, or give another folder"
+    assert not (tmp_path / "more").exists()
+    again = command("deploy", config.folder, *more, "--c", "c", "--lanes", 5)
+    assert refused(again) == "--lanes must be one of 4, 8, 16, got '5'"
     again = command("deploy", config.folder, *flags)
     assert "holds an earlier result: --overwrite replaces it" in refused(again)
 

@@ -65,7 +65,7 @@ def deployed(model, *example):
             for name, weight in lossprune.Mask.dense(model.eval()).items()
         }
     )
-    network = all_sparse(model, mask, example)
+    network, _ = all_sparse(model, mask, example)
     for part in sparse_networks(network):
         part.retune_(Tuning({step.target: (1, 2) for step in part.steps}, 3, 77))
     layers = [LayerChoice("first", "sparse", 3, 9, 27, None, 0.5)]

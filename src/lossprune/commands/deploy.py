@@ -38,6 +38,11 @@ _FILES = {
     RECORD: "settings, versions, every form",
     TABLE: "this table",
 }
+_C_FILES = {
+    "CMakeLists.txt": "cmake -B build && cmake --build build",
+    "example.c": "how it is called",
+    "expected.txt": "what the example prints",
+}
 _MOST_SECONDS = 3600.0
 _MOST_TIMED = 65_536  # images in a batch
 
@@ -66,6 +71,13 @@ class DeployConfig:
     remeasure: bool = flag(
         False, "remeasure", "find anew what is fastest here, though an earlier deploy did"
     )
+    c: Path | None = flag(
+        None, "c", "also write a C library into this folder, laid out for the largest of --batch"
+    )
+    lanes: int | None = flag(
+        None, "lanes", "numbers of a vector in the C library: 4 (ARM), 8 (AVX) or 16 (AVX-512); if "
+        "not given, as many as here"
+    )  # fmt: skip
     overwrite: bool = flag(False, "overwrite", "replace what an earlier deploy wrote there")
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
@@ -73,6 +85,8 @@ class DeployConfig:
         check_one_of("values", self.values, ("exact", "float16"))
         check_positive("seconds", self.seconds, _MOST_SECONDS)
         check_threads(self.threads)
+        if self.lanes is not None:
+            check_one_of("lanes", str(self.lanes), ("4", "8", "16"))
         _ = self.batch_sizes
 
     @property
@@ -96,6 +110,7 @@ def do(config: DeployConfig, run: str) -> int:
     """
     from lossprune.commands.deployable import deployable
     from lossprune.commands.forms import make_forms, time_forms
+    from lossprune.deployment.c_library.writing import write_c
     from lossprune.torch_state import using_threads
     from lossprune.user_code import blaming_users_code
 
@@ -107,12 +122,21 @@ def do(config: DeployConfig, run: str) -> int:
         deployable(Path(run), config.data_path, config.mirror, config.data) as source,
         shown_progress() as progress,
     ):
+        if config.c is not None:
+            _check_c(config.c, config.overwrite, source)
         folder = open_out(config.out)
         for name in (RECORD, ONNX):  # which may not be made this time
             folder.remove(name)
         made = make_forms(
             source, folder, config.values, batches, progress, remeasure=config.remeasure
         )
+        if config.c is not None:
+            progress.note("C library")
+            example = source.inputs(max(batches)).example
+            write_c(
+                source.masked, source.mask, example, config.c,
+                lanes=config.lanes, overwrite=config.overwrite,
+            )  # fmt: skip
         timings = time_forms(made.forms, source, batches, config.seconds, progress)
         folder.save(MASK, source.mask.save)
         tested = source.accuracy is not None
@@ -134,7 +158,20 @@ def do(config: DeployConfig, run: str) -> int:
     print_table(source.title, columns, rows, spare=("parameters", "multiply-adds"))
     files = {name: what for name, what in _FILES.items() if (config.out / name).is_file()}
     print_lines([*notes, *told_files(config.out, files)])
+    if config.c is not None:
+        print_lines(told_files(config.c, _C_FILES))
     return EXIT_OK
+
+
+def _check_c(folder: Path, overwrite: bool, source: "Deployable") -> None:
+    """Raise what writing the C library would, before anything else is written."""
+    from lossprune.deployment.c_library.writing import library_name, whole_network
+
+    try:
+        library_name(folder, overwrite)
+    except ValueError as error:
+        raise ValueError(f"--c: {error}") from None
+    whole_network(source.masked, source.mask, source.inputs(1).example)
 
 
 def _columns(config: DeployConfig, source: "Deployable") -> list[str]:

@@ -6,28 +6,34 @@ import torch
 from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from lossprune.channels.calls import Call
-from lossprune.channels.compaction import compact, masked_copy
+from lossprune.channels.calls import Call, same_outputs
+from lossprune.channels.compaction import cut_copy, masked_copy
 from lossprune.deployment.candidates import understood
 from lossprune.deployment.original import Original
 from lossprune.deployment.sparse.parts import in_parts
 from lossprune.deployment.traced import TracedNetwork, traced
+from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 
 
 @torch.no_grad()
-def all_sparse(model: nn.Module, mask: Mask, example: Any) -> TracedNetwork:
-    """Return the pruned network with all that the kernels know left to them, whatever is fastest.
+def all_sparse(model: nn.Module, mask: Mask, example: Any) -> tuple[TracedNetwork, Call]:
+    """Return the pruned network with all that the kernels know left to them, and the call.
 
     Raises:
-        PruningError: the mask does not fit the model, or the model does not run on ``example``.
+        PruningError: the mask does not fit the model, the model does not run on ``example``, or its
+            graph gives something else.
         UntraceableError: it has no graph.
+        NoCompiler: the kernels cannot be built here.
     """
     masked, mask = masked_copy(model, mask)
-    call, _ = understood(masked, example)
-    small = compact(model, mask, call.example).model.eval()
+    call, expected = understood(masked, example)
+    small = cut_copy(masked, mask, call.example)[0].eval()
     trace, arguments = traced(small, call.example)
     graph = trace.module(small)
     values = Call(tuple(arguments(call.inputs, call.named)), {})
     ShapeProp(graph).propagate(*values.copied().inputs)
-    return TracedNetwork(in_parts(graph), arguments, Original.of(small))
+    network = TracedNetwork(in_parts(graph), arguments, Original.of(small)).eval()
+    if not same_outputs(call(network), expected):
+        raise PruningError(f"the graph of {type(model).__name__} gives something else than it does")
+    return network, call

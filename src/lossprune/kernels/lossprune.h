@@ -30,14 +30,21 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef LOSSPRUNE_ALONE /* part of another C file, without Python */
+#define MIRRORED(type)
+#define EXPORTED static __attribute__((unused))
+#else
+#define EXPORTED
 #define MIRRORED(type)                                                                             \
     _Static_assert(sizeof(type) == SIZE_OF_##type, REFUSAL(type));                                 \
     FIELDS_OF_##type
+#endif
 #define FIELD(type, name, at) _Static_assert(offsetof(type, name) == at, REFUSAL(type));
 
 /* ---- vectors: as wide as the machine's ---- */
 
-#if defined(__AVX512F__)
+#if defined(LANES)
+#elif defined(__AVX512F__)
 #define LANES 16
 #elif defined(__AVX__)
 #define LANES 8

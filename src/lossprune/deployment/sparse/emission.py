@@ -12,7 +12,6 @@ from lossprune.deployment.sparse.plan import (
     OperationKind,
     OperationStruct,
     SparsePlan,
-    lanes,
 )
 from lossprune.deployment.sparse.steps import (
     LARGEST,
@@ -43,6 +42,7 @@ def planned(
     chosen: Mapping[str, Pair],
     *,
     vectors: int,
+    lanes: int,
 ) -> SparsePlan:
     """Return steps in memory, ready to run.
 
@@ -54,14 +54,15 @@ def planned(
         chosen: the tiles of convolutions, by target; where none is, or it does not fit, the best
             guess is taken.
         vectors: that an element is: one of images, ``ROW_VECTORS`` of rows; 0: it is one number.
+        lanes: numbers of a vector, as the kernels that run it are built.
 
     Raises:
         PruningError: the inputs do not fit the steps, or are too large for the kernels.
     """
     own = {step.target: weight for step, weight in zip(steps, weights, strict=True)}
-    unit = max(1, vectors * lanes())
+    unit = max(1, vectors * lanes)
     layout = laid_out(
-        steps, own, inputs, outputs, blocked=vectors > 0, lanes=unit if vectors else lanes()
+        steps, own, inputs, outputs, blocked=vectors > 0, lanes=unit if vectors else lanes
     )
     tile_of = {
         step.target: _tile(step.operation, layout.shapes[step.source], chosen.get(step.target))
@@ -88,9 +89,9 @@ def planned(
     ]
     if vectors == 1:
         # Room for the largest tile of each output channel: ``with_tile`` tries others.
-        lines = [one.target.channels * LARGEST * lanes() for one, _ in sums]
+        lines = [one.target.channels * LARGEST * lanes for one, _ in sums]
     else:
-        lines = [(one.height - 1) * one.source.row + one.width + 32 * lanes() for one, _ in sums]
+        lines = [(one.height - 1) * one.source.row + one.width + 32 * lanes for one, _ in sums]
     return SparsePlan(
         operations=(OperationStruct * len(operations))(*operations),
         outputs=tuple(layout.shapes[name] for name in outputs),
@@ -115,13 +116,13 @@ def _tile(convolution: SparseConvolution, source: Shape, chosen: Pair | None) ->
     return chosen if chosen in fitting else fitting[0]
 
 
-def _chunks(taps: Taps, tile: Pair, channels: int, outputs: int) -> int:
+def _chunks(taps: Taps, tile: Pair, channels: int, outputs: int, lanes: int) -> int:
     """Return how many chunks of input channels a tile of a block of images is summed over."""
     rows, columns = (
         (extent - 1) * stride + 1 + (int(shift.max() - shift.min()) if len(shift) else 0)
         for extent, stride, shift in zip(tile, taps.stride, (taps.dy, taps.dx), strict=True)
     )
-    size = rows * columns * lanes() * FLOAT
+    size = rows * columns * lanes * FLOAT
     return chunks_of(channels, size, len(taps.output) / outputs)
 
 
@@ -143,7 +144,7 @@ def _pointed(
             source = layout.maps[taps.value]
             offset = (taps.channel * source.plane + taps.dy * source.row + taps.dx) * unit
             outputs = step.operation.weight_shape[0]
-            chunks = _chunks(taps, tile, source.channels, outputs) if tile else 1
+            chunks = _chunks(taps, tile, source.channels, outputs, unit) if tile else 1
             order = visits(taps.output, taps.channel, outputs, source.channels, chunks)
             return {
                 "total": order.total,

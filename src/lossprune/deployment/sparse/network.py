@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lossprune.deployment.sparse.emission import planned
 from lossprune.deployment.sparse.inputs import check_input, image_shape, images_of, rows_of
-from lossprune.deployment.sparse.plan import ROW_VECTORS, SHARED, SparsePlan
+from lossprune.deployment.sparse.plan import ROW_VECTORS, SHARED, SparsePlan, lanes
 from lossprune.deployment.sparse.steps import (
     Pair,
     Shape,
@@ -138,14 +138,24 @@ class SparseNetwork(nn.Module):
         if not all(map(operator.is_, tensors, self._laid_out)):
             self._plans, self._laid_out = {}, tensors  # as torch.func.functional_call puts others
         if key not in self._plans:
-            read = dict(zip(self.inputs, shapes, strict=True))
-            written = [name for name, _ in self.outputs]
-            flat = flattened(self.steps, read, written)
-            self._plans[key] = planned(
-                self.steps, self.weights(), flat or read, written, self.tuning.tiles,
-                vectors=(ROW_VECTORS if flat else 1) if many else 0,
-            )  # fmt: skip
+            self._plans[key] = self.planned(shapes, many=many, lanes=lanes())
         return self._plans[key]
+
+    def planned(self, shapes: Sequence[Shape], *, many: bool, lanes: int) -> SparsePlan:
+        """Return the steps laid out for inputs of these shapes.
+
+        Args:
+            shapes: of one image of each input.
+            many: whether images, or rows, are computed in blocks.
+            lanes: numbers of a vector.
+        """
+        read = dict(zip(self.inputs, shapes, strict=True))
+        written = [name for name, _ in self.outputs]
+        flat = flattened(self.steps, read, written)
+        return planned(
+            self.steps, self.weights(), flat or read, written, self.tuning.tiles,
+            vectors=(ROW_VECTORS if flat else 1) if many else 0, lanes=lanes,
+        )  # fmt: skip
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return (*self._parameters.values(), *self._buffers.values())

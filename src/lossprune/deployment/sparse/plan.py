@@ -40,6 +40,10 @@ class OperationKind(enum.IntEnum):
     WRITE = 7
 
 
+# Macros of the kernels.
+CONSTANTS = {**OperationKind.__members__, "ROW_VECTORS": ROW_VECTORS}
+
+
 class MapStruct(ctypes.Structure):
     """``Map``: where a value lies."""
 
@@ -68,7 +72,7 @@ def library() -> ctypes.CDLL:
     """
     built = load(
         SOURCE,
-        constants={**OperationKind.__members__, "ROW_VECTORS": ROW_VECTORS},
+        constants=CONSTANTS,
         structures={"Map": MapStruct, "Operation": OperationStruct, "Threads": ThreadsStruct},
     )
     built.run.argtypes = [_P, _I, _P, _I, _I, _P, _I, _I, _I, _P]

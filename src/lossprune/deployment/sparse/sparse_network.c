@@ -82,7 +82,7 @@ typedef struct {
     int64_t rank, size;
 } Team;
 
-int64_t lanes(void) { return LANES; }
+EXPORTED int64_t lanes(void) { return LANES; }
 
 /* Keeps NaN. */
 INLINE vec larger(vec a, vec b) { return choose((ivec)(a < b) | (ivec)(b != b), b, a); }
@@ -670,9 +670,9 @@ static void work(void *data) {
 }
 
 /* Run the operations on ``images`` images.  The workspace has room + scratch numbers a thread. */
-void run(const Operation *operations, int64_t count, float *const *tensors, int64_t images,
-         int64_t vectors, float *workspace, int64_t room, int64_t scratch, int64_t size,
-         const Threads *threads) {
+EXPORTED void run(const Operation *operations, int64_t count, float *const *tensors, int64_t images,
+                  int64_t vectors, float *workspace, int64_t room, int64_t scratch, int64_t size,
+                  const Threads *threads) {
     Job job = {operations, count, images, vectors, scratch, room, tensors, workspace, NULL, 0};
     if (size > 1 && threads) {
         job.threads = threads;
