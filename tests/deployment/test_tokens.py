@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from torch import fx, nn
+from torch import nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 import lossprune
+from lossprune.channels.tracing import UntraceableError, trace
 from lossprune.deployment.sparse.network import SparseNetwork, Tuning
 from lossprune.deployment.sparse.parts import in_parts, sparse_networks
 from lossprune.kernels.compiler import compiler_available
@@ -34,7 +35,7 @@ def masked(model, density):
 
 def sparse(model, *example):
     """All layers as sparse steps, whatever is fastest."""
-    graph = fx.GraphModule(model, fx.Tracer().trace(model))
+    graph = trace(model, {}).module(model)
     ShapeProp(graph).propagate(*example)
     return in_parts(graph)
 
@@ -116,7 +117,10 @@ class CrossAttention(nn.Module):
     def forward(self, x, memory):
         queries = self.query(x)
         keys, values = self.key(memory), self.value(memory)
-        split = [t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (queries, keys, values)]
+        split = [
+            t.view(*t.shape[:2], self.heads, 24 // self.heads).transpose(1, 2)
+            for t in (queries, keys, values)
+        ]
         mixed = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
         x = x + self.out(mixed)
         return x + self.down(F.gelu(self.up(self.norm(x))))
@@ -131,6 +135,18 @@ def test_attention_with_two_inputs_of_other_sizes_than_the_examples():
     assert {"query", "key", "value", "out", "up", "down"} <= names
     for one, other in (((2, 5), (2, 5)), ((2, 3), (2, 11)), ((1, 1), (1, 200)), ((0, 4), (0, 2))):
         assert_equal_to_rounding(deployed, model, torch.randn(*one, 24), torch.randn(*other, 24))
+
+
+@pytest.mark.parametrize(
+    "read", [lambda x: len(x.shape[:2]), lambda x: [*x.shape[:-1]], lambda x: [*x.shape]]
+)
+def test_how_many_dimensions_there_are_is_never_taken_for_granted(read):
+    class Asking(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * bool(read(x))
+
+    with pytest.raises(UntraceableError, match=r"the length of a tensor|one by one"):
+        trace(Asking(2, 2), {})
 
 
 class ChannelsLast(nn.Module):

@@ -7,6 +7,7 @@ a tensor, and the graph is that of another network.  Here whatever asks is refus
 
 import dis
 import inspect
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
@@ -140,8 +141,11 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.refuse("its code branches on the value of a tensor")
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        self.refuse("its code goes through a tensor or through arguments one by one")
+    def iter(self, obj: Any) -> Iterator[Any]:
+        length = _unpacked(obj, sys._getframe(2))  # of who asks, behind torch.fx
+        if length is None:
+            self.refuse("its code goes through a tensor or through arguments one by one")
+        return iter([obj[place] for place in range(length)])
 
     def keys(self, obj: fx.Proxy) -> fx.Proxy:
         self.refuse("its code passes on arguments by keyword that are not known")
@@ -175,7 +179,12 @@ class _Guarded(fx.Proxy):
             raise AttributeError(k)
         return _Attribute(self, k)
 
-    __len__ = _refusing("its code asks for the length of a tensor")
+    def __len__(self) -> int:
+        length = _unpacked(self, sys._getframe(1))
+        if length is None:
+            self.tracer.refuse("its code asks for the length of a tensor")
+        return length
+
     __contains__ = _refusing("its code looks for something in a tensor or in arguments")
     __setitem__ = _refusing("its code writes into a tensor")
     __int__ = __float__ = __complex__ = __index__ = _refusing("it makes a number of a tensor")
@@ -193,6 +202,30 @@ class _StandIn(_Guarded):
 
 class _Attribute(_Guarded, Attribute):
     pass
+
+
+def _unpacked(stand_in: fx.Proxy, frame: FrameType) -> int | None:
+    """Return how many numbers ``*x.shape[:2]`` is, in a call or tuple; None of all else.
+
+    A tensor of fewer dimensions has no such place, which is an error when the graph runs.
+    """
+    node = stand_in.node
+    if node.target is not operator.getitem or not _is_shape(node.args[0]):
+        return None
+    match node.args[1]:
+        case slice(start=None | 0, stop=int(stop), step=None | 1) if stop >= 0:
+            steps = dis.get_instructions(frame.f_code)
+            now = next((step.opname for step in steps if step.offset == frame.f_lasti), "")
+            return stop if now == "LIST_EXTEND" else None
+    return None
+
+
+def _is_shape(node: Any) -> bool:
+    if not isinstance(node, fx.Node):
+        return False
+    if node.target is getattr:
+        return node.args[1] == "shape"
+    return node.op == "call_method" and node.target == "size" and len(node.args) == 1
 
 
 def _asks_for_a_type(code: CodeType | None) -> bool:
