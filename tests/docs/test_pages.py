@@ -41,6 +41,7 @@ NOT_RUN = {
     ("README.md", "--arch PreActResNet18 --nepochs 200 --lr"): "days; there is such a plan",
     ("docs/guide.md", "benchmarks.oneshot"): "benchmarks",
     ("docs/deployment.md", "benchmarks.deployment"): "a benchmark",
+    ("docs/deployment.md", "vgg11_run(context"): "C",
     ("docs/distributed.md", "torchrun"): "CIFAR-10 is not here",
     ("docs/training.md", "SparseStack("): "a GPU",
     ("docs/training.md", "--arch VGG11"): "CIFAR-10 is not here",
@@ -102,6 +103,11 @@ loader = [{"input_ids": tokens, "labels": tokens}]
     ("docs/guide.md", "result.model_sparsity"): "network, loader = own, pairs",
     ("docs/deployment.md", "lossprune.save_sparse("): """
 result = lossprune.prune(network, "MP", sparsity=0.9)
+""",
+    ("docs/deployment.md", "fast.save("): """
+network = nn.Sequential(nn.Flatten(), nn.Linear(64, 300), nn.Tanh(), nn.Linear(300, 10)).eval()
+result = lossprune.prune(network, "MP", sparsity=0.95)
+fast = lossprune.deploy(network, result.mask, example)
 """,
     ("docs/distributed.md", "fully_shard"): """
 torch.distributed.init_process_group(store=torch.distributed.HashStore(), rank=0, world_size=1)
