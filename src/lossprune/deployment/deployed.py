@@ -63,8 +63,8 @@ class Deployed(nn.Module):
             path: of the file, such as ``"network.deployed"``.
 
         Raises:
-            PruningError: torch computes a part of the network, so that there is more to it than
-                steps and weights.
+            PruningError: torch computes all of the network, or an operation in it that files do not
+                hold, which is named; or layers were replaced one by one.
             FileNotFoundError: the folder to write into does not exist.
         """
         save_network(self.network, self.layers, self.seconds, self.notes, Path(path))

@@ -9,6 +9,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from lossprune.channels.calls import Call, same_outputs
 from lossprune.channels.compaction import cut_copy, masked_copy
 from lossprune.deployment.candidates import understood
+from lossprune.deployment.opened import opened
 from lossprune.deployment.original import Original
 from lossprune.deployment.sparse.parts import in_parts
 from lossprune.deployment.traced import TracedNetwork, traced
@@ -28,7 +29,7 @@ def all_sparse(model: nn.Module, mask: Mask, example: Any) -> tuple[TracedNetwor
     """
     masked, mask = masked_copy(model, mask)
     call, expected = understood(masked, example)
-    small = cut_copy(masked, mask, call.example)[0].eval()
+    small = opened(cut_copy(masked, mask, call.example)[0].eval())
     trace, arguments = traced(small, call.example)
     graph = trace.module(small)
     values = Call(tuple(arguments(call.inputs, call.named)), {})

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lossprune.deployment.choices import LayerChoice
+from lossprune.deployment.saved.torch_parts import SavedTorchPart
 from lossprune.deployment.saved.values import described, read
 from lossprune.deployment.sparse.network import Tuning
 from lossprune.deployment.sparse.steps import SparseStep
@@ -84,7 +85,7 @@ class SavedNetwork:
         lanes: numbers of a vector where it was tuned.
     """
 
-    parts: tuple[SavedPart, ...]
+    parts: tuple[SavedPart | SavedTorchPart, ...]
     wires: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     inputs: tuple[str, ...]
     output: Any

@@ -4,7 +4,7 @@ The kernels read and write memory at the places that the steps and positions say
 reaches them that could lead them out of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -129,9 +129,3 @@ def _floats(arrays: Arrays, name: str) -> Tensor:
     if array.ndim != 1 or array.dtype != np.float32:
         raise ValueError(f"{name} are not numbers in single precision")
     return torch.from_numpy(array.copy())
-
-
-def only_of(arrays: Arrays, parts: Sequence[SavedPart]) -> bool:
-    """Whether no array belongs to none of the parts' steps."""
-    prefixes = {f"{k}.{n}" for k, part in enumerate(parts) for n in range(len(part.steps))}
-    return all(name.rpartition(".")[0] in prefixes for name in arrays)

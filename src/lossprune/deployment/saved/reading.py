@@ -14,11 +14,14 @@ from lossprune.deployment.saved.format import (
     SavedCall,
     SavedNetwork,
     SavedOriginal,
+    SavedPart,
     unpacked,
 )
-from lossprune.deployment.saved.parts import network_of, only_of
+from lossprune.deployment.saved.parts import network_of
+from lossprune.deployment.saved.torch_parts import torch_network_of
 from lossprune.deployment.saved.values import leaves
 from lossprune.deployment.saved.writing import kernels_digest
+from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.parts import NetworkInParts, ValueName
 from lossprune.deployment.sparse.plan import lanes
 from lossprune.deployment.traced import GraphInputs, TracedNetwork
@@ -73,11 +76,16 @@ def load_deployed(path: str | Path) -> Deployed:
 
 def _network(saved: SavedNetwork, arrays: Arrays) -> nn.Module:
     """Raise ValueError where what is saved contradicts itself."""
-    if len(saved.parts) != len(saved.wires) or not only_of(arrays, saved.parts):
-        raise ValueError("its parts are not those that it has weights of")
-    parts = [network_of(part, arrays, str(k)) for k, part in enumerate(saved.parts)]
+    if len(saved.parts) != len(saved.wires):
+        raise ValueError("its parts are not those that are said to be connected")
+    parts = [
+        network_of(part, arrays, str(k))
+        if isinstance(part, SavedPart)
+        else torch_network_of(part, arrays, str(k))
+        for k, part in enumerate(saved.parts)
+    ]
     if saved.whole:
-        if len(parts) != 1:
+        if len(parts) != 1 or not isinstance(parts[0], SparseNetwork):
             raise ValueError("it has several parts, and is said to be one")
         inner: nn.Module = parts[0]
     else:

@@ -9,8 +9,17 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import torch
+
 _PLAIN = (bool, int, float, str, types.NoneType)
 _LARGEST = 2**62
+_DTYPES = ("float32", "float64", "int64", "int32", "bool")
+_MAKE: Mapping[str, Callable[[list[Any]], Any]] = {
+    "tuple": tuple,
+    "list": list,
+    "slice": lambda items: slice(*items),
+}
+_SLICE = "slice", 3
 _TAG, _NAME = "is", "name"
 
 
@@ -124,7 +133,7 @@ def _read_tuple(kind: Any, said: Any, where: str) -> tuple[Any, ...]:
 
 
 def tree(value: Any, name: Callable[[Any], str | None] = lambda _: None) -> Any:
-    """Return numbers, strings and names in tuples, lists and dicts of strings as JSON has them.
+    """Return numbers, strings, types and names in containers as JSON has them.
 
     Args:
         value: of these.
@@ -141,10 +150,26 @@ def tree(value: Any, name: Callable[[Any], str | None] = lambda _: None) -> Any:
         return {_NAME: named}
     if type(value) in _PLAIN:
         return value
-    if type(value) in (tuple, list):
-        return {type(value).__name__: [tree(item, name) for item in value]}
-    if type(value) is dict and all(type(key) is str for key in value):
-        return {"dict": {key: tree(item, name) for key, item in value.items()}}
+    kind, inside = _inside(value)
+    if isinstance(inside, dict):
+        return {kind: {key: tree(item, name) for key, item in inside.items()}}
+    if isinstance(inside, list):
+        return {kind: [tree(item, name) for item in inside]}
+    return {kind: inside}
+
+
+def _inside(value: Any) -> tuple[str, Any]:
+    """Return the kind of a container and what it holds, as JSON has that."""
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):  # fx has its own
+        return "list" if isinstance(value, list) else "tuple", list(value)
+    if isinstance(value, dict) and all(type(key) is str for key in value):
+        return "dict", dict(value)
+    if isinstance(value, slice):
+        return "slice", [value.start, value.stop, value.step]
+    if value is Ellipsis:
+        return "ellipsis", None
+    if isinstance(value, torch.dtype):
+        return "dtype", str(value).removeprefix("torch.")
     raise TypeError(f"a {type(value).__name__}")
 
 
@@ -161,9 +186,10 @@ def leaves(said: Any, named: Callable[[str], Any] | None = None) -> Any:
     ((kind, inside),) = said.items()
     if kind == _NAME and named is not None and isinstance(inside, str):
         return named(inside)
-    if kind in ("tuple", "list") and isinstance(inside, list):
-        items = [leaves(item, named) for item in inside]
-        return items if kind == "list" else tuple(items)
+    if isinstance(inside, list) and (kind in ("tuple", "list") or (kind, len(inside)) == _SLICE):
+        return _MAKE[kind]([leaves(item, named) for item in inside])
     if kind == "dict" and isinstance(inside, dict):
         return {key: leaves(item, named) for key, item in inside.items()}
+    if kind == "ellipsis" or (kind == "dtype" and inside in _DTYPES):
+        return Ellipsis if kind == "ellipsis" else getattr(torch, str(inside))
     raise ValueError(f"a value is in a container {kind!r:.40}, which is not known here")

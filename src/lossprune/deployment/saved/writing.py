@@ -6,7 +6,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch import nn
+from torch import fx, nn
 
 from lossprune.deployment.choices import LayerChoice
 from lossprune.deployment.layer_by_layer import replaced_layers
@@ -16,9 +16,11 @@ from lossprune.deployment.saved.format import (
     SavedCall,
     SavedNetwork,
     SavedOriginal,
+    SavedPart,
     packed,
 )
 from lossprune.deployment.saved.parts import part_of
+from lossprune.deployment.saved.torch_parts import SavedTorchPart, TorchPart, torch_part_of
 from lossprune.deployment.saved.values import tree
 from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.parts import NetworkInParts, ValueName
@@ -27,7 +29,6 @@ from lossprune.deployment.traced import GraphInputs, TracedNetwork
 from lossprune.files import check_folder_of, write_whole
 from lossprune.kernels.interface import HEADER
 from lossprune.pruning.errors import PruningError
-from lossprune.pruning.names import listed
 
 
 def kernels_digest() -> str:
@@ -49,10 +50,7 @@ def save_network(
     inner, arrays, parts = network.network, {}, []
     found = list(inner.parts) if isinstance(inner, NetworkInParts) else [inner]
     for k, part in enumerate(found):
-        if not isinstance(part, SparseNetwork):
-            dense = [layer.name for layer in layers if layer.kind == "dense"]
-            _refuse(f"torch computes {listed(dense, most=4) or 'operations'} between its kernels")
-        saved, own = part_of(part, str(k))
+        saved, own = _part(part, str(k))
         parts.append(saved)
         arrays |= own
     if isinstance(inner, NetworkInParts):
@@ -66,6 +64,16 @@ def save_network(
         tuple(layers), seconds, tuple(notes), kernels_digest(), lanes(),
     )  # fmt: skip
     write_whole(path, packed(saved, arrays))
+
+
+def _part(part: nn.Module, prefix: str) -> tuple[SavedPart | SavedTorchPart, dict[str, Any]]:
+    if isinstance(part, SparseNetwork):
+        return part_of(part, prefix)
+    assert isinstance(part, (fx.GraphModule, TorchPart))
+    try:
+        return torch_part_of(part, prefix)
+    except TypeError as error:
+        _refuse(f"torch computes {error} in it, which a file does not hold")
 
 
 def _reason(network: nn.Module) -> str:
