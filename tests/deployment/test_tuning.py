@@ -19,6 +19,7 @@ from lossprune.deployment.race import TELLING, Budget, fastest, race
 from lossprune.deployment.sparse.costs import block_cost, image_cost, likely_tiles
 from lossprune.deployment.sparse.network import Tuning
 from lossprune.deployment.sparse.parts import sparse_networks
+from lossprune.deployment.sparse.plan import library
 from lossprune.deployment.sparse.steps import SparseConvolution, tiles
 from lossprune.json_text import with_digest
 from lossprune.kernels.compiler import compiler_available
@@ -170,7 +171,9 @@ def assert_right(deployed, network, mask, x=X):
 
 @pytest.fixture(autouse=True)
 def plans(tmp_path, monkeypatch):
-    """The folder of plans, empty."""
+    """The folder of plans, empty; the kernels are where they always are."""
+    if compiler_available():
+        library()
     monkeypatch.setenv("LOSSPRUNE_CACHE", str(tmp_path))
     return tmp_path / "plans"
 
@@ -346,3 +349,19 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
         deployed = lossprune.deploy(network, mask, X, seconds=0.01)
         assert "before" not in deployed.notes[-1]
         assert_right(deployed, network, mask)
+
+
+@needs_compiler
+def test_a_compiler_that_cannot_build_the_kernels_is_done_without(monkeypatch, tmp_path):
+    broken = tmp_path / "cc"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ]\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    network, mask = small()
+    library.cache_clear()
+    try:
+        deployed = lossprune.deploy(network, mask, X, seconds=0.01)
+    finally:
+        library.cache_clear()
+    assert_right(deployed, network, mask)
+    assert any("sparse was left out" in note for note in deployed.notes)

@@ -22,7 +22,7 @@ from lossprune.deployment.sparse.network import Tuning
 from lossprune.deployment.sparse.plan import library
 from lossprune.files import cache_folder, write_whole
 from lossprune.json_text import parse_digested, with_digest
-from lossprune.kernels.compiler import compiler_available
+from lossprune.kernels.compiler import NoCompiler
 
 _FORMAT = "lossprune plan 1"  # another number where plans are made in another way
 _MOST = 256  # files, of which each takes a few kilobytes
@@ -61,10 +61,11 @@ def plan_key(network: nn.Module, call: Call) -> str | None:
 
     Densities count to two digits: masks of one sparsity share a plan.
     """
-    if not compiler_available():
+    try:
+        kernels = Path(library()._name).name
+    except NoCompiler:
         return None
-    threads = torch.get_num_threads()
-    parts = [_FORMAT, torch.__version__, threads, Path(library()._name).name, _called(call)]
+    parts = [_FORMAT, torch.__version__, torch.get_num_threads(), kernels, _called(call)]
     parts += [_described(name, module) for name, module in network.named_modules()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
