@@ -9,6 +9,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from lossprune.channels.calls import Call
 from lossprune.channels.costs import weighted_layers
 from lossprune.channels.tracing import UntraceableError
+from lossprune.deployment.attention import fuse_attention_
 from lossprune.deployment.candidates import Candidates
 from lossprune.deployment.layer_by_layer import layer_by_layer
 from lossprune.deployment.layer_watch import LayerWatch
@@ -58,6 +59,11 @@ class Graph:
     def network(self, parts: nn.Module) -> nn.Module:
         """Return what is called as the network is."""
         return TracedNetwork(parts, self.arguments, self.original)
+
+    def prepare_(self) -> None:
+        """Give the values their shapes in the call, and attention its one function."""
+        ShapeProp(self.module).propagate(*self.call.copied().inputs)
+        fuse_attention_(self.module)
 
     def hides_layers(self) -> bool:
         """Whether there are layers inside of modules that the graph takes as one operation."""
@@ -123,7 +129,7 @@ def _graph(candidates: Candidates, small: nn.Module) -> Graph | None:
 def _from_graph(graph: Graph, watch: LayerWatch, budget: Budget) -> dict[str, Way]:
     """Return all layers sparse, and those alone that are then faster than torch's."""
     with watch:
-        ShapeProp(graph.module).propagate(*graph.call.copied().inputs)
+        graph.prepare_()
     sparse = in_parts(graph.module)
     if not sparse_networks(sparse):
         return {}
@@ -159,7 +165,7 @@ def remade(candidates: Candidates, small: nn.Module, plan: DeploymentPlan) -> nn
         graph = _graph(candidates, written)
         if graph is None:
             return None
-        ShapeProp(graph.module).propagate(*graph.call.copied().inputs)
+        graph.prepare_()
         return graph.network(_tuned_(in_parts(graph.module, plan.dense), plan.tunings))
 
     if name in candidates.networks:
