@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.deployment import peak
 from benchmarks.hardware import hardware, write_json
+from lossprune.deployment.race import Budget
 from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.plan import lanes
 from lossprune.deployment.sparse_layers import sparse_layer
@@ -53,7 +54,7 @@ def layer(outputs: int, inputs: int, keep: float) -> nn.Linear:
 
 
 def measured(dense: nn.Linear, x: Tensor, rounds: int) -> dict[str, Any]:
-    sparse = sparse_layer("", dense, (x,), 0.01)
+    sparse = sparse_layer("", dense, (x,), Budget(0.01))
     assert isinstance(sparse, SparseNetwork)
     expected = dense.double()(x.double())
     error = float((sparse(x) - expected).abs().max() / expected.abs().max())
