@@ -169,13 +169,10 @@ def assert_right(deployed, network, mask, x=X):
     assert torch.allclose(deployed(x), expected, rtol=0, atol=1e-5)
 
 
-@pytest.fixture(autouse=True)
-def plans(tmp_path, monkeypatch):
-    """The folder of plans, empty; the kernels are where they always are."""
-    if compiler_available():
-        library()
-    monkeypatch.setenv("LOSSPRUNE_CACHE", str(tmp_path))
-    return tmp_path / "plans"
+@pytest.fixture
+def plans(tmp_path):
+    """The folder of plans, empty."""
+    return tmp_path / "cache" / "plans"
 
 
 @needs_compiler
@@ -343,7 +340,7 @@ def test_plans_are_bounded_and_written_by_several_at_once(plans):
 
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     Path(tmp_path, "file").touch()
-    monkeypatch.setenv("LOSSPRUNE_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(lossprune.deployment.plans, "cache_folder", lambda: tmp_path / "file")
     network, mask = small()
     for _ in range(2):
         deployed = lossprune.deploy(network, mask, X, seconds=0.01)
