@@ -24,8 +24,9 @@ from lossprune.training.convolution.sharing import SharedMemory
 
 # Of these neither value nor slope is infinite anywhere, so that lanes without an image do no harm.
 _SMOOTH = frozenset((
-    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "tanh", "sigmoid",
-    "logsigmoid", "softplus", "softsign", "hardtanh", "hardswish", "hardsigmoid", "contiguous",
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "gelu_tanh", "silu", "mish",
+    "tanh", "sigmoid", "logsigmoid", "softplus", "softsign", "hardtanh", "hardswish",
+    "hardsigmoid", "contiguous",
 ))  # fmt: skip
 
 
@@ -247,7 +248,8 @@ class _Rewriting:
             name = f"_{node.name}_of_blocks"
             self._root[name] = module
             return self._made(node, self._new.call_module(name, (source.blocks,)), source)
-        function = getattr(F, read.name, None) or getattr(torch, read.name)
+        name = read.name.removesuffix("_tanh")  # GELU's, which is among the arguments as well
+        function = getattr(F, name, None) or getattr(torch, name)
         others = [argument for argument in node.args[1:] if argument is not True]
         named = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "input")}
         made = self._new.call_function(function, (source.blocks, *others), named)
