@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lossprune.channels.layers import layer_operation, norm_operation
-from lossprune.channels.nodes import BatchNorm, Convolution, read_call, read_module
+from lossprune.channels.nodes import BatchNorm, Convolution, is_shape, read_call, read_module
 from lossprune.channels.operations import Flatten, Operation
 
 _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -44,22 +44,14 @@ def size_query(node: fx.Node) -> bool:
     """Whether ``node`` asks a tensor for the size of its first dimension alone, or leads to it."""
     if _first_size(node):
         return True
-    return _is_shape(node) and not node.kwargs and all(map(_first_size, node.users))
+    return is_shape(node) and not node.kwargs and all(map(_first_size, node.users))
 
 
 def _first_size(node: fx.Node) -> bool:
     """x.size(0), x.shape[0] or x.size()[0]."""
     if node.op == "call_method" and node.target == "size":
         return tuple(node.args[1:]) == (0,)
-    return bool(node.target is operator.getitem and node.args[1] == 0 and _is_shape(node.args[0]))
-
-
-def _is_shape(node: Any) -> bool:
-    if not isinstance(node, fx.Node):
-        return False
-    if node.target is getattr:
-        return node.args[1] == "shape"
-    return node.op == "call_method" and node.target == "size" and len(node.args) == 1
+    return bool(node.target is operator.getitem and node.args[1] == 0 and is_shape(node.args[0]))
 
 
 def _module(

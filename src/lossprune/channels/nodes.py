@@ -268,3 +268,12 @@ def may_be_view(model: nn.Module, node: fx.Node) -> bool:
         return kind in ("Identity", "Flatten", "Unflatten") or "Dropout" in kind
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     return name not in _FRESH and "pool" not in str(name)
+
+
+def is_shape(node: Any) -> bool:
+    """Whether a node is all sizes of a tensor: x.shape or x.size()."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.target is getattr:
+        return node.args[1] == "shape"
+    return node.op == "call_method" and node.target == "size" and len(node.args) == 1

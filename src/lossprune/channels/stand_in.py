@@ -18,6 +18,8 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute, TraceError
 
+from lossprune.channels.nodes import is_shape
+
 # Of a tensor in use these are mostly None, and of a stand-in never.
 _MOSTLY_NONE = frozenset({"grad", "grad_fn", "_base", "_grad"})
 # These are single objects, which code may tell apart by ``is``.
@@ -210,7 +212,7 @@ def _unpacked(stand_in: fx.Proxy, frame: FrameType) -> int | None:
     A tensor of fewer dimensions has no such place, which is an error when the graph runs.
     """
     node = stand_in.node
-    if node.target is not operator.getitem or not _is_shape(node.args[0]):
+    if node.target is not operator.getitem or not is_shape(node.args[0]):
         return None
     match node.args[1]:
         case slice(start=None | 0, stop=int(stop), step=None | 1) if stop >= 0:
@@ -218,14 +220,6 @@ def _unpacked(stand_in: fx.Proxy, frame: FrameType) -> int | None:
             now = next((step.opname for step in steps if step.offset == frame.f_lasti), "")
             return stop if now == "LIST_EXTEND" else None
     return None
-
-
-def _is_shape(node: Any) -> bool:
-    if not isinstance(node, fx.Node):
-        return False
-    if node.target is getattr:
-        return node.args[1] == "shape"
-    return node.op == "call_method" and node.target == "size" and len(node.args) == 1
 
 
 def _asks_for_a_type(code: CodeType | None) -> bool:

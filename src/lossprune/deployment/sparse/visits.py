@@ -17,12 +17,14 @@ WORTH = 8  # kept weights of a visit, for which its sums are fetched and put bac
 
 @dataclass(frozen=True)
 class Visits:
-    """Attributes, all int64.
+    """Kept weights in the order in which they are gone through; all int64.
 
-    total: (outputs + 1), kept weights of the output channels before.
-    visit: (chunks, outputs), the output channels of a chunk, those with most kept weights first.
-    begin: (chunks · outputs + 1), where a visit's kept weights begin in ``order``.
-    order: (kept), the kept weights as they are gone through.
+    Attributes:
+        total: (outputs + 1), kept weights of the output channels before.
+        visit: (chunks, outputs), the output channels of a chunk, those with most kept weights
+            first.
+        begin: (chunks · outputs + 1), where a visit's kept weights begin in ``order``.
+        order: (kept), the kept weights as they are gone through.
     """
 
     total: Tensor
