@@ -123,7 +123,7 @@ def _chunks(taps: Taps, tile: Pair, channels: int, outputs: int, lanes: int) -> 
         for extent, stride, shift in zip(tile, taps.stride, (taps.dy, taps.dx), strict=True)
     )
     size = rows * columns * lanes * FLOAT
-    return chunks_of(channels, size, len(taps.output) / outputs)
+    return chunks_of(channels, size, len(taps.output) / outputs, tile[0] * tile[1])
 
 
 def _pointed(

@@ -147,14 +147,11 @@ INLINE vec activate(vec v, int64_t kind) {
     return v;
 }
 
-/* out[y][x] = sum over kept weights k of value[k] * in[offset[k] + y * row + x * SX * LANES], and
-   with MORE what was there before.
+/* sum[y][x] += sum over kept weights k of value[k] * in[offset[k] + y * row + x * SX * LANES].
    CHAINS: sums kept apart, so that a small tile need not wait for each addition. */
-INLINE void tile(int TY, int TX, int SX, int CHAINS, const float *in, const int32_t *offset,
-                 const float *value, int64_t n, int64_t row, int64_t more, float *out) {
-    vec sum[MOST];
-    UNROLL for (int t = 0; t < CHAINS * TY * TX; t++) sum[t] = (vec){0};
-    if (more) UNROLL for (int t = 0; t < TY * TX; t++) sum[t] = load(out + t * LANES);
+INLINE void gather(int TY, int TX, int SX, int CHAINS, const float *in, const int32_t *offset,
+                   const float *value, int64_t n, int64_t row, vec *sum) {
+    UNROLL for (int t = TY * TX; t < CHAINS * TY * TX; t++) sum[t] = (vec){0};
     int64_t k = 0;
     for (; k + CHAINS <= n; k += CHAINS) {
         UNROLL for (int c = 0; c < CHAINS; c++) {
@@ -176,34 +173,18 @@ INLINE void tile(int TY, int TX, int SX, int CHAINS, const float *in, const int3
         UNROLL for (int c = 1; c < CHAINS; c++)
             UNROLL for (int t = 0; t < TY * TX; t++) sum[t] += sum[c * TY * TX + t];
     }
-    UNROLL for (int t = 0; t < TY * TX; t++) store(out + t * LANES, sum[t]);
 }
 
-typedef void Tile(const float *, const int32_t *, const float *, int64_t, int64_t, int64_t,
-                  float *);
-
-#define TILE(TY, TX, SX, CHAINS)                                                             \
-    static void tile_##TY##_##TX##_##SX(const float *in, const int32_t *offset,              \
-                                        const float *value, int64_t n, int64_t row,          \
-                                        int64_t more, float *out) {                          \
-        tile(TY, TX, SX, CHAINS, in, offset, value, n, row, more, out);                      \
-    }
-#define TILES(DO)                                                                            \
-    DO(1, 1, 1, 4) DO(1, 2, 1, 4) DO(1, 3, 1, 2) DO(1, 4, 1, 2) DO(1, 5, 1, 2) DO(1, 6, 1, 1) \
-    DO(1, 7, 1, 1) DO(1, 8, 1, 1) DO(1, 9, 1, 1) DO(1, 10, 1, 1) DO(1, 11, 1, 1)             \
-    DO(1, 12, 1, 1) DO(1, 13, 1, 1) DO(1, 14, 1, 1) DO(1, 15, 1, 1) DO(1, 16, 1, 1)          \
-    DO(2, 1, 1, 4) DO(2, 2, 1, 2) DO(2, 4, 1, 1) DO(2, 8, 1, 1) DO(4, 1, 1, 2) DO(4, 2, 1, 1) \
-    DO(4, 4, 1, 1) DO(1, 2, 2, 4) DO(1, 4, 2, 2) DO(1, 8, 2, 1) DO(2, 2, 2, 2) DO(2, 4, 2, 1) \
-    DO(2, 8, 2, 1) DO(4, 2, 2, 1) DO(4, 4, 2, 1)
-TILES(TILE)
-
-static Tile *find_tile(int64_t ty, int64_t tx, int64_t sx) {
-    if (tx == 1) sx = 1; /* a tile of one column never steps along the row */
-#define CASE(TY, TX, SX, CHAINS) \
-    if (ty == TY && tx == TX && sx == SX) return tile_##TY##_##TX##_##SX;
-    TILES(CASE)
-    return NULL;
-}
+/* Rows of vectors along the positions, and their tiles over blocks of images: (rows, columns, stride
+   of the columns, chains). */
+#define LINES(DO)                                                                        \
+    DO(1, 4) DO(2, 4) DO(3, 2) DO(4, 2) DO(5, 2) DO(6, 1) DO(7, 1) DO(8, 1) DO(9, 1)     \
+    DO(10, 1) DO(11, 1) DO(12, 1) DO(13, 1) DO(14, 1) DO(15, 1) DO(16, 1)
+#define TILES(DO)                                                                        \
+    DO(1, 1, 1, 4) DO(1, 2, 1, 4) DO(1, 4, 1, 2) DO(1, 8, 1, 1) DO(2, 1, 1, 4)           \
+    DO(2, 2, 1, 2) DO(2, 4, 1, 1) DO(2, 8, 1, 1) DO(4, 1, 1, 2) DO(4, 2, 1, 1)           \
+    DO(4, 4, 1, 1) DO(1, 2, 2, 4) DO(1, 4, 2, 2) DO(1, 8, 2, 1) DO(2, 2, 2, 2)           \
+    DO(2, 4, 2, 1) DO(2, 8, 2, 1) DO(4, 2, 2, 1) DO(4, 4, 2, 1)
 
 /* The share of the channels that one of a team takes: equal numbers of kept weights. */
 static int64_t first_channel(const Operation *o, int64_t channels, int64_t rank, int64_t size) {
@@ -230,61 +211,106 @@ static void clear_halo(float *plane, const Map *m, int64_t width) {
 
 /* ---- blocks of images ---------------------------------------------------------------------- */
 
-static void finish_tile(const Operation *o, const float *tile, float *target, const float *other,
-                        float shift, int64_t y, int64_t x) {
-    int64_t ty = o->tile_y, tx = o->tile_x;
-    if (o->pool == 2) {
-        for (int64_t r = 0; r < ty; r += 2)
-            for (int64_t c = 0; c < tx; c += 2) {
-                const float *at = tile + (r * tx + c) * LANES;
-                vec v = larger(larger(load(at), load(at + LANES)),
-                             larger(load(at + tx * LANES), load(at + (tx + 1) * LANES)));
-                store(target + ((y + r) / 2 * o->target.row + (x + c) / 2) * LANES,
-                      activate(v + shift, o->activation));
-            }
-        return;
+/* A chunk of the input channels, and a tile of positions. */
+typedef struct {
+    const float *in; /* the tile's first position in the source, of channel 0 */
+    float *sums;     /* (channels, rows, columns): what earlier chunks gave */
+    float *target;   /* the tile's first position in channel 0, and in what is added */
+    const float *other;
+    int64_t chunk, first, last; /* output channels */
+} Part;
+
+/* Residual, maximum, activation. */
+INLINE void finish(int TY, int TX, const Operation *o, vec *sum, float *target,
+                   const float *other) {
+    int64_t row = o->target.row * LANES;
+    if (other)
+        UNROLL for (int y = 0; y < TY; y++)
+            UNROLL for (int x = 0; x < TX; x++)
+                sum[y * TX + x] += load(other + (y * o->other.row + x) * LANES);
+    int by = TY % 2 || TX % 2 || o->pool != 2 ? 1 : 2;
+    if (by == 2)
+        UNROLL for (int y = 0; y + 1 < TY; y += 2)
+            UNROLL for (int x = 0; x + 1 < TX; x += 2)
+                sum[y * TX + x] = larger(larger(sum[y * TX + x], sum[y * TX + x + 1]),
+                                         larger(sum[(y + 1) * TX + x], sum[(y + 1) * TX + x + 1]));
+    if (o->activation == RELU)
+        UNROLL for (int t = 0; t < TY * TX; t++) sum[t] = activate(sum[t], RELU);
+    if (by == 2) {
+        UNROLL for (int y = 0; y + 1 < TY; y += 2)
+            UNROLL for (int x = 0; x + 1 < TX; x += 2)
+                store(target + y / 2 * row + x / 2 * LANES, sum[y * TX + x]);
+    } else {
+        UNROLL for (int y = 0; y < TY; y++)
+            UNROLL for (int x = 0; x < TX; x++)
+                store(target + y * row + x * LANES, sum[y * TX + x]);
     }
-    for (int64_t r = 0; r < ty; r++)
-        for (int64_t c = 0; c < tx; c++) {
-            vec v = load(tile + (r * tx + c) * LANES) + shift;
-            if (other) v += load(other + ((y + r) * o->other.row + x + c) * LANES);
-            store(target + ((y + r) * o->target.row + x + c) * LANES, activate(v, o->activation));
+    if (o->activation == IDENTITY || o->activation == RELU) return;
+    for (int y = 0; y < TY / by; y++)
+        for (int x = 0; x < TX / by; x++) {
+            float *at = target + y * row + x * LANES;
+            store(at, activate(load(at), o->activation));
         }
+}
+
+INLINE void visit_chunk(int TY, int TX, int SX, int CHAINS, const Operation *o, const Part *p) {
+    int64_t channels = o->target.channels, row = o->stride_y * o->source.row * LANES;
+    int64_t begin = p->chunk * channels, first = p->first, last = p->last;
+    int ends = p->chunk == o->chunks - 1;
+    for (int64_t v = begin; v < begin + channels; v++) {
+        int64_t c = o->visit[v], k = o->begin[v], n = o->begin[v + 1] - k;
+        if (c < first || c >= last) continue;
+        if (!n && p->chunk && !ends) break; /* so have all that follow */
+        float *own = p->sums + c * (TY * TX * LANES);
+        vec sum[MOST];
+        if (p->chunk) UNROLL for (int t = 0; t < TY * TX; t++) sum[t] = load(own + t * LANES);
+        else UNROLL for (int t = 0; t < TY * TX; t++) sum[t] = broadcast(o->shift[c]);
+        gather(TY, TX, SX, CHAINS, p->in, o->offset + k, o->value + k, n, row, sum);
+        if (ends)
+            finish(TY, TX, o, sum, p->target + c * o->target.plane * LANES,
+                   p->other ? p->other + c * o->other.plane * LANES : NULL);
+        else
+            UNROLL for (int t = 0; t < TY * TX; t++) store(own + t * LANES, sum[t]);
+    }
+}
+
+typedef void Tile(const Operation *, const Part *);
+
+#define TILE(TY, TX, SX, CHAINS)                                                 \
+    static void tile_##TY##_##TX##_##SX(const Operation *o, const Part *p) {     \
+        visit_chunk(TY, TX, SX, CHAINS, o, p);                                   \
+    }
+TILES(TILE)
+
+static Tile *find_tile(int64_t ty, int64_t tx, int64_t sx) {
+    if (tx == 1) sx = 1; /* a tile of one column never steps along the row */
+#define TILE_CASE(TY, TX, SX, CHAINS) \
+    if (ty == TY && tx == TX && sx == SX) return tile_##TY##_##TX##_##SX;
+    TILES(TILE_CASE)
+    return NULL;
 }
 
 /* Sums of a tile are gathered chunk by chunk of the input channels, whose part of the map then
    stays in a near cache while the output channels go by.  Those with as many kept weights follow
    one another, so that the processor foresees where the loop over these ends. */
 static void convolve_block(const Operation *o, float *space, float *sums, Team team) {
-    Tile *compute = find_tile(o->tile_y, o->tile_x, o->stride_x);
+    Tile *visit = find_tile(o->tile_y, o->tile_x, o->stride_x);
     int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
     int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
     const float *source = space + (o->source.offset + o->source.origin) * LANES;
     float *target = space + (o->target.offset + o->target.origin) * LANES;
     const float *other = space + (o->other.offset + o->other.origin) * LANES;
-    int64_t size = o->tile_y * o->tile_x * LANES;
-    int64_t chunks = o->chunks, channels = o->target.channels;
     /* The last tile of a row or column is moved back to end with the map. */
     for (int64_t y0 = 0; y0 < o->height; y0 += o->tile_y) {
         int64_t y = y0 + o->tile_y > o->height ? o->height - o->tile_y : y0;
         for (int64_t x0 = 0; x0 < o->width; x0 += o->tile_x) {
             int64_t x = x0 + o->tile_x > o->width ? o->width - o->tile_x : x0;
-            const float *in =
-                source + (y * o->stride_y * o->source.row + x * o->stride_x) * LANES;
-            for (int64_t q = 0; q < chunks; q++)
-                for (int64_t v = q * channels; v < (q + 1) * channels; v++) {
-                    int64_t c = o->visit[v], k = o->begin[v], n = o->begin[v + 1] - k;
-                    if (c < first || c >= last) continue;
-                    if (!n && q && q < chunks - 1) break; /* so have all that follow */
-                    float *tile = sums + c * size;
-                    if (n || !q)
-                        compute(in, o->offset + k, o->value + k, n,
-                                o->stride_y * o->source.row * LANES, q, tile);
-                    if (q == chunks - 1)
-                        finish_tile(o, tile, target + c * o->target.plane * LANES,
-                                    o->other.plane ? other + c * o->other.plane * LANES : NULL,
-                                    o->shift[c], y, x);
-                }
+            Part part = {
+                source + (y * o->stride_y * o->source.row + x * o->stride_x) * LANES, sums,
+                target + (y / o->pool * o->target.row + x / o->pool) * LANES,
+                o->other.plane ? other + (y * o->other.row + x) * LANES : NULL, 0, first, last,
+            };
+            for (; part.chunk < o->chunks; part.chunk++) visit(o, &part);
         }
     }
     for (int64_t c = first; c < last; c++)
@@ -292,6 +318,25 @@ static void convolve_block(const Operation *o, float *space, float *sums, Team t
 }
 
 /* ---- vectors along the positions ----------------------------------------------------------- */
+
+typedef void Line(const float *, const int32_t *, const float *, int64_t, float *);
+
+#define LINE(N, CHAINS)                                                                \
+    static void line_##N(const float *in, const int32_t *offset, const float *value,   \
+                         int64_t n, float *out) {                                      \
+        vec sum[MOST];                                                                 \
+        UNROLL for (int t = 0; t < N; t++) sum[t] = (vec){0};                          \
+        gather(1, N, 1, CHAINS, in, offset, value, n, 0, sum);                         \
+        UNROLL for (int t = 0; t < N; t++) store(out + t * LANES, sum[t]);             \
+    }
+LINES(LINE)
+
+static Line *find_line(int64_t n) {
+#define LINE_CASE(N, CHAINS) \
+    if (n == N) return line_##N;
+    LINES(LINE_CASE)
+    return NULL;
+}
 
 /* The number of accumulators for a line of vectors: as few tiles as can be, of equal size. */
 static int64_t line_tile(int64_t vectors) {
@@ -359,11 +404,11 @@ static void convolve_positions(const Operation *o, float *space, float *line, Te
     }
     int64_t length = (o->height - 1) * o->source.row + o->width;
     int64_t step = line_tile((length + LANES - 1) / LANES);
-    Tile *compute = find_tile(1, step, 1);
+    Line *compute = find_line(step);
     for (int64_t c = first; c < last; c++) {
         int64_t k = o->begin[c], n = o->begin[c + 1] - k;
         for (int64_t p = 0; p < length; p += step * LANES)
-            compute(source + p, o->offset + k, o->value + k, n, 0, 0, line + p);
+            compute(source + p, o->offset + k, o->value + k, n, line + p);
         float *to = target + c * o->target.plane;
         if (o->pool == 2) {
             pool_line(o, line, to, o->shift[c]);
@@ -410,6 +455,29 @@ static void combine(const Operation *o, float *space, int64_t width, Team team) 
         activate_line(space + t->offset + t->origin + first, last - first, o->activation);
 }
 
+INLINE void reduce_window(const Operation *o, const float *at, int64_t width, float *to) {
+    float share = 1.0f / (float)(o->size_y * o->size_x);
+    if (width == 1) {
+        float best = *at, sum = 0;
+        for (int64_t i = 0; i < o->size_y; i++)
+            for (int64_t j = 0; j < o->size_x; j++) {
+                float v = at[i * o->source.row + j];
+                sum += v;
+                best = best < v || v != v ? v : best;
+            }
+        *to = o->kind == MEAN ? sum * share : best;
+        return;
+    }
+    vec best = load(at), sum = {0};
+    for (int64_t i = 0; i < o->size_y; i++)
+        for (int64_t j = 0; j < o->size_x; j++) {
+            vec v = load(at + (i * o->source.row + j) * width);
+            sum += v;
+            best = larger(best, v);
+        }
+    store(to, o->kind == MEAN ? sum * share : best);
+}
+
 /* The maximum over windows, or the mean over the whole map. */
 static void reduce(const Operation *o, float *space, int64_t width, Team team) {
     int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
@@ -420,17 +488,9 @@ static void reduce(const Operation *o, float *space, int64_t width, Team team) {
         float *to = space + (t->offset + c * t->plane + t->origin) * width;
         for (int64_t y = 0; y < t->height; y++)
             for (int64_t x = 0; x < t->width; x++)
-                for (int64_t l = 0; l < width; l++) {
+                for (int64_t l = 0; l < width; l += width == 1 ? 1 : LANES) {
                     const float *at = from + (y * o->stride_y * s->row + x * o->stride_x) * width + l;
-                    float best = *at, sum = 0;
-                    for (int64_t i = 0; i < o->size_y; i++)
-                        for (int64_t j = 0; j < o->size_x; j++) {
-                            float v = at[(i * s->row + j) * width];
-                            sum += v;
-                            best = best < v || v != v ? v : best;
-                        }
-                    to[(y * t->row + x) * width + l] =
-                        o->kind == MEAN ? sum / (float)(o->size_y * o->size_x) : best;
+                    reduce_window(o, at, width, to + (y * t->row + x) * width + l);
                 }
         clear_halo(space + (t->offset + c * t->plane) * width, t, width);
     }

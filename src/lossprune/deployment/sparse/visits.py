@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NEAR = 40_000  # bytes of a map that stay in a near cache
-WORTH = 8  # kept weights of a visit, for which its sums are fetched and put back
+_NEAR = 42_000  # bytes of a map that stay in a near cache beside the sums
+_MISS = 0.8  # cycles more for a vector from the next cache, where nearly all are from there
+_VISIT = 20.0, 4.0  # cycles of a visit, and for each of its sums, fetched and put back
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,32 @@ class Visits:
     order: Tensor
 
 
-def chunks_of(channels: int, size: int, kept: float) -> int:
-    """Return how many chunks the input channels are in.
+def chunks_of(channels: int, size: int, kept: float, positions: int) -> int:
+    """Return in how many chunks of the input channels the kept weights cost the fewest cycles.
+
+    With q chunks an output channel costs q · v + K · t · m · (1 − N q / B)² cycles beside the
+    multiply-adds: v for a visit, m for a vector from a farther cache, for K kept weights, t vectors
+    each, of B bytes that a tile reads, N of which stay in the near cache.  The square is a fit: of
+    what is little more than N bytes little is missed, and that is found not far away.
 
     Args:
         channels: how many they are.
         size: bytes of each that a tile reads.
         kept: weights of an output channel, on average.
+        positions: of a tile.
 
-    >>> chunks_of(256, size=2304, kept=240.0), chunks_of(256, size=2304, kept=40.0)
-    (16, 5)
+    >>> chunks_of(256, size=2304, kept=240.0, positions=16)
+    11
+    >>> chunks_of(256, size=2304, kept=20.0, positions=16)
+    1
     """
-    return max(1, min(-(-channels // max(1, NEAR // size)), int(kept / WORTH)))
+    begun, each = _VISIT
+
+    def cycles(chunks: int) -> float:
+        far = max(0.0, 1 - _NEAR * chunks / (channels * size))
+        return chunks * (begun + each * positions) + kept * positions * _MISS * far**2
+
+    return min(range(1, channels * size // _NEAR + 2), key=cycles)
 
 
 def visits(output: Tensor, channel: Tensor, outputs: int, channels: int, chunks: int) -> Visits:
