@@ -19,6 +19,7 @@ FORKSERVER.set_forkserver_preload(
         "lossprune.cli",
         "lossprune.data.digits",
         "lossprune.experiment.group",
+        "lossprune.report.build",
         "lossprune.sweep.worker",
     ]
 )
