@@ -99,16 +99,18 @@ def test_a_convolution_of_any_shape(
     assert_equal_to_rounding(deployed(others), model, others)
 
 
+@pytest.mark.parametrize("few", [0, 100], ids=["in blocks", "one by one"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_many_channels_are_summed_chunk_by_chunk(stride):
+def test_many_channels_are_summed_chunk_by_chunk(stride, few):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(100, 9, 3, stride, padding=1), nn.ReLU())
-    mask = random_mask(model, 0.1)
+    mask = random_mask(model, 0.3)
     mask["0.weight"][3] = False
     mask["0.weight"][:, 40:80] = False
     mask.apply_(model)
-    inputs = torch.randn(17, 100, 9, 11)
-    deployed = sparse(model.eval(), inputs).retune_(Tuning(few=0))
+    inputs = torch.randn(17, 100, 19, 21)
+    deployed = sparse(model.eval(), inputs).retune_(Tuning(few=few))
+    assert max(made.chunks for made in deployed.plan((inputs,)).operations) > 1
     assert_equal_to_rounding(deployed(inputs), model, inputs)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lossprune.deployment.sparse.layout import SparseLayout, Taps, laid_out, whole_lines
+from lossprune.deployment.sparse.layout import SparseLayout, laid_out, whole_lines
 from lossprune.deployment.sparse.plan import (
     MapStruct,
     OperationKind,
@@ -66,13 +66,17 @@ def planned(
     )
     tile_of = {
         step.target: _tile(step.operation, layout.shapes[step.source], chosen.get(step.target))
+        if vectors
+        else (1, _line_vectors(_line(step, step.operation, layout), lanes))
         for step in layout.steps
         if isinstance(step.operation, SparseConvolution)
     }
     pointed = {}
     for step in layout.steps:
-        tile = tile_of.get(step.target) if vectors == 1 else None
-        found = _pointed(step, own, layout, unit, tile)
+        chunks = 1
+        if vectors < 2 and step.target in tile_of:  # rows are of one chunk
+            chunks = _chunks(step, layout, tile_of[step.target], vectors, lanes)
+        found = _pointed(step, own, layout, unit, chunks)
         pointed[step.target] = {field: _in_memory(tensor) for field, tensor in found.items()}
     made = [
         _operation(step, layout, tile_of.get(step.target), pointed[step.target])
@@ -91,7 +95,11 @@ def planned(
         # Room for the largest tile of each output channel: ``with_tile`` tries others.
         lines = [one.target.channels * LARGEST * lanes for one, _ in sums]
     else:
-        lines = [(one.height - 1) * one.source.row + one.width + 32 * lanes for one, _ in sums]
+        lines = [
+            ((one.height - 1) * one.source.row + one.width + 2 * LARGEST * lanes)
+            * (one.target.channels if one.chunks > 1 else 1)
+            for one, _ in sums
+        ]
     return SparsePlan(
         operations=(OperationStruct * len(operations))(*operations),
         outputs=tuple(layout.shapes[name] for name in outputs),
@@ -116,14 +124,32 @@ def _tile(convolution: SparseConvolution, source: Shape, chosen: Pair | None) ->
     return chosen if chosen in fitting else fitting[0]
 
 
-def _chunks(taps: Taps, tile: Pair, channels: int, outputs: int, lanes: int) -> int:
-    """Return how many chunks of input channels a tile of a block of images is summed over."""
-    rows, columns = (
-        (extent - 1) * stride + 1 + (int(shift.max() - shift.min()) if len(shift) else 0)
-        for extent, stride, shift in zip(tile, taps.stride, (taps.dy, taps.dx), strict=True)
-    )
-    size = rows * columns * lanes * FLOAT
-    return chunks_of(channels, size, len(taps.output) / outputs, tile[0] * tile[1])
+def _line(step: SparseStep, convolution: SparseConvolution, layout: SparseLayout) -> int:
+    """Return how many positions of one image lie from a convolution's first to its last output."""
+    _, height, width = convolution.convolved(layout.shapes[step.source])
+    return (height - 1) * layout.maps[layout.taps[step.target].value].row + width
+
+
+def _line_vectors(length: int, lanes: int) -> int:
+    """Return how many vectors of a line are computed together: as few, equal parts as can be."""
+    vectors = -(-length // lanes)
+    return -(-vectors // -(-vectors // LARGEST))
+
+
+def _chunks(step: SparseStep, layout: SparseLayout, tile: Pair, vectors: int, lanes: int) -> int:
+    """Return how many chunks of input channels a tile of blocks, or of a line, is summed over."""
+    taps = layout.taps[step.target]
+    source, outputs = layout.maps[taps.value], layout.maps[step.target].channels
+    if not len(taps.output) or outputs * layout.maps[step.target].plane == outputs:
+        return 1
+    rows, columns = (int(shift.max() - shift.min()) for shift in (taps.dy, taps.dx))
+    if vectors:
+        (height, width), (down, right) = tile, taps.stride
+        read = ((height - 1) * down + 1 + rows) * ((width - 1) * right + 1 + columns) * lanes
+    else:
+        read = tile[1] * lanes + rows * source.row + columns
+    kept = len(taps.output) / outputs
+    return chunks_of(source.channels, read * FLOAT, kept, tile[0] * tile[1])
 
 
 def _pointed(
@@ -131,12 +157,9 @@ def _pointed(
     weights: Mapping[str, Weights],
     layout: SparseLayout,
     unit: int,
-    tile: Pair | None,
+    chunks: int,
 ) -> dict[str, Tensor]:
-    """Return the tensors that a step's operation points to, by field.
-
-    A convolution over a block of images has a tile, and may go chunk by chunk.
-    """
+    """Return the tensors that a step's operation points to, by field."""
     match step.operation:
         case SparseConvolution():
             own = weights[step.target]
@@ -144,7 +167,6 @@ def _pointed(
             source = layout.maps[taps.value]
             offset = (taps.channel * source.plane + taps.dy * source.row + taps.dx) * unit
             outputs = step.operation.weight_shape[0]
-            chunks = _chunks(taps, tile, source.channels, outputs, unit) if tile else 1
             order = visits(taps.output, taps.channel, outputs, source.channels, chunks)
             return {
                 "total": order.total,

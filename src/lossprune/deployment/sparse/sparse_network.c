@@ -319,15 +319,17 @@ static void convolve_block(const Operation *o, float *space, float *sums, Team t
 
 /* ---- vectors along the positions ----------------------------------------------------------- */
 
-typedef void Line(const float *, const int32_t *, const float *, int64_t, float *);
+/* ``more``: to what is there. */
+typedef void Line(const float *, const int32_t *, const float *, int64_t, int64_t, float *);
 
-#define LINE(N, CHAINS)                                                                \
-    static void line_##N(const float *in, const int32_t *offset, const float *value,   \
-                         int64_t n, float *out) {                                      \
-        vec sum[MOST];                                                                 \
-        UNROLL for (int t = 0; t < N; t++) sum[t] = (vec){0};                          \
-        gather(1, N, 1, CHAINS, in, offset, value, n, 0, sum);                         \
-        UNROLL for (int t = 0; t < N; t++) store(out + t * LANES, sum[t]);             \
+#define LINE(N, CHAINS)                                                                   \
+    static void line_##N(const float *in, const int32_t *offset, const float *value,      \
+                         int64_t n, int64_t more, float *out) {                           \
+        vec sum[MOST];                                                                    \
+        if (more) UNROLL for (int t = 0; t < N; t++) sum[t] = load(out + t * LANES);      \
+        else UNROLL for (int t = 0; t < N; t++) sum[t] = (vec){0};                        \
+        gather(1, N, 1, CHAINS, in, offset, value, n, 0, sum);                            \
+        UNROLL for (int t = 0; t < N; t++) store(out + t * LANES, sum[t]);                \
     }
 LINES(LINE)
 
@@ -336,12 +338,6 @@ static Line *find_line(int64_t n) {
     if (n == N) return line_##N;
     LINES(LINE_CASE)
     return NULL;
-}
-
-/* The number of accumulators for a line of vectors: as few tiles as can be, of equal size. */
-static int64_t line_tile(int64_t vectors) {
-    int64_t tiles = (vectors + MOST - 1) / MOST;
-    return (vectors + tiles - 1) / tiles;
 }
 
 static float dot(const float *in, const int32_t *offset, const float *value, int64_t n) {
@@ -387,7 +383,22 @@ static void pool_line(const Operation *o, const float *line, float *target, floa
     }
 }
 
-static void convolve_positions(const Operation *o, float *space, float *line, Team team) {
+/* A vector may reach past its row: into what is written next, or cleared. */
+static void finish_line(const Operation *o, const float *line, float *target, const float *other,
+                        float shift) {
+    if (o->pool == 2) {
+        pool_line(o, line, target, shift);
+        return;
+    }
+    for (int64_t y = 0; y < o->height; y++)
+        for (int64_t x = 0; x < o->width; x += LANES) {
+            vec v = load(line + y * o->source.row + x) + shift;
+            if (o->other.plane) v += load(other + y * o->other.row + x);
+            store(target + y * o->target.row + x, activate(v, o->activation));
+        }
+}
+
+static void convolve_positions(const Operation *o, float *space, float *sums, Team team) {
     int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
     int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
     const float *source = space + o->source.offset + o->source.origin;
@@ -402,26 +413,25 @@ static void convolve_positions(const Operation *o, float *space, float *line, Te
         activate_line(target + first, last - first, o->activation);
         return;
     }
-    int64_t length = (o->height - 1) * o->source.row + o->width;
-    int64_t step = line_tile((length + LANES - 1) / LANES);
-    Line *compute = find_line(step);
+    int64_t length = (o->height - 1) * o->source.row + o->width, channels = o->target.channels;
+    int64_t step = o->tile_x * LANES;
+    int64_t whole = (length + step - 1) / step * step;
+    Line *add = find_line(o->tile_x);
+    if (o->chunks > 1) /* as over blocks */
+        for (int64_t p = 0; p < length; p += step)
+            for (int64_t v = 0; v < o->chunks * channels; v++) {
+                int64_t c = o->visit[v], k = o->begin[v], n = o->begin[v + 1] - k;
+                if (c >= first && c < last && (n || v < channels))
+                    add(source + p, o->offset + k, o->value + k, n, v >= channels,
+                        sums + c * whole + p);
+            }
     for (int64_t c = first; c < last; c++) {
-        int64_t k = o->begin[c], n = o->begin[c + 1] - k;
-        for (int64_t p = 0; p < length; p += step * LANES)
-            compute(source + p, o->offset + k, o->value + k, n, line + p);
-        float *to = target + c * o->target.plane;
-        if (o->pool == 2) {
-            pool_line(o, line, to, o->shift[c]);
-        } else {
-            const float *from = other + c * o->other.plane;
-            /* A vector may reach past its row: into what is written next, or cleared below. */
-            for (int64_t y = 0; y < o->height; y++)
-                for (int64_t x = 0; x < o->width; x += LANES) {
-                    vec v = load(line + y * o->source.row + x) + o->shift[c];
-                    if (o->other.plane) v += load(from + y * o->other.row + x);
-                    store(to + y * o->target.row + x, activate(v, o->activation));
-                }
-        }
+        float *line = sums + (o->chunks > 1 ? c * whole : 0);
+        if (o->chunks == 1)
+            for (int64_t p = 0; p < length; p += step)
+                add(source + p, o->offset + o->begin[c], o->value + o->begin[c],
+                    o->begin[c + 1] - o->begin[c], 0, line + p);
+        finish_line(o, line, target + c * o->target.plane, other + c * o->other.plane, o->shift[c]);
         clear_halo(space + o->target.offset + c * o->target.plane, &o->target, 1);
     }
 }
@@ -507,12 +517,15 @@ static void split(const Operation *o, float *space, Team team) {
             for (int64_t j = 0; j < sx; j++) {
                 const float *from = space + s->offset + c * s->plane + s->origin;
                 float *to = space + t->offset + ((c * sy + i) * sx + j) * t->plane + t->origin;
-                for (int64_t y = 0; y < t->height; y++)
-                    for (int64_t x = 0; x < t->width; x++) {
-                        int inside = y * sy + i < s->height && x * sx + j < s->width;
-                        to[y * t->row + x] =
-                            inside ? from[(y * sy + i) * s->row + x * sx + j] : 0.0f;
-                    }
+                int64_t width = (s->width - j + sx - 1) / sx, height = (s->height - i + sy - 1) / sy;
+                for (int64_t y = 0; y < t->height; y++) {
+                    const float *row = from + (y * sy + i) * s->row + j;
+                    float *out = to + y * t->row;
+                    int64_t inside = y < height ? width : 0;
+                    if (sx == 2) for (int64_t x = 0; x < inside; x++) out[x] = row[2 * x];
+                    else for (int64_t x = 0; x < inside; x++) out[x] = row[x * sx];
+                    for (int64_t x = inside; x < t->width; x++) out[x] = 0.0f;
+                }
                 clear_halo(to - t->origin, t, 1);
             }
 }
