@@ -108,7 +108,7 @@ def test_many_channels_are_summed_chunk_by_chunk(stride, few):
     mask["0.weight"][3] = False
     mask["0.weight"][:, 40:80] = False
     mask.apply_(model)
-    inputs = torch.randn(17, 100, 19, 21)
+    inputs = torch.randn(17, 100, 16 * stride, 16 * stride)
     deployed = sparse(model.eval(), inputs).retune_(Tuning(few=few))
     assert max(made.chunks for made in deployed.plan((inputs,)).operations) > 1
     assert_equal_to_rounding(deployed(inputs), model, inputs)
