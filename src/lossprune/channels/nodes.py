@@ -15,15 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from lossprune.channels.arguments import arguments, has_nodes
 from lossprune.channels.operations import (
     Concatenation,
     Flatten,
     Mean,
     Operation,
     Pointwise,
-    Pooling,
     Product,
     Sum,
+)
+from lossprune.channels.poolings import (
+    POOL_FUNCTIONS,
+    POOL_MODULES,
+    pooling_call,
+    pooling_module,
 )
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -45,6 +51,14 @@ _POINTWISE_MODULES = {
     for name in _FUNCTIONS
     if name.replace("_", "") == kind.__name__.lower()
 }  # fmt: skip
+# What else than the numbers decides a function's values, and what it is where it is left out.
+_POINTWISE_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
+    "leaky_relu": {"negative_slope": 0.01},
+    "elu": {"alpha": 1.0},
+    "hardtanh": {"min_val": -1.0, "max_val": 1.0},
+    "clamp": {"min": None, "max": None},
+    "clip": {"min": None, "max": None},
+}
 _IDENTITY = Pointwise("identity", lambda tensor: tensor)
 _IDENTITIES = (
     nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
@@ -66,24 +80,6 @@ _ARITHMETIC = {
 }  # fmt: skip
 _IN_PLACE = (operator.iadd, operator.isub, operator.imul)
 
-# Arguments of the poolings after the tensor, in order, and what they are where they are left out.
-_POOLINGS: Mapping[str, Mapping[str, Any]] = {
-    "max": {"kernel_size": None, "stride": None, "padding": 0, "dilation": 1, "ceil_mode": False,
-            "return_indices": False},
-    "avg": {"kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False,
-            "count_include_pad": True, "divisor_override": None},
-    "adaptive_max": {"output_size": None, "return_indices": False},
-    "adaptive_avg": {"output_size": None},
-}  # fmt: skip
-_POOL_MODULES = {
-    getattr(nn, f"{kind.title().replace('_', '')}Pool{d}d"): (kind, d)
-    for kind in _POOLINGS
-    for d in (1, 2, 3)
-}
-_POOL_FUNCTIONS = {
-    getattr(F, f"{kind}_pool{d}d"): (kind, d) for kind in _POOLINGS for d in (1, 2, 3)
-}
-
 
 def read_module(module: nn.Module) -> Operation | Layer | None:
     """Return what ``module`` computes in evaluation mode: itself, where it has weights.
@@ -96,13 +92,11 @@ def read_module(module: nn.Module) -> Operation | Layer | None:
     if kind in _IDENTITIES:
         return _IDENTITY
     if kind in _POINTWISE_MODULES:
-        name = _variant(_POINTWISE_MODULES[kind], vars(module))
-        return Pointwise(name, copy.deepcopy(module).eval())
-    if kind in _POOL_MODULES:
-        pooling, dimensions = _POOL_MODULES[kind]
-        usual = _POOLINGS[pooling]
-        given = {name: getattr(module, name, default) for name, default in usual.items()}
-        return _pooling(pooling, dimensions, given)
+        name = _POINTWISE_MODULES[kind]
+        given = {one: getattr(module, one) for one in _POINTWISE_ARGUMENTS.get(name, ())}
+        return Pointwise(_variant(name, vars(module)), copy.deepcopy(module).eval(), given)
+    if kind in POOL_MODULES:
+        return pooling_module(module)
     whole = kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
     return Flatten() if whole else None
 
@@ -121,10 +115,13 @@ def read_call(node: fx.Node) -> Operation | None:
     if name in _ARITHMETIC or name in _BY_A_NUMBER:
         return _arithmetic(name, function, node)
     others = node.args[1:]
-    if name not in _POINTWISE or _has_nodes(others) or _has_nodes(node.kwargs):
+    if name not in _POINTWISE or has_nodes(others) or has_nodes(node.kwargs):
         return None
-    own = _variant(name.rstrip("_"), node.kwargs)
-    return Pointwise(own, lambda c: function(c, *others, **node.kwargs))
+    plain = name.rstrip("_")
+    usual = _POINTWISE_ARGUMENTS.get(plain, {})
+    given = {one: value for one, value in arguments(node, usual).items() if one in usual}
+    own = _variant(plain, node.kwargs)
+    return Pointwise(own, lambda c: function(c, *others, **node.kwargs), given)
 
 
 def _variant(name: str, options: Mapping[str, Any]) -> str:
@@ -136,32 +133,12 @@ def _variant(name: str, options: Mapping[str, Any]) -> str:
 def _readers() -> dict[Any, Callable[[fx.Node], Operation | None]]:
     """The functions that need a closer look at their arguments."""
     return {
-        **dict.fromkeys(_POOL_FUNCTIONS, _pooling_call),
+        **dict.fromkeys(POOL_FUNCTIONS, pooling_call),
         **dict.fromkeys(_DROPOUTS, _dropout),
         **dict.fromkeys((torch.cat, torch.concat), _concatenation),
         **dict.fromkeys((torch.flatten, Tensor.flatten), _flatten),
         **dict.fromkeys((torch.mean, Tensor.mean), _mean),
     }
-
-
-def arguments(node: fx.Node, usual: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``node`` after its tensor, by the names and with the defaults given.
-
-    What is given by another name is there by that name, and what is given after all these by none.
-    """
-    return {**usual, **dict(zip(usual, node.args[1:], strict=False)), **node.kwargs}
-
-
-def _pooling_call(node: fx.Node) -> Pooling | None:
-    function: Any = node.target
-    kind, dimensions = _POOL_FUNCTIONS[function]
-    return _pooling(kind, dimensions, arguments(node, _POOLINGS[kind]))
-
-
-def _pooling(kind: str, dimensions: int, given: Mapping[str, Any]) -> Pooling | None:
-    own = {name: value for name, value in given.items() if name != "input"}
-    known = not own.get("return_indices") and not _has_nodes(own)
-    return Pooling(kind, dimensions, own) if known else None
 
 
 def _dropout(node: fx.Node) -> Pointwise | None:
@@ -181,8 +158,11 @@ def _arithmetic(name: str, function: Any, node: fx.Node) -> Operation | None:
         return _ARITHMETIC.get(name)
     if not all(isinstance(argument, fx.Node | int | float) for argument in node.args):
         return None
+    left, right = (None if isinstance(one, fx.Node) else one for one in node.args)
     return Pointwise(
-        name, lambda c: function(*(c if isinstance(a, fx.Node) else a for a in node.args))
+        name,
+        lambda c: function(*(c if isinstance(a, fx.Node) else a for a in node.args)),
+        {"left": left, "right": right},
     )
 
 
@@ -190,7 +170,7 @@ def _mean(node: fx.Node) -> Operation | None:
     given = arguments(node, {"dim": None, "keepdim": False})
     dimensions = given.pop("dim")
     keep = given.pop("keepdim")
-    if given or dimensions is None or _has_nodes(dimensions):
+    if given or dimensions is None or has_nodes(dimensions):
         return None
     return Mean(frozenset((dimensions,) if isinstance(dimensions, int) else dimensions), keep)
 
@@ -200,12 +180,6 @@ def _concatenation(node: fx.Node) -> Operation | None:
     tensors = node.args[0] if node.args else node.kwargs.get("tensors")
     known = isinstance(tensors, tuple | list) and isinstance(dimension, int)
     return Concatenation(dimension) if known else None
-
-
-def _has_nodes(values: Any) -> bool:
-    found: list[fx.Node] = []
-    fx.map_arg(values, found.append)
-    return bool(found)
 
 
 def scale_and_shift(norm: BatchNorm) -> tuple[Tensor, Tensor] | None:

@@ -7,7 +7,7 @@ Linear and convolution layers are in ``layers.py``.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,10 +50,13 @@ class Pointwise(Operation):
         name: of torch's function, such as "relu", or "gelu_tanh"; "identity" of all that do nothing
             in evaluation.
         function: of the numbers.
+        arguments: of torch's function that decide what it computes, by name; of arithmetic with a
+            number the two sides, "left" and "right", the tensor's being None.
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def forward(self, inputs: Sequence[Value], groups: ChannelGroups) -> Value:
         channels = only(inputs)
@@ -65,7 +68,8 @@ class Pooling(Operation):
     """A mean or maximum over windows of the last ``dimensions`` dimensions.
 
     Attributes:
-        kind: "max", "avg", "adaptive_max" or "adaptive_avg".
+        kind: "max", "avg", "adaptive_max" or "adaptive_avg"; or "nearest", of windows of one
+            position, some of which come several times.
         dimensions: of the positions.
         arguments: of torch's function for it, by name.
     """

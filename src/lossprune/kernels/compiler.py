@@ -29,7 +29,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lossprune.files import cache_folder, write_whole
-from lossprune.kernels.interface import HEADER, Structures, check_mirrors, fields, macros
+from lossprune.kernels.interface import HEADER, Structures, check_mirrors, fields, macros, texts
 
 _ZIG = ("-m", "ziglang", "cc")
 _INCLUDED = ("In file included from", "  ")
@@ -54,8 +54,7 @@ def load(
     GIL.  Several processes may ask at once: each builds into a file of its own and renames it.
 
     Args:
-        source: a C file; what it includes beside ``lossprune.h`` and the system's headers is not
-            part of the key.
+        source: a C file, which includes the system's headers, ``lossprune.h`` and its neighbours.
         flags: more flags for the compiler, such as ``("-DWIDTH=4", "-lm")``; libraries go last.
         constants: macros of the file, and their values.
         structures: the mirrors of those that the file says are ``MIRRORED``.
@@ -67,7 +66,7 @@ def load(
     """
     given = {**macros(constants, structures), **fields(structures)}
     used = (*_flags(), *(f"-D{name}={value}" for name, value in given.items()), *flags)
-    text = source.read_bytes() + HEADER.read_bytes()
+    text = tuple(texts(source).values())
     chosen = os.environ.get("CC")
     what = f"{source.stem}-{_hashed(text, used, shlex.split(chosen or '')[1:], _processor())}"
     library = cache_folder() / f"{what}-{_hashed(_known(chosen))[:8]}.so"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 HEADER = Path(__file__).with_name("lossprune.h")
 Structures = Mapping[str, type[ctypes.Structure]]  # by their names in the file
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
 class Activation(IntEnum):
@@ -27,6 +28,13 @@ class Activation(IntEnum):
     TANH = 2
     GELU = 3
     GELU_TANH = 4  # torch's GELU with approximate="tanh"
+    SIGMOID = 5
+    SILU = 6
+    HARDSIGMOID = 7
+    HARDSWISH = 8
+    CLAMP = 9  # between two bounds
+    LEAKY_RELU = 10  # of a slope below 0
+    ELU = 11  # of a factor below 0
 
 
 def macros(constants: Mapping[str, int], structures: Structures) -> dict[str, int]:
@@ -44,6 +52,24 @@ def fields(structures: Structures) -> dict[str, str]:
         )
         for name, mirror in structures.items()
     }
+
+
+def texts(source: Path) -> dict[Path, str]:
+    """Return the text of a C file and of all that it includes of ours, by path.
+
+    >>> list(texts(HEADER)) == [HEADER]
+    True
+    """
+    found: dict[Path, str] = {}
+    waiting = [source]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found[file] = file.read_text()
+            for name in _INCLUDE.findall(found[file]):
+                beside = (file.with_name(name), HEADER.with_name(name))
+                waiting += [path for path in beside if path.is_file()][:1]
+    return found
 
 
 def check_mirrors(source: Path, said: str) -> None:

@@ -1,16 +1,13 @@
 """The texts of a C library's files, but for its data."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lossprune.deployment.sparse.plan import SOURCE
-from lossprune.kernels.interface import HEADER
+from lossprune.kernels.interface import texts
 
 EXPECTED = "expected.txt"  # what the example prints
-_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -67,19 +64,10 @@ KERNELS = SOURCE.with_suffix(".h").name  # no file of its own to a build of all 
 
 def kernel_files() -> dict[str, bytes]:
     """Return the kernels' source with all that it includes of ours, by file name."""
-    found: dict[str, bytes] = {}
-    waiting = [SOURCE]
-    while waiting:
-        file = waiting.pop()
-        if file.name not in found:
-            found[file.name] = file.read_bytes()
-            names = _INCLUDE.findall(found[file.name].decode())
-            waiting += [_beside(file, name) for name in names]
-    return {KERNELS if name == SOURCE.name else name: text for name, text in found.items()}
-
-
-def _beside(file: Path, name: str) -> Path:
-    return next(path for path in (file.with_name(name), HEADER.with_name(name)) if path.is_file())
+    return {
+        KERNELS if file == SOURCE else file.name: text.encode()
+        for file, text in texts(SOURCE).items()
+    }
 
 
 def header(signature: Signature, title: str) -> str:

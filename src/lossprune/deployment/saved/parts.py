@@ -4,6 +4,7 @@ The kernels read and write memory at the places that the steps and positions say
 reaches them that could lead them out of it.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,22 +16,27 @@ from lossprune.deployment.saved.format import Arrays, SavedPart
 from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.steps import (
     ChannelScales,
-    MapMaximum,
-    MapMean,
+    MapJoin,
+    MapProduct,
     MapSum,
     SparseConvolution,
     SparseOperation,
     SparseStep,
     Weights,
 )
+from lossprune.deployment.sparse.windows import MapAverage, MapMaximum, MapMean, MapNearest
 
 # How many values a step may read, by its operation; of others there are none in finished networks.
 _READS: Mapping[type[SparseOperation], tuple[int, ...]] = {
     SparseConvolution: (1, 2),
     ChannelScales: (1,),
     MapSum: (2,),
+    MapProduct: (2,),
+    MapJoin: (2,),
     MapMaximum: (1,),
+    MapAverage: (1,),
     MapMean: (1,),
+    MapNearest: (1,),
 }
 _FARTHEST = 2**16  # of strides, paddings, dilations and windows: maps have fewer rows
 _GAPS = (np.uint8, np.uint16, np.uint32)
@@ -88,21 +94,29 @@ def network_of(part: SavedPart, arrays: Arrays, prefix: str) -> SparseNetwork:
 
 def _check_operation(step: SparseStep) -> None:
     """Raise ValueError unless the kernels know an operation of these numbers."""
-    good = True
+    good = not any(map(math.isnan, getattr(step.operation, "numbers", ())))
     match step.operation:
         case SparseConvolution(weight_shape=shape, groups=groups, pool=pool) as one:
             pooled = len(step.reads) == 1 and one.stride[1] <= 2
             good = (
-                min(*shape, groups) >= 1 and shape[0] % groups == 0
+                good and min(*shape, groups) >= 1 and shape[0] % groups == 0
                 and (pool == 1 or (pool == 2 and pooled))
                 and all(1 <= n <= _FARTHEST for n in (*one.stride, *one.dilation))
                 and max(*one.padding, *shape[2:]) <= _FARTHEST
                 and (not one.flat or shape[2:] == (1, 1))
             )  # fmt: skip
-        case MapMaximum(size=size, stride=stride):
-            good = all(1 <= n <= _FARTHEST for n in (*size, *stride))
+        case MapMaximum() | MapAverage() as one:
+            halves = zip(one.padding, one.size, strict=True)
+            good = all(1 <= n <= _FARTHEST for n in (*one.size, *one.stride)) and all(
+                2 * pad <= size for pad, size in halves  # or windows would take in nothing
+            )
+            good = good and getattr(one, "divisor", 0) < _FARTHEST**2
+        case MapMean(outputs=counts):
+            good = max(counts) <= _FARTHEST
+        case MapNearest(factor=counts):
+            good = all(1 <= n <= _FARTHEST for n in counts)
         case ChannelScales(channels=channels):
-            good = channels >= 1
+            good = good and channels >= 1
     if not good:
         raise ValueError(f"{step.name!r} is an operation that the kernels do not know")
 

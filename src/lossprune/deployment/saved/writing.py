@@ -27,13 +27,13 @@ from lossprune.deployment.sparse.parts import NetworkInParts, ValueName
 from lossprune.deployment.sparse.plan import SOURCE, lanes
 from lossprune.deployment.traced import GraphInputs, TracedNetwork
 from lossprune.files import check_folder_of, write_whole
-from lossprune.kernels.interface import HEADER
+from lossprune.kernels.interface import texts
 from lossprune.pruning.errors import PruningError
 
 
 def kernels_digest() -> str:
     """Return the SHA-256 of the kernels' source."""
-    return hashlib.sha256(SOURCE.read_bytes() + HEADER.read_bytes()).hexdigest()
+    return hashlib.sha256("".join(texts(SOURCE).values()).encode()).hexdigest()
 
 
 def save_network(

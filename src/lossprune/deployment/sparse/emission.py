@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lossprune.deployment.sparse.layout import SparseLayout, laid_out, whole_lines
+from lossprune.deployment.sparse.layout import SparseLayout, laid_out
+from lossprune.deployment.sparse.placing import whole_lines
 from lossprune.deployment.sparse.plan import (
     MapStruct,
     OperationKind,
@@ -17,8 +18,8 @@ from lossprune.deployment.sparse.steps import (
     LARGEST,
     ChannelScales,
     MapActivation,
-    MapMaximum,
-    MapMean,
+    MapJoin,
+    MapProduct,
     MapSplit,
     MapSum,
     Pair,
@@ -29,6 +30,14 @@ from lossprune.deployment.sparse.steps import (
     tiles,
 )
 from lossprune.deployment.sparse.visits import chunks_of, visits
+from lossprune.deployment.sparse.windows import (
+    MapAverage,
+    MapMaximum,
+    MapMean,
+    MapNearest,
+    windows,
+)
+from lossprune.kernels.interface import Activation
 from lossprune.pruning.errors import PruningError
 
 FLOAT = 4  # bytes
@@ -100,6 +109,7 @@ def planned(
             * (one.target.channels if one.chunks > 1 else 1)
             for one, _ in sums
         ]
+    lines += [one.source.width * unit + lanes for one in made if one.window]
     return SparsePlan(
         operations=(OperationStruct * len(operations))(*operations),
         outputs=tuple(layout.shapes[name] for name in outputs),
@@ -178,6 +188,10 @@ def _pointed(
             }
         case ChannelScales():
             return {"scale": weights[step.target].scale, "shift": weights[step.target].shift}
+        case MapMaximum() | MapAverage() | MapMean() | MapNearest() as operation:
+            _, *extents = layout.shapes[step.source]
+            found = [windows(operation, axis, extent) for axis, extent in enumerate(extents)]
+            return {"window": torch.tensor(found[0] + found[1])}
     return {}
 
 
@@ -200,14 +214,17 @@ def _operation(
     )
     for other in step.reads[1:]:
         made.other = MapStruct(*maps[other])
-    made.stride_y, made.stride_x, made.size_y, made.size_x = 1, 1, 1, 1
+    made.stride_y = made.stride_x = 1
+    made.low, made.high = getattr(step.operation, "numbers", (0.0, 0.0))
+    made.activation = getattr(step.operation, "activation", Activation.IDENTITY)
+    made.spread = getattr(step.operation, "spread", False)
     for field, tensor in pointed.items():
         setattr(made, field, tensor.data_ptr())
     source = layout.shapes[step.source]
     match step.operation:
         case SparseConvolution() as convolution:
             taps = layout.taps[step.target]
-            made.kind, made.activation = OperationKind.CONVOLUTION, convolution.activation
+            made.kind = OperationKind.CONVOLUTION
             made.source, made.pool = MapStruct(*maps[taps.value]), convolution.pool
             made.stride_y, made.stride_x = taps.stride
             # Rows and columns that no window of the maximum takes in are not computed.
@@ -216,15 +233,18 @@ def _operation(
             assert tile is not None
             made.tile_y, made.tile_x = tile
             made.chunks = len(pointed["visit"])
-        case ChannelScales(activation=activation):
-            made.kind, made.activation = OperationKind.AFFINE, activation
-        case MapSum(activation=activation):
-            made.kind, made.activation = OperationKind.ADDITION, activation
-        case MapMaximum(size=size, stride=stride):
+        case ChannelScales():
+            made.kind = OperationKind.AFFINE
+        case MapSum(minus=minus):
+            made.kind = OperationKind.DIFFERENCE if minus else OperationKind.ADDITION
+        case MapProduct():
+            made.kind = OperationKind.PRODUCT
+        case MapJoin():
+            made.kind = OperationKind.JOIN
+        case MapMaximum() | MapNearest():
             made.kind = OperationKind.MAXIMUM
-            made.size_y, made.size_x, made.stride_y, made.stride_x = *size, *stride
-        case MapMean():
-            made.kind, made.size_y, made.size_x = OperationKind.MEAN, *source[1:]
+        case MapMean() | MapAverage():
+            made.kind = OperationKind.MEAN
         case MapSplit(stride=stride):
             made.kind, made.stride_y, made.stride_x = OperationKind.SPLIT, *stride
         case MapActivation():

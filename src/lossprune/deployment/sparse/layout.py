@@ -5,12 +5,19 @@ every kept weight the place that it reads from, every value its halo and rows, a
 layouts are described in ``sparse_network.c``.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
+from lossprune.deployment.sparse.placing import (
+    FeatureMap,
+    Part,
+    parts_of_joined,
+    placed,
+    whole_lines,
+)
 from lossprune.deployment.sparse.steps import (
     MapSplit,
     Pair,
@@ -20,26 +27,6 @@ from lossprune.deployment.sparse.steps import (
     Weights,
     output_shape,
 )
-
-_Gap = tuple[int, int]  # start and length of elements that hold nothing any more
-
-
-class FeatureMap(NamedTuple):
-    """Where a value lies: of offsets and distances, all in elements, ``sparse_network.c`` tells."""
-
-    offset: int
-    plane: int
-    row: int
-    origin: int
-    height: int
-    width: int
-    halo: int
-    channels: int
-
-    @property
-    def size(self) -> int:
-        """Elements, in whole cache lines."""
-        return whole_lines(self.channels * self.plane)
 
 
 @dataclass(frozen=True)
@@ -104,10 +91,15 @@ def laid_out(
         for step in steps
         if isinstance(step.operation, SparseConvolution)
     }
-    halos = halo_widths(steps, taps, shapes)
+    parts = parts_of_joined(steps, shapes, inputs)
+    halos = _alike(halo_widths(steps, taps, shapes), parts)
     vector = 1 if blocked else lanes
-    maps = {name: unplaced_map(shape, halos.get(name, 0), vector) for name, shape in shapes.items()}
-    maps, end = placed(steps, taps, maps, inputs, outputs)
+    maps = {name: unplaced_map(shape, halos[name], vector) for name, shape in shapes.items()}
+    uses = [{*step.reads, step.target} for step in steps]
+    for step, used in zip(steps, uses, strict=True):
+        if step.target in taps:
+            used.add(taps[step.target].value)
+    maps, end = placed(uses, maps, parts, inputs, outputs)
     # A tile may read one vector per accumulator past the end of the last map.
     furthest = max((m.row * (m.halo + 1) for m in maps.values()), default=0)
     room = (end + 17 * vector + furthest) * (lanes if blocked else 1)
@@ -192,6 +184,16 @@ def halo_widths(
     return halos
 
 
+def _alike(halos: Mapping[str, int], parts: Mapping[str, Part]) -> Mapping[str, int]:
+    """Return the halos of all values, where those in one joined map have the widest of theirs."""
+    found = defaultdict[str, int](int, halos)
+    for name, part in parts.items():
+        found[part.whole] = max(found[part.whole], found[name])
+    for name, part in parts.items():
+        found[name] = found[part.whole]
+    return found
+
+
 def unplaced_map(shape: Shape, halo: int, vector: int) -> FeatureMap:
     """Return the rows and planes of a map whose vectors are of ``vector`` elements; at offset 0."""
     channels, height, width = shape
@@ -201,65 +203,3 @@ def unplaced_map(shape: Shape, halo: int, vector: int) -> FeatureMap:
     if plane > 1:
         plane += vector - 1  # the last vector of the last row may reach past it
     return FeatureMap(0, plane, row, origin, height, width, halo, channels)
-
-
-def placed(
-    steps: Sequence[SparseStep],
-    taps: Mapping[str, Taps],
-    maps: Mapping[str, FeatureMap],
-    inputs: Collection[str],
-    outputs: Collection[str],
-) -> tuple[dict[str, FeatureMap], int]:
-    """Return the maps at their offsets, and where the last of them ends.
-
-    Places are used again when nothing reads them any more.
-    """
-    uses = [{*step.reads, step.target} for step in steps]
-    for step, used in zip(steps, uses, strict=True):
-        if step.target in taps:
-            used.add(taps[step.target].value)
-    last = {name: k for k, used in enumerate(uses) for name in used}
-    last |= dict.fromkeys(outputs, len(steps))
-    found: dict[str, FeatureMap] = {}
-    gaps: list[_Gap] = []
-    end = 0
-    for name in inputs:
-        found[name] = maps[name]._replace(offset=end)
-        end += maps[name].size
-    for k, (step, used) in enumerate(zip(steps, uses, strict=True)):
-        size = maps[step.target].size
-        start, gaps = _fitted(gaps, size)
-        if start is None:
-            start, end = end, end + size
-        found[step.target] = maps[step.target]._replace(offset=start)
-        freed = [found[name] for name in used if last[name] == k]
-        gaps = _merged([*gaps, *((place.offset, place.size) for place in freed)])
-    return found, end
-
-
-def _fitted(gaps: list[_Gap], size: int) -> tuple[int | None, list[_Gap]]:
-    """Return where the first gap of that size starts, if there is one, and what is left of all."""
-    for k, (start, length) in enumerate(gaps):
-        if length >= size:
-            left = [(start + size, length - size)] if length > size else []
-            return start, [*gaps[:k], *left, *gaps[k + 1 :]]
-    return None, gaps
-
-
-def _merged(gaps: list[_Gap]) -> list[_Gap]:
-    """Return gaps in order, neighbours as one."""
-    out: list[_Gap] = []
-    for start, length in sorted(gaps):
-        if out and sum(out[-1]) == start:
-            start, length = out[-1][0], out[-1][1] + length
-            out.pop()
-        out.append((start, length))
-    return out
-
-
-def whole_lines(numbers: int) -> int:
-    """Return so many numbers, or as many more as fill the last cache line.
-
-    A vector across two lines takes twice as long.
-    """
-    return -(-numbers // 16) * 16

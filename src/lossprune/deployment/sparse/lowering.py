@@ -6,13 +6,14 @@ batch norm into its weights, an addition, an activation and a maximum over 2×2 
 """
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from lossprune.channels.nodes import (
     Layer,
@@ -22,26 +23,39 @@ from lossprune.channels.nodes import (
     read_module,
     scale_and_shift,
 )
-from lossprune.channels.operations import Operation, Pointwise, Pooling, Sum
+from lossprune.channels.operations import (
+    Concatenation,
+    Mean,
+    Operation,
+    Pointwise,
+    Pooling,
+    Product,
+    Sum,
+)
+from lossprune.deployment.sparse.reading import activation_of, affine, both, windows_of
 from lossprune.deployment.sparse.steps import (
     ChannelScales,
     MapActivation,
-    MapMaximum,
-    MapMean,
+    MapJoin,
+    MapProduct,
     MapSum,
-    Pair,
     SparseConvolution,
     SparseOperation,
     SparseStep,
     Weights,
 )
+from lossprune.deployment.sparse.windows import MapMaximum
 from lossprune.kernels.interface import Activation
 
 Lowered = tuple[SparseStep, Weights]
 
 # The maximum of these is theirs of the maximum.
-_INCREASING = (Activation.IDENTITY, Activation.RELU, Activation.TANH)
-_FLATTENINGS = (nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape")
+_INCREASING = (
+    Activation.IDENTITY, Activation.RELU, Activation.TANH, Activation.SIGMOID, Activation.CLAMP,
+    Activation.HARDSIGMOID,
+)  # fmt: skip
+_FLATTENINGS = (nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape", "squeeze")
+_SPREAD = (slice(None), slice(None), None, None)  # x[:, :, None, None]
 
 
 def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
@@ -49,9 +63,10 @@ def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
 
     Flattening and what does nothing in evaluation leave a value as it is.
     """
-    reads = tuple(source.name for source in node.all_input_nodes)
-    shapes = [_shape(value) for value in (*node.all_input_nodes, node)]
-    if not reads or None in shapes:
+    sources: list[fx.Node] = []
+    fx.map_arg((node.args, node.kwargs), sources.append)
+    shapes = [_shape(value) for value in (*sources, node)]
+    if not sources or None in shapes:
         return None
     name, kind = node.name, node.target
     read: Operation | Layer | None
@@ -62,14 +77,65 @@ def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
         name, kind, read = str(node.target), type(module), read_module(module)
     else:
         read = read_call(node)
-    if kind in _FLATTENINGS:
-        one, *_, made = shapes
-        whole = len(one) in (2, 4) and len(made) == 2 and one[0] == made[0]
-        return reads[0] if len(reads) == 1 and whole else None
-    if isinstance(read, Pointwise) and read.name == "identity":
-        return reads[0]
+    if kind in _FLATTENINGS or kind is operator.getitem:
+        return sources[0].name if len(sources) == 1 and _same_numbers(node, shapes) else None
+    if _does_nothing(read, sources):
+        return sources[0].name
+    if isinstance(read, Sum | Product):
+        if found := _with_parameter(graph, read, sources, shapes):
+            value = next(source.name for source in sources if source.op != "get_attr")
+            return SparseStep(name, (value,), node.name, found[0]), found[1]
+        if shapes[0] != shapes[-1] and read != Sum(-1):
+            sources, shapes = sources[::-1], [shapes[1], shapes[0], shapes[2]]
+    reads = tuple(source.name for source in sources)
     found = _operation(read, shapes)
     return found and (SparseStep(name, reads, node.name, found[0]), found[1])
+
+
+def _does_nothing(read: Operation | Layer | None, sources: Sequence[fx.Node]) -> bool:
+    match read:
+        case Pointwise(name=name):
+            return name in ("identity", "contiguous")
+        case Concatenation():
+            return len(sources) == 1
+    return False
+
+
+def _same_numbers(node: fx.Node, shapes: Sequence[torch.Size]) -> bool:
+    """Whether an image becomes its numbers in a row, or features become maps of one position."""
+    one, made = shapes
+    if node.target is operator.getitem:
+        return len(one) == 2 and node.args[1] == _SPREAD
+    return len(one) in (2, 4) and len(made) == 2 and one[0] == made[0]
+
+
+def _with_parameter(
+    graph: fx.GraphModule,
+    read: Sum | Product,
+    sources: Sequence[fx.Node],
+    shapes: Sequence[torch.Size],
+) -> tuple[SparseOperation, Weights] | None:
+    """Return a sum or product with a parameter that has a number a channel, or one in all."""
+    parameters = [source for source in sources if source.op == "get_attr"]
+    if len(sources) != 2 or len(parameters) != 1 or len(shapes[-1]) not in (2, 4):
+        return None
+    place = sources.index(parameters[0])
+    one, made, own = shapes[1 - place], shapes[-1], shapes[place]
+    number = (made[1], *(1 for _ in made[2:]))
+    if one != made or (math.prod(own) != 1 and own not in (number, (1, *number))):
+        return None
+    numbers = attribute(graph, str(parameters[0].target)).detach().reshape(-1).expand(made[1])
+    if isinstance(read, Product):
+        return scaled(numbers, torch.zeros(made[1]))
+    sign = -1.0 if place == 0 and read.sign == -1 else 1.0
+    shift = numbers if place == 0 else numbers * read.sign
+    return scaled(torch.full((made[1],), sign), shift)
+
+
+def attribute(module: nn.Module, path: str) -> Tensor:
+    """Return a tensor of a module by its name."""
+    parent, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(parent), name)
 
 
 def _shape(node: fx.Node) -> Any:
@@ -91,7 +157,7 @@ def of_rows(node: fx.Node, step: Lowered | str) -> bool | None:
     match step[0].operation:
         case SparseConvolution(flat=True):
             return None if rank == 2 else True
-        case MapActivation() | MapSum():
+        case MapActivation() | MapSum(spread=False) | MapProduct(spread=False):
             return None
     return False
 
@@ -101,41 +167,50 @@ def _operation(
 ) -> tuple[SparseOperation, Weights] | None:
     """Return the kernels' operation for what a node computes, given the shapes around it."""
     operation: SparseOperation | None = None
-    weights = Weights()
     match read, [len(shape) for shape in shapes]:
         case nn.Linear(weight=weight, bias=bias), [_, _]:
             outputs, inputs = weight.shape
             operation = SparseConvolution((outputs, inputs, 1, 1), flat=True)
-            weights = Weights.kept(weight, bias)
+            return operation, Weights.kept(weight, bias)
         case nn.Conv2d(weight=weight, bias=bias, padding_mode="zeros"), [4, 4]:
             (top, bottom), (left, right) = paddings(read)
             if (top, left) == (bottom, right):
                 kernel: Any = tuple(weight.shape)
-                stride, dilation = _pair(read.stride), _pair(read.dilation)
+                stride, dilation = both(read.stride), both(read.dilation)
                 operation = SparseConvolution(kernel, stride, (top, left), dilation, read.groups)
-                weights = Weights.kept(weight, bias)
+                return operation, Weights.kept(weight, bias)
         case (nn.BatchNorm1d() | nn.BatchNorm2d()) as norm, [2, 2] | [4, 4]:
             if found := scale_and_shift(norm):
-                operation = ChannelScales(norm.num_features)
-                weights = Weights(scale=found[0].float(), shift=found[1].float())
-        case Pointwise(name=name), [_, _] if name.upper() in Activation.__members__:
-            operation = MapActivation(Activation[name.upper()])
-        case Sum(sign=1), [_, _, _] if shapes[0] == shapes[1]:
-            operation = MapSum()
-        case Pooling(kind="max", dimensions=2, arguments=given), [4, 4]:
-            size, padding, dilation = (
-                _pair(given[name]) for name in ("kernel_size", "padding", "dilation")
-            )
-            if (padding, dilation, bool(given["ceil_mode"])) == ((0, 0), (1, 1), False):
-                operation = MapMaximum(size, _pair(given["stride"] or size))
-        case Pooling(kind="adaptive_avg", dimensions=2, arguments=given), [4, 4]:
-            if given["output_size"] in (1, (1, 1), [1, 1]):
-                operation = MapMean()
-    return operation and (operation, weights)
+                return scaled(*found)
+        case Pointwise() as pointwise, [rank, _]:
+            if by := affine(pointwise):
+                channels = shapes[0][1] if rank in (2, 4) else 0
+                return scaled(*(torch.full((channels,), one) for one in by)) if channels else None
+            operation = activation_of(pointwise)
+        case (Sum() | Product()) as meeting, [_, _, _]:
+            operation = _of_two(meeting, shapes)
+        case Concatenation(dimension=dimension), [first, *_] if first in (2, 4):
+            operation = MapJoin() if dimension % first == 1 else None
+        case (Pooling(dimensions=2) | Mean()) as pooling, [4, _]:
+            operation = windows_of(pooling)
+    return operation and (operation, Weights())
 
 
-def _pair(value: Any) -> Pair:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def scaled(scale: Tensor, shift: Tensor) -> tuple[SparseOperation, Weights]:
+    """Return the step of one scale and shift a channel."""
+    return ChannelScales(len(scale)), Weights(scale=scale.float(), shift=shift.float())
+
+
+def _of_two(read: Sum | Product, shapes: Sequence[torch.Size]) -> SparseOperation | None:
+    """Return a sum or product of maps of one shape, or where the second has a number a channel."""
+    one, two, made = shapes
+    spread = one != two
+    if one != made or (spread and two != (*one[:2], 1, 1)):
+        return None
+    match read:
+        case Sum(sign=sign):
+            return MapSum(spread=spread, minus=sign == -1)
+    return MapProduct(spread=spread)
 
 
 def joined(parts: Sequence[Lowered], kept: Collection[str]) -> list[Lowered]:
@@ -173,21 +248,25 @@ def _join(first: Lowered, second: Lowered, through: str) -> Lowered | None:
         case (
             SparseConvolution(activation=Activation.IDENTITY, pool=1)
             | ChannelScales(activation=Activation.IDENTITY)
-            | MapSum(activation=Activation.IDENTITY) as before,
-            MapActivation(activation=activation),
+            | MapSum(activation=Activation.IDENTITY)
+            | MapProduct(activation=Activation.IDENTITY) as before,
+            MapActivation(activation=activation, numbers=numbers),
         ):
-            operation = replace(before, activation=activation)
+            operation = replace(before, activation=activation, numbers=numbers)
         case (
             SparseConvolution(activation=Activation.IDENTITY, pool=1) as before,
             ChannelScales(),
         ) if len(reads) == 1:
             weights = _scaled(weights, more, before)
-        case SparseConvolution(activation=Activation.IDENTITY, pool=1), MapSum() if len(reads) == 1:
+        case (
+            SparseConvolution(activation=Activation.IDENTITY, pool=1),
+            MapSum(spread=False, minus=False),
+        ) if len(reads) == 1:
             reads = (*reads, *(name for name in after.reads if name != through))
         # No tile of the kernels has two columns at strides beyond 2.
         case (
             SparseConvolution(pool=1, stride=(_, 1 | 2)) as before,
-            MapMaximum(size=(2, 2), stride=(2, 2)),
+            MapMaximum(size=(2, 2), stride=(2, 2), padding=(0, 0), ceil=False),
         ) if len(reads) == 1 and before.activation in _INCREASING:
             operation = replace(before, pool=2)
         case _:
@@ -207,8 +286,8 @@ def _scaled(weights: Weights, scales: Weights, convolution: SparseConvolution) -
 def with_scales(part: Lowered, channels: int) -> Lowered:
     """Give an activation that stands alone its scales 1 and shifts 0."""
     match part[0].operation:
-        case MapActivation(activation=activation):
-            scales = ChannelScales(channels, activation)
+        case MapActivation(activation=activation, numbers=numbers):
+            scales = ChannelScales(channels, activation, numbers)
             ones, zeros = torch.ones(channels), torch.zeros(channels)
             return replace(part[0], operation=scales), Weights(shift=zeros, scale=ones)
     return part

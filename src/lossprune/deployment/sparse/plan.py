@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lossprune.deployment.sparse.layout import FeatureMap
+from lossprune.deployment.sparse.placing import FeatureMap
 from lossprune.deployment.sparse.steps import Pair, Shape
 from lossprune.kernels import threads
 from lossprune.kernels.compiler import load
@@ -38,6 +38,9 @@ class OperationKind(enum.IntEnum):
     SPLIT = 5
     READ = 6
     WRITE = 7
+    DIFFERENCE = 8
+    PRODUCT = 9
+    JOIN = 10
 
 
 # Macros of the kernels.
@@ -54,11 +57,15 @@ class OperationStruct(ctypes.Structure):
     """``Operation``: its fields are explained in ``sparse_network.c``."""
 
     _fields_ = [
-        *((name, _I) for name in ("kind", "activation", "pool")),
+        *((name, _I) for name in ("kind", "activation")),
+        *((name, ctypes.c_float) for name in ("low", "high")),
+        ("pool", _I),
         *((name, MapStruct) for name in ("source", "target", "other")),
-        *((name, _I) for name in ("height", "width", "stride_y", "stride_x", "size_y", "size_x")),
+        ("spread", _I),
+        *((name, _I) for name in ("height", "width", "stride_y", "stride_x")),
         *((name, _I) for name in ("tile_y", "tile_x", "chunks")),
-        *((name, _P) for name in ("total", "visit", "begin", "offset", "value", "scale", "shift")),
+        *((name, _P) for name in ("total", "visit", "begin", "offset", "value")),
+        *((name, _P) for name in ("scale", "shift", "window")),
         ("tensor", _I),
     ]
 

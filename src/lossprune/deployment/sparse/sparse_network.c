@@ -15,36 +15,13 @@
 
 #include <string.h>
 
+#include "activations.h"
 #include "lossprune.h"
 
 MIRRORED(Threads)
 
 #define MOST 16 /* accumulators of a tile */
 #define ROWS (ROW_VECTORS * LANES) /* of an element; ROW_VECTORS is given by the build */
-
-/* (tanh(x) / x - 1) / x^2 as a polynomial in x^2, fitted at Chebyshev's nodes of 0 <= x < 0.625;
-   its error is 2e-9. */
-#define TANH0 -0.3333333432674408f
-#define TANH1 0.13333304226398468f
-#define TANH2 -0.05395940691232681f
-#define TANH3 0.021769961342215538f
-#define TANH4 -0.0083469795063138f
-#define TANH5 0.0022958405315876007f
-
-/* erf(x) = x P(x^2) / Q(x^2) for |x| <= ERF_LIMIT, where it is 1 in float32; a minimax fit of the
-   relative error, 2e-8. Coefficients from the highest power down; the last of Q is 1. */
-#define ERF_LIMIT 3.95f
-#define ERF_P5 2.02591332e-06f
-#define ERF_P4 0.000284686248f
-#define ERF_P3 0.00380810839f
-#define ERF_P2 0.0528752804f
-#define ERF_P1 0.191549107f
-#define ERF_P0 1.12837911f
-#define ERF_Q5 3.78317782e-05f
-#define ERF_Q4 0.00117071241f
-#define ERF_Q3 0.0150549822f
-#define ERF_Q2 0.114559121f
-#define ERF_Q1 0.503088653f
 
 /* Offsets and strides are in elements. */
 typedef struct {
@@ -54,10 +31,13 @@ MIRRORED(Map)
 
 typedef struct {
     int64_t kind;                   /* CONVOLUTION, AFFINE, ...: numbered by the build */
-    int64_t activation, pool;       /* pool: 2 for a maximum over 2 x 2 after a convolution */
-    Map source, target, other;      /* other: the map that is added; its plane is 0 without one */
+    int64_t activation;
+    float low, high; /* of the activation */
+    int64_t pool;    /* 2 for a maximum over 2 x 2 after a convolution */
+    Map source, target, other;      /* other: the second map; its plane is 0 without one */
+    int64_t spread;                 /* whether that has one number a channel, for all positions */
     int64_t height, width;          /* of a convolution's output, before the maximum */
-    int64_t stride_y, stride_x, size_y, size_x; /* of a convolution or maximum; factors of a split */
+    int64_t stride_y, stride_x;     /* of a convolution; factors of a split */
     int64_t tile_y, tile_x, chunks; /* chunks: of the input channels */
     const int32_t *total;  /* (channels + 1): kept weights of the channels before */
     const int32_t *visit;  /* (chunks x channels): the channels of a chunk, the fullest first */
@@ -65,6 +45,8 @@ typedef struct {
     const int32_t *offset; /* (kept): where in the source a weight's input lies, in numbers */
     const float *value;    /* (kept) */
     const float *scale, *shift; /* (channels); the shift is a convolution's bias */
+    const int32_t *window; /* (rows + columns of the target, 3): where a window begins and ends in
+                              the source, and what the sum is divided by */
     int64_t tensor;             /* index of the tensor that is read or written */
 } Operation;
 MIRRORED(Operation)
@@ -87,64 +69,8 @@ EXPORTED int64_t lanes(void) { return LANES; }
 /* Keeps NaN. */
 INLINE vec larger(vec a, vec b) { return choose((ivec)(a < b) | (ivec)(b != b), b, a); }
 
-/* exp(t) for 0 <= t <= 20: t = n ln 2 + r, |r| <= ln 2 / 2, and Taylor's series of exp(r). */
-INLINE vec exponential(vec t) {
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    vec n = (t * 1.44269504088896341f + magic) - magic;
-    vec r = t - n * 0.693359375f + n * 2.12194440054690583e-4f;
-    vec p = r * 1.9841269841e-4f + 1.3888888889e-3f;
-    p = p * r + 8.3333333333e-3f;
-    p = p * r + 4.1666666667e-2f;
-    p = p * r + 1.6666666667e-1f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    ivec power = (__builtin_convertvector(n, ivec) + 127) << 23;
-    return p * (vec)power;
-}
-
-/* tanh: an odd polynomial fitted below 0.625, 1 - 2 / (exp(2x) + 1) above. */
-INLINE vec hyperbolic(vec x) {
-    ivec sign = (ivec)x & (int32_t)0x80000000;
-    vec a = (vec)((ivec)x & 0x7fffffff);
-    vec z = a * a;
-    vec p = z * TANH5 + TANH4;
-    p = p * z + TANH3;
-    p = p * z + TANH2;
-    p = p * z + TANH1;
-    p = p * z + TANH0;
-    vec small = a + a * z * p;
-    vec t = choose((ivec)(a < 10.0f), a + a, broadcast(20.0f));
-    vec large = 1.0f - 2.0f / (exponential(t) + 1.0f);
-    vec y = choose((ivec)(a < 0.625f), small, large);
-    return choose((ivec)(x != x), x, (vec)((ivec)y | sign));
-}
-
-INLINE vec error_function(vec x) {
-    vec z = x * x;
-    vec p = z * ERF_P5 + ERF_P4;
-    p = p * z + ERF_P3;
-    p = p * z + ERF_P2;
-    p = p * z + ERF_P1;
-    p = p * z + ERF_P0;
-    vec q = z * ERF_Q5 + ERF_Q4;
-    q = q * z + ERF_Q3;
-    q = q * z + ERF_Q2;
-    q = q * z + ERF_Q1;
-    q = q * z + 1.0f;
-    vec beyond = choose((ivec)(x > 0.0f), broadcast(1.0f), broadcast(-1.0f));
-    return choose((ivec)(z > ERF_LIMIT * ERF_LIMIT), beyond, x * p / q);
-}
-
-INLINE vec activate(vec v, int64_t kind) {
-    if (kind == RELU) return (vec)((ivec)v & ~(ivec)(v < 0.0f));
-    if (kind == TANH) return hyperbolic(v);
-    if (kind == GELU) return 0.5f * v * (1.0f + error_function(v * 0.70710678118654752f));
-    if (kind == GELU_TANH) {
-        vec inner = 0.79788456080286536f * (v + 0.044715f * v * v * v); /* sqrt(2 / pi) */
-        return 0.5f * v * (1.0f + hyperbolic(inner));
-    }
-    return v;
+INLINE vec finished(vec v, const Operation *o) {
+    return activate(v, o->activation, o->low, o->high);
 }
 
 /* sum[y][x] += sum over kept weights k of value[k] * in[offset[k] + y * row + x * SX * LANES].
@@ -235,7 +161,7 @@ INLINE void finish(int TY, int TX, const Operation *o, vec *sum, float *target,
                 sum[y * TX + x] = larger(larger(sum[y * TX + x], sum[y * TX + x + 1]),
                                          larger(sum[(y + 1) * TX + x], sum[(y + 1) * TX + x + 1]));
     if (o->activation == RELU)
-        UNROLL for (int t = 0; t < TY * TX; t++) sum[t] = activate(sum[t], RELU);
+        UNROLL for (int t = 0; t < TY * TX; t++) sum[t] = activate(sum[t], RELU, 0.0f, 0.0f);
     if (by == 2) {
         UNROLL for (int y = 0; y + 1 < TY; y += 2)
             UNROLL for (int x = 0; x + 1 < TX; x += 2)
@@ -249,7 +175,7 @@ INLINE void finish(int TY, int TX, const Operation *o, vec *sum, float *target,
     for (int y = 0; y < TY / by; y++)
         for (int x = 0; x < TX / by; x++) {
             float *at = target + y * row + x * LANES;
-            store(at, activate(load(at), o->activation));
+            store(at, finished(load(at), o));
         }
 }
 
@@ -354,15 +280,15 @@ static float dot(const float *in, const int32_t *offset, const float *value, int
     return total;
 }
 
-static void activate_line(float *line, int64_t n, int64_t kind) {
-    if (kind == IDENTITY) return;
+static void activate_line(float *line, int64_t n, const Operation *o) {
+    if (o->activation == IDENTITY) return;
     for (int64_t k = 0; k < n; k += LANES) {
         if (k + LANES <= n) {
-            store(line + k, activate(load(line + k), kind));
+            store(line + k, finished(load(line + k), o));
         } else {
             vec v = {0};
             memcpy(&v, line + k, (size_t)(n - k) * 4);
-            v = activate(v, kind);
+            v = finished(v, o);
             memcpy(line + k, &v, (size_t)(n - k) * 4);
         }
     }
@@ -379,7 +305,7 @@ static void pool_line(const Operation *o, const float *line, float *target, floa
             r = r < s || s != s ? s : r;
             to[x] = (p < r || r != r ? r : p) + shift;
         }
-        activate_line(to, o->target.width, o->activation);
+        activate_line(to, o->target.width, o);
     }
 }
 
@@ -394,7 +320,7 @@ static void finish_line(const Operation *o, const float *line, float *target, co
         for (int64_t x = 0; x < o->width; x += LANES) {
             vec v = load(line + y * o->source.row + x) + shift;
             if (o->other.plane) v += load(other + y * o->other.row + x);
-            store(target + y * o->target.row + x, activate(v, o->activation));
+            store(target + y * o->target.row + x, finished(v, o));
         }
 }
 
@@ -410,7 +336,7 @@ static void convolve_positions(const Operation *o, float *space, float *sums, Te
             target[c] = dot(source, o->offset + k, o->value + k, o->begin[c + 1] - k) + o->shift[c];
             if (o->other.plane) target[c] += other[c * o->other.plane];
         }
-        activate_line(target + first, last - first, o->activation);
+        activate_line(target + first, last - first, o);
         return;
     }
     int64_t length = (o->height - 1) * o->source.row + o->width, channels = o->target.channels;
@@ -438,71 +364,105 @@ static void convolve_positions(const Operation *o, float *space, float *sums, Te
 
 /* ---- what is done element by element, in either layout -------------------------------------- */
 
-/* target = activation(scale * source + shift) or activation(source + other). */
+INLINE vec combined(const Operation *o, int64_t c, vec one, vec two) {
+    switch (o->kind) {
+    case AFFINE: return one * o->scale[c] + o->shift[c];
+    case ADDITION: return one + two;
+    case DIFFERENCE: return one - two;
+    default: return one * two; /* PRODUCT */
+    }
+}
+
+/* target = activation(scale * source + shift), or that of source and other, number by number. */
 static void combine(const Operation *o, float *space, int64_t width, Team team) {
     int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
     int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
     const Map *s = &o->source, *t = &o->target, *r = &o->other;
-    int single = width == 1 && t->plane == 1;
+    int single = width == 1 && t->plane == 1, two = r->plane != 0;
     for (int64_t c = first; c < last; c++) {
         const float *from = space + (s->offset + c * s->plane + s->origin) * width;
         const float *with = space + (r->offset + c * r->plane + r->origin) * width;
         float *to = space + (t->offset + c * t->plane + t->origin) * width;
         if (single) {
-            *to = o->kind == AFFINE ? *from * o->scale[c] + o->shift[c] : *from + *with;
+            *to = combined(o, c, broadcast(*from), broadcast(two ? *with : 0.0f))[0];
             continue;
         }
         for (int64_t y = 0; y < t->height; y++)
             for (int64_t x = 0; x < t->width * width; x += LANES) {
-                vec v = load(from + y * s->row * width + x);
-                if (o->kind == AFFINE) v = v * o->scale[c] + o->shift[c];
-                else v += load(with + y * r->row * width + x);
-                store(to + y * t->row * width + x, activate(v, o->activation));
+                vec v = load(from + y * s->row * width + x), other = v;
+                if (two && !o->spread) other = load(with + y * r->row * width + x);
+                else if (two) other = width == 1 ? broadcast(*with) : load(with + x % width);
+                store(to + y * t->row * width + x, finished(combined(o, c, v, other), o));
             }
         clear_halo(space + (t->offset + c * t->plane) * width, t, width);
     }
-    if (single)
-        activate_line(space + t->offset + t->origin + first, last - first, o->activation);
+    if (single) activate_line(space + t->offset + t->origin + first, last - first, o);
 }
 
-INLINE void reduce_window(const Operation *o, const float *at, int64_t width, float *to) {
-    float share = 1.0f / (float)(o->size_y * o->size_x);
-    if (width == 1) {
-        float best = *at, sum = 0;
-        for (int64_t i = 0; i < o->size_y; i++)
-            for (int64_t j = 0; j < o->size_x; j++) {
-                float v = at[i * o->source.row + j];
-                sum += v;
-                best = best < v || v != v ? v : best;
-            }
-        *to = o->kind == MEAN ? sum * share : best;
-        return;
-    }
-    vec best = load(at), sum = {0};
-    for (int64_t i = 0; i < o->size_y; i++)
-        for (int64_t j = 0; j < o->size_x; j++) {
-            vec v = load(at + (i * o->source.row + j) * width);
-            sum += v;
-            best = larger(best, v);
-        }
-    store(to, o->kind == MEAN ? sum * share : best);
+INLINE vec gathered(const Operation *o, vec one, vec two) {
+    return o->kind == MEAN ? one + two : larger(one, two);
 }
 
-/* The maximum over windows, or the mean over the whole map. */
-static void reduce(const Operation *o, float *space, int64_t width, Team team) {
+/* The maximum or mean over windows, of columns within what the window's rows make. */
+static void pool(const Operation *o, float *space, float *line, int64_t width, Team team) {
     int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
     int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
     const Map *s = &o->source, *t = &o->target;
+    const int32_t *rows = o->window, *columns = rows + 3 * t->height;
     for (int64_t c = first; c < last; c++) {
         const float *from = space + (s->offset + c * s->plane + s->origin) * width;
         float *to = space + (t->offset + c * t->plane + t->origin) * width;
-        for (int64_t y = 0; y < t->height; y++)
-            for (int64_t x = 0; x < t->width; x++)
-                for (int64_t l = 0; l < width; l += width == 1 ? 1 : LANES) {
-                    const float *at = from + (y * o->stride_y * s->row + x * o->stride_x) * width + l;
-                    reduce_window(o, at, width, to + (y * t->row + x) * width + l);
+        for (int64_t y = 0; y < t->height; y++) {
+            for (int64_t x = 0; x < s->width * width; x += LANES) {
+                vec v = load(from + rows[3 * y] * s->row * width + x);
+                for (int64_t i = rows[3 * y] + 1; i < rows[3 * y + 1]; i++)
+                    v = gathered(o, v, load(from + i * s->row * width + x));
+                store(line + x, v);
+            }
+            for (int64_t x = 0; x < t->width; x++) {
+                const int32_t *window = columns + 3 * x;
+                float by = (float)rows[3 * y + 2] * (float)window[2];
+                float *out = to + (y * t->row + x) * width;
+                if (width == 1) {
+                    float best = line[window[0]];
+                    for (int64_t i = window[0] + 1; i < window[1]; i++) {
+                        float v = line[i];
+                        if (o->kind == MEAN) best += v;
+                        else best = best < v || v != v ? v : best;
+                    }
+                    *out = o->kind == MEAN ? best / by : best;
+                    continue;
                 }
+                for (int64_t l = 0; l < width; l += LANES) {
+                    vec v = load(line + window[0] * width + l);
+                    for (int64_t i = window[0] + 1; i < window[1]; i++)
+                        v = gathered(o, v, load(line + i * width + l));
+                    store(out + l, o->kind == MEAN ? v / by : v);
+                }
+            }
+        }
         clear_halo(space + (t->offset + c * t->plane) * width, t, width);
+    }
+}
+
+/* The channels of source, then those of other; what lies in the target already stays there. */
+static void join(const Operation *o, float *space, int64_t width, Team team) {
+    const Map *t = &o->target, *parts[] = {&o->source, &o->other};
+    int64_t before = 0;
+    for (int p = 0; p < 2; before += parts[p++]->channels) {
+        const Map *s = parts[p];
+        int64_t place = t->offset + before * t->plane;
+        if (s->offset == place) continue;
+        int64_t first = s->channels * team.rank / team.size;
+        int64_t last = s->channels * (team.rank + 1) / team.size;
+        for (int64_t c = first; c < last; c++) {
+            const float *from = space + (s->offset + c * s->plane + s->origin) * width;
+            float *plane = space + (place + c * t->plane) * width, *to = plane + t->origin * width;
+            for (int64_t y = 0; y < t->height; y++)
+                memcpy(to + y * t->row * width, from + y * s->row * width,
+                       (size_t)(t->width * width) * 4);
+            clear_halo(plane, t, width);
+        }
     }
 }
 
@@ -604,12 +564,12 @@ INLINE void linear(int V, int CHAINS, const Operation *o, float *space, int64_t 
         UNROLL for (int v = 0; v < V; v++) {
             UNROLL for (int i = 1; i < CHAINS; i++) sum[v] += sum[i * V + v];
             if (other) sum[v] += load(other + c * ROWS + v * LANES);
-            if (o->activation == RELU) sum[v] = activate(sum[v], RELU);
+            if (o->activation == RELU) sum[v] = activate(sum[v], RELU, 0.0f, 0.0f);
             store(to + v * LANES, sum[v]);
         }
         if (o->activation == IDENTITY || o->activation == RELU) continue;
         for (int v = 0; v < V; v++)
-            store(to + v * LANES, activate(load(to + v * LANES), o->activation));
+            store(to + v * LANES, finished(load(to + v * LANES), o));
     }
 }
 
@@ -705,9 +665,12 @@ static void run_block(const Job *job, int64_t block, float *space, float *scratc
             else convolve_positions(o, space, scratch, team);
             break;
         case AFFINE:
-        case ADDITION: combine(o, space, width, team); break;
+        case ADDITION:
+        case DIFFERENCE:
+        case PRODUCT: combine(o, space, width, team); break;
         case MAXIMUM:
-        case MEAN: reduce(o, space, width, team); break;
+        case MEAN: pool(o, space, scratch, width, team); break;
+        case JOIN: join(o, space, width, team); break;
         case SPLIT: split(o, space, team); break;
         case READ:
         case WRITE: {

@@ -12,11 +12,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lossprune.deployment.sparse.windows import (
+    MapAverage,
+    MapMaximum,
+    MapMean,
+    MapNearest,
+    Pair,
+    windows,
+)
 from lossprune.kernels.interface import Activation
 from lossprune.pruning.errors import PruningError
 
 Shape = tuple[int, int, int]
-Pair = tuple[int, int]  # vertical, horizontal
+Numbers = tuple[float, float]
 LARGEST = 16  # positions of a tile, each a vector of sums in a register
 
 
@@ -30,6 +38,8 @@ class SparseConvolution:
         groups: of input and output channels.
         flat: a linear layer: (outputs, inputs, 1, 1) weights, whose inputs are the whole map.
         activation: of the sums.
+        numbers: of the activation: the bounds of a clamp; the slope of a leaky ReLU or the factor
+            of an ELU, and 0.
         pool: 2: the maximum over 2×2 positions is taken after the activation; else 1.
     """
 
@@ -41,6 +51,7 @@ class SparseConvolution:
     flat: bool = False
     activation: Activation = Activation.IDENTITY
     pool: int = 1
+    numbers: Numbers = (0.0, 0.0)
 
     def kernel(self, source: Shape) -> tuple[int, int, int, int]:
         """Return (outputs, inputs / groups, height, width) on a map of this shape."""
@@ -64,6 +75,7 @@ class ChannelScales:
 
     channels: int
     activation: Activation = Activation.IDENTITY
+    numbers: Numbers = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -71,26 +83,35 @@ class MapActivation:
     """activation(x), for as many channels as there are."""
 
     activation: Activation
+    numbers: Numbers = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class MapSum:
-    """activation(x + y)."""
+    """activation(x + y), or activation(x − y) if ``minus``.
+
+    Attributes:
+        spread: whether y has one number a channel, for all positions.
+    """
 
     activation: Activation = Activation.IDENTITY
+    numbers: Numbers = (0.0, 0.0)
+    spread: bool = False
+    minus: bool = False
 
 
 @dataclass(frozen=True)
-class MapMaximum:
-    """The maximum over windows of a ``size``, ``stride`` apart."""
+class MapProduct:
+    """activation(x · y); ``spread`` as in :class:`MapSum`."""
 
-    size: Pair
-    stride: Pair
+    activation: Activation = Activation.IDENTITY
+    numbers: Numbers = (0.0, 0.0)
+    spread: bool = False
 
 
 @dataclass(frozen=True)
-class MapMean:
-    """The mean over a whole map."""
+class MapJoin:
+    """The channels of x, then those of y."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +122,9 @@ class MapSplit:
 
 
 SparseOperation = (
-    SparseConvolution | ChannelScales | MapActivation | MapSum | MapMaximum | MapMean | MapSplit
-)
+    SparseConvolution | ChannelScales | MapActivation | MapSum | MapProduct | MapJoin
+    | MapMaximum | MapAverage | MapMean | MapNearest | MapSplit
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +133,7 @@ class SparseStep:
 
     Attributes:
         name: of the layer, as the model names it.
-        reads: the values that are read: the second one of a convolution or sum is added.
+        reads: the values that are read: the second one of a convolution is added.
         target: the value that is written; no two steps write the same.
         operation: what is computed.
     """
@@ -167,23 +189,36 @@ def output_shape(step: SparseStep, shapes: Mapping[str, Shape]) -> Shape:
             height, width = height // pool, width // pool
         case ChannelScales(channels=scales) if scales != channels:
             raise PruningError(f"{step.name} takes {scales} channels, its input has shape {source}")
-        case MapMaximum(size=size, stride=stride):
-            height = (height - size[0]) // stride[0] + 1
-            width = (width - size[1]) // stride[1] + 1
-        case MapMean():
-            height = width = 1
+        case MapMaximum() | MapAverage() | MapMean() | MapNearest() as operation:
+            height, width = (
+                len(windows(operation, axis, extent)) for axis, extent in enumerate(source[1:])
+            )
+        case MapJoin():
+            return _joined_shape(step, shapes)
         case MapSplit(stride=(vertical, horizontal)):
             return channels * vertical * horizontal, -(-height // vertical), -(-width // horizontal)
     if min(height, width) < 1:
-        raise PruningError(f"{step.name}: no window of its maximum fits its input {source}")
+        what = "mean" if isinstance(step.operation, MapAverage) else "maximum"
+        raise PruningError(f"{step.name}: no window of its {what} fits its input {source}")
     made = channels, height, width
+    wanted = (channels, 1, 1) if getattr(step.operation, "spread", False) else made
     for other in step.reads[1:]:  # alike at the example's size, and perhaps not at this one
-        if shapes[other] != made:
+        if shapes[other] != wanted:
             raise PruningError(
-                f"{step.name}: maps of shapes {made} and {shapes[other]} are added here, "
-                "which were of one shape in the example"
+                f"{step.name}: maps of shapes {made} and {shapes[other]} meet here, "
+                "which fitted in the example"
             )
     return made
+
+
+def _joined_shape(step: SparseStep, shapes: Mapping[str, Shape]) -> Shape:
+    (first, *extents), (second, *others) = (shapes[name] for name in step.reads)
+    if extents != others:
+        raise PruningError(
+            f"{step.name}: maps of {extents} and {others} positions are joined here, which were of "
+            "one size in the example"
+        )
+    return first + second, extents[0], extents[1]
 
 
 def flattened(
@@ -200,7 +235,7 @@ def flattened(
         match step.operation:
             case SparseConvolution(flat=True):
                 continue
-            case ChannelScales() | MapSum() if not maps & set(step.reads):
+            case ChannelScales() | MapSum() | MapProduct() | MapJoin() if not maps & {*step.reads}:
                 continue
         return None
     return {name: (math.prod(shape), 1, 1) for name, shape in inputs.items()}
