@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import lossprune
@@ -30,18 +31,22 @@ pytestmark = pytest.mark.skipif(not compiler_available(), reason="no C compiler 
 
 
 class Residual(nn.Module):
-    """Strides, groups, sums, scales, maxima and means, of two inputs."""
+    """Every operation, of two inputs."""
 
     def __init__(self):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
         self.down, self.skip = nn.Conv2d(8, 8, 3, 2, 1, groups=2), nn.Conv2d(8, 8, 1, 2)
-        self.pool, self.head, self.kind = nn.MaxPool2d(3, 1), nn.Linear(8, 5), "a"
+        self.pool, self.head, self.kind = nn.MaxPool2d(3, 1), nn.Linear(16, 5), "a"
+        self.gate = nn.Conv2d(8, 8, 1)
 
     def forward(self, x, extra):
         x = torch.tanh(self.norm(torch.relu(self.stem(x))))
         x = self.pool(torch.relu(self.down(x) + self.skip(x))) + extra
-        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        x = torch.cat([F.leaky_relu(x, 0.1), F.avg_pool2d(x, 3, 1, 1).clamp(max=2.0)], 1)
+        x = F.adaptive_avg_pool2d(F.interpolate(x, scale_factor=2), 1)
+        return self.head(torch.flatten(x, 1))
 
 
 class Perceptron(nn.Module):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lossprune.deployment.sparse.plan import library
-from lossprune.kernels import compiler
+from lossprune.kernels import interface
 from lossprune.kernels.compiler import NoCompiler, compiler_available, load
 from lossprune.kernels.interface import Activation
 
@@ -173,9 +173,14 @@ def test_a_structure_that_differs_from_its_mirror_is_refused(cache, mirrored, fi
 
 @needs_compiler
 def test_another_header_is_another_library(cache, source, monkeypatch, tmp_path):
-    load(source, flags=("-DEXTRA=0",))
-    changed = tmp_path / "lossprune.h"
-    changed.write_text(compiler.HEADER.read_text() + "\n")
-    monkeypatch.setattr(compiler, "HEADER", changed)
-    load(source, flags=("-DEXTRA=0",))
+    header = source.with_name("own.h")
+    source.write_text('#include "own.h"\n#include "lossprune.h"\n' + source.read_text())
+    for text in ("", "/* changed */"):
+        header.write_text(text)
+        load(source, flags=("-DEXTRA=0",))
     assert len(list(cache.iterdir())) == 2
+    changed = tmp_path / "lossprune.h"
+    changed.write_text(interface.HEADER.read_text() + "\n")
+    monkeypatch.setattr(interface, "HEADER", changed)
+    load(source, flags=("-DEXTRA=0",))
+    assert len(list(cache.iterdir())) == 3

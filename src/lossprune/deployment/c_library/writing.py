@@ -83,7 +83,7 @@ def write_c(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_c(network, mask, torch.randn(4, 1, 8, 8), Path(folder) / "mlp", seconds=0.01)
     ...     sorted(file.name for file in Path(folder, "mlp").iterdir())
-    ['CMakeLists.txt', 'example.c', 'expected.txt', 'lossprune.h', 'mlp.c', 'mlp.h', ...]
+    ['CMakeLists.txt', 'activations.h', 'example.c', 'expected.txt', 'lossprune.h', 'mlp.c', ...]
     """
     folder = Path(folder)
     if lanes not in (None, *LANES):

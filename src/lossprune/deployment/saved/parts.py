@@ -108,7 +108,8 @@ def _check_operation(step: SparseStep) -> None:
         case MapMaximum() | MapAverage() as one:
             halves = zip(one.padding, one.size, strict=True)
             good = all(1 <= n <= _FARTHEST for n in (*one.size, *one.stride)) and all(
-                2 * pad <= size for pad, size in halves  # or windows would take in nothing
+                2 * pad <= size
+                for pad, size in halves  # or windows would take in nothing
             )
             good = good and getattr(one, "divisor", 0) < _FARTHEST**2
         case MapMean(outputs=counts):

@@ -26,9 +26,9 @@ _TAG, _NAME = "is", "name"
 def described(value: Any) -> Any:
     """Return a value of dataclasses, enumerations, mappings and tuples as JSON has it.
 
-    >>> from lossprune.deployment.sparse.steps import MapMaximum
-    >>> described(MapMaximum((2, 2), (2, 2)))
-    {'is': 'MapMaximum', 'size': [2, 2], 'stride': [2, 2]}
+    >>> from lossprune.deployment.sparse.windows import MapNearest
+    >>> described(MapNearest((2, 3)))
+    {'is': 'MapNearest', 'factor': [2, 3]}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}

@@ -201,12 +201,14 @@ def output_shape(step: SparseStep, shapes: Mapping[str, Shape]) -> Shape:
         what = "mean" if isinstance(step.operation, MapAverage) else "maximum"
         raise PruningError(f"{step.name}: no window of its {what} fits its input {source}")
     made = channels, height, width
-    wanted = (channels, 1, 1) if getattr(step.operation, "spread", False) else made
+    spread = getattr(step.operation, "spread", False)
+    wanted = (channels, 1, 1) if spread else made
     for other in step.reads[1:]:  # alike at the example's size, and perhaps not at this one
         if shapes[other] != wanted:
             raise PruningError(
                 f"{step.name}: maps of shapes {made} and {shapes[other]} meet here, "
-                "which fitted in the example"
+                f"{'the second with one position' if spread else 'which were of one shape'} "
+                "in the example"
             )
     return made
 
