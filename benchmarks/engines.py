@@ -1,211 +1,226 @@
 """Deployed networks beside other inference engines, each in a process of its own, in turn.
 
-``python -m benchmarks.engines --networks VGG11:0.956 encoder:0.95 --batches 1 64 --threads 1
---peers PYTHON`` prunes each network by magnitudes to the sparsity named, every layer alike
-(``--weights`` and ``--mask`` give the first network's own), and times torch, lossprune and, in the
-environment that PYTHON is of, whichever of onnxruntime, OpenVINO and DeepSparse it has.  All
-compute the masked network; outputs are compared with torch's.  With one thread seconds are of the
-processor, else of the clock.  A second table has what making the network ready took, and the memory
-for it.
+``python -m benchmarks.engines --peers PYTHON`` prunes each network by magnitudes, every layer alike
+(``--weights`` and ``--mask`` give the first network's own), and times torch, lossprune and
+onnxruntime, OpenVINO and DeepSparse where the environment of PYTHON (this one if not given) has
+them, at every batch size and number of threads.  All compute the masked network; outputs are
+compared with torch's.  With one thread seconds are of the processor, else of the clock.  Each
+engine of a row has ``--budget`` seconds; one that does not answer in ``--patience`` seconds, or
+cannot run the network, is left out with a line.  A second table has what making the network ready
+took, and the memory for it.  ``--show FILE`` prints the tables of an earlier measurement.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import warnings
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 import lossprune
 from benchmarks.engine_networks import SUBJECTS, built
 from benchmarks.hardware import hardware, write_json
+from lossprune.deployment.engines.problem import write_problem
+from lossprune.deployment.engines.process import (
+    OTHERS,
+    TOLERANCE,
+    Engine,
+    EngineError,
+    timed_in_turn,
+    worker_command,
+)
 
-OWN = ("torch", "lossprune")
-OTHERS = ("onnxruntime", "openvino", "deepsparse")
-TOLERANCE = 1e-3  # relative to the largest output; above it an engine's answer is called wrong
+OWN = ("lossprune", "torch")
+NETWORKS = (
+    "MLP:0.98847", "VGG11:0.956", "PreActResNet18:0.956", "MobileNet:0.9", "encoder:0.95",
+    "ViT:0.9",
+)  # fmt: skip
 ROOT = Path(__file__).parents[1]
 
 
-class Engine:
-    """An engine in its process, ready to be timed."""
-
-    def __init__(self, name: str, python: str, folder: Path, threads: int) -> None:
-        """Start it and wait until the network is ready.
-
-        Raises:
-            OSError: the process ended, since the package is not there or cannot run the network.
-        """
-        self.name = name
-        self.log = (folder / f"{name}.log").open("w+")
-        command = [python, "-m", "benchmarks.engine_worker", name, str(folder), str(threads)]
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
-            text=True,
-        )  # fmt: skip
-        self.told: dict[str, Any] = self._answer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.communicate()
-
-    def seconds(self, calls: int) -> list[float]:
-        assert self._process.stdin is not None
-        print(calls, file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self.log.seek(0)
-            said = [line.strip() for line in self.log if line.strip()]
-            raise OSError(f"{self.name} is left out: {said[-1] if said else 'it ended'}")
-        return json.loads(line)
-
-
-def write_problem(
+def written(
     folder: Path, name: str, network: torch.nn.Module, mask: lossprune.Mask, batch: int
-) -> dict[str, int]:
-    """Write what the engines read; return the bytes of the files of weights."""
+) -> int:
+    """Write what the engines read into a new folder; return the bytes of the ONNX file."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(batch, *SUBJECTS[name].shape, generator=generator)
-    with torch.no_grad():
-        expected = network(inputs)
-    np.save(folder / "inputs.npy", inputs.numpy())
-    np.save(folder / "expected.npy", expected.numpy())
+    size = write_problem(folder, network, inputs)
     (folder / "problem.json").write_text(json.dumps({"network": name}))
     save_file(network.state_dict(), folder / "state.safetensors")
     mask.save(folder / "mask.safetensors")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the older exporter, whose files DeepSparse reads
-        torch.onnx.export(
-            network, (inputs,), folder / "model.onnx", dynamo=False, opset_version=13,
-            input_names=["input"], output_names=["output"],
-        )  # fmt: skip
-    lossprune.save_sparse(network, mask, folder / "small.safetensors")
-    return {
-        "onnx": (folder / "model.onnx").stat().st_size,
-        "save_sparse": (folder / "small.safetensors").stat().st_size,
-    }
+    return size
+
+
+def started(name: str, folder: Path, threads: int, peers: str | None, patience: float) -> Engine:
+    """Start one engine for the networks of a folder."""
+    own = [sys.executable, "-m", "benchmarks.engine_worker", name, str(folder), str(threads)]
+    other = worker_command(peers or sys.executable, name, folder, threads)
+    command = own if name in OWN else other
+    return Engine(name, command, folder / f"{name}-{threads}.log", patience, ROOT)
 
 
 def compared(
-    name: str, network: torch.nn.Module, mask: lossprune.Mask, batch: int, threads: int,
-    options: argparse.Namespace,
-) -> dict[str, Any]:  # fmt: skip
-    """Time all engines that there are on one network, batch and number of threads."""
-    with tempfile.TemporaryDirectory() as path, ExitStack() as stack:
-        folder = Path(path)
-        sizes = write_problem(folder, name, network, mask, batch)
-        pythons = dict.fromkeys(OWN, sys.executable)
-        if options.peers:
-            pythons |= dict.fromkeys(options.engines, options.peers)
+    folder: Path, problem: str, threads: int, options: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Time all engines that there are on one problem; return what they took and who is left out."""
+    left_out: dict[str, str] = {}
+    with ExitStack() as stack:
         engines = []
-        for engine, python in pythons.items():
+        for name in (*OWN, *options.engines):
             try:
-                engines.append(stack.enter_context(Engine(engine, python, folder, threads)))
-            except OSError as error:
-                print(f"{name}, batch {batch}: {error}", flush=True)
-        taken: dict[str, list[float]] = {engine.name: [] for engine in engines}
-        for engine in engines:
-            engine.seconds(3)
-        for number in range(options.rounds):
-            for engine in engines[:: 1 if number % 2 else -1]:
-                # A call that is not counted: caches and threads come to rest.
-                taken[engine.name] += engine.seconds(1 + options.calls)[1:]
-        return {
-            "network": name,
-            "sparsity": mask.sparsity,
-            "batch": batch,
-            "threads": threads,
-            "bytes": sizes,
-            "engines": {
-                engine.name: engine.told | {"seconds": taken[engine.name]} for engine in engines
-            },
+                engine = started(name, folder, threads, options.peers, options.patience)
+                stack.enter_context(engine)
+                engine.ready(problem)
+                engines.append(engine)
+            except EngineError as error:
+                left_out[name] = str(error)
+        taken, lost = timed_in_turn(engines, problem, options.budget)
+        found = {
+            engine.name: {
+                "version": engine.version,
+                **engine.told[problem],
+                "seconds": taken[engine.name],
+            }
+            for engine in engines
+            if engine.name in taken
         }
+    return found, left_out | lost
+
+
+def pruned(
+    asked: str, options: argparse.Namespace, *, first: bool
+) -> tuple[str, torch.nn.Module, lossprune.Mask]:
+    """Return name, masked network and mask for NAME:SPARSITY."""
+    name, _, sparsity = asked.partition(":")
+    network = built(name)
+    if options.weights and first:
+        network.load_state_dict(load_file(options.weights))
+    mask = (
+        lossprune.Mask.load(options.mask)
+        if options.mask and first
+        else lossprune.prune(network, "MP", sparsity=float(sparsity), scope=options.scope).mask
+    )
+    mask.apply_(network)
+    return name, network, mask
+
+
+def is_wrong(found: dict[str, Any]) -> bool:
+    """Whether an engine's outputs are not torch's."""
+    return not (found["difference"] is not None and found["difference"] <= TOLERANCE)
 
 
 def shown(row: dict[str, Any], engines: list[str]) -> str:
-    """A line of the first table: medians in milliseconds, least and most, and the ratios."""
-    cells = [f"{row['network']} {row['sparsity']:.3f}", str(row["batch"]), str(row["threads"])]
+    """A line of the first table: ours with least and most, medians and ratios of the others."""
+    cells = _head_of(row)
     ours = row["engines"].get("lossprune")
     for name in engines:
         found = row["engines"].get(name)
         if found is None:
-            cells.append("")
+            cells.append("–")
             continue
         middle, least, most = (1e3 * of(found["seconds"]) for of in (median, min, max))
-        cell = f"{middle:.3g} ({least:.3g} to {most:.3g})"
-        if name != "lossprune" and ours:
+        cell = f"{middle:.3g}"
+        if name == "lossprune":
+            cell += f" ({least:.3g} to {most:.3g})"
+        elif ours:
             cell += f", {middle / (1e3 * median(ours['seconds'])):.2f} ×"
-        cells.append(cell if found["difference"] <= TOLERANCE else f"{cell}, wrong")
+        cells.append(f"{cell}, wrong" if is_wrong(found) else cell)
     return f"| {' | '.join(cells)} |"
 
 
 def ready(row: dict[str, Any], engines: list[str]) -> str:
-    """A line of the second: processor seconds until ready, and MiB for it."""
-    cells = [f"{row['network']} {row['sparsity']:.3f}", str(row["batch"]), str(row["threads"])]
+    """A line of the second: processor seconds until ready, the first call, and MiB for both."""
+    cells = _head_of(row)
     for name in engines:
         found = row["engines"].get(name)
         cells.append(
-            f"{found['ready_processor_s']:.2f} s, {found['memory_mib']:.0f} MiB" if found else ""
+            f"{found['ready_processor_s']:.2f} s, {1e3 * found['first_call_s']:.3g} ms, "
+            f"{found['memory_mib']:.0f} MiB"
+            if found
+            else "–"
         )
     return f"| {' | '.join(cells)} |"
+
+
+def _head_of(row: dict[str, Any]) -> list[str]:
+    return [f"{row['network']} {row['sparsity']:.3f}", str(row["batch"]), str(row["threads"])]
+
+
+def heading(engines: list[str]) -> str:
+    head = f"| network | batch | threads | {' | '.join(engines)} |"
+    return f"{head}\n| --- | --: | --: |{' --: |' * len(engines)}"
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print both tables of what was measured, with the engines that any row has."""
+    there = {name for row in rows for name in row["engines"]}
+    engines = [name for name in (*OWN, *OTHERS) if name in there]
+    counts = [len(found["seconds"]) for row in rows for found in row["engines"].values()]
+    print(f"\nms: median of {min(counts)} to {max(counts)} calls (least to most of ours); × ours")
+    print(heading(engines), *(shown(row, engines) for row in rows), sep="\n")
+    print("\nprocessor seconds until ready; the first call; memory for both")
+    print(heading(engines), *(ready(row, engines) for row in rows), sep="\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument(
-        "--networks", nargs="+", default=["VGG11:0.956"], metavar="NAME:SPARSITY",
+        "--networks", nargs="+", default=NETWORKS, metavar="NAME:SPARSITY",
         help=f"of {', '.join(SUBJECTS)}",
     )  # fmt: skip
     parser.add_argument("--weights", type=Path, help="state of the first network, safetensors")
     parser.add_argument("--mask", type=Path, help="of the first network")
     parser.add_argument("--scope", default="layer", help="of pruning by magnitudes")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--calls", type=int, default=3, help="counted in each round")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--budget", type=float, default=1.5, help="seconds an engine and row")
+    parser.add_argument("--patience", type=float, default=60, help="seconds for an answer")
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment that has the others")
-    parser.add_argument("--engines", nargs="+", default=OTHERS, choices=OTHERS)
+    parser.add_argument("--engines", nargs="*", default=OTHERS, choices=OTHERS)
+    parser.add_argument("--show", type=Path, metavar="FILE", help="of an earlier measurement")
     parser.add_argument("--out", type=Path, default=Path("measurements/engines.json"))
     options = parser.parse_args()
+    if options.show:
+        show(json.loads(options.show.read_text())["rows"])
+        return
     print(hardware())
-    engines = [*OWN, *(options.engines if options.peers else [])]
-    head = f"| network | batch | threads | {' | '.join(engines)} |"
-    rule = "| --- | --: | --: |" + " --: |" * len(engines)
-    print(f"{head}\n{rule}", flush=True)
-    rows = []
-    for position, asked in enumerate(options.networks):
-        name, _, sparsity = asked.partition(":")
-        network = built(name)
-        if options.weights and not position:
-            network.load_state_dict(load_file(options.weights))
-        mask = (
-            lossprune.Mask.load(options.mask)
-            if options.mask and not position
-            else lossprune.prune(network, "MP", sparsity=float(sparsity), scope=options.scope).mask
-        )
-        mask.apply_(network)
+    engines = [*OWN, *options.engines]
+    print(heading(engines), flush=True)
+    rows: list[dict[str, Any]] = []
+    began = time.monotonic()
+    for asked in options.networks:
+        name, network, mask = pruned(asked, options, first=asked == options.networks[0])
         for batch in options.batches:
-            for threads in options.threads:
-                rows.append(compared(name, network, mask, batch, threads, options))
-                print(shown(rows[-1], engines), flush=True)
-    print(f"\nready after (processor):\n{head}\n{rule}")
-    for row in rows:
-        print(ready(row, engines))
-    write_json(options.out, {"rows": rows})
+            with tempfile.TemporaryDirectory() as path:
+                onnx = written(Path(path) / "problem", name, network, mask, batch)
+                small = Path(path) / "small.safetensors"
+                lossprune.save_sparse(network, mask, small)
+                sizes = {"onnx": onnx, "save_sparse": small.stat().st_size}
+                for threads in options.threads:
+                    found, left_out = compared(Path(path), "problem", threads, options)
+                    rows.append(
+                        {
+                            "network": name,
+                            "sparsity": mask.sparsity,
+                            "batch": batch,
+                            "threads": threads,
+                            "bytes": sizes,
+                            "engines": found,
+                            "left_out": left_out,
+                        }
+                    )
+                    print(shown(rows[-1], engines), flush=True)
+                    for engine, reason in left_out.items():
+                        print(f"{engine} is left out: {reason}", file=sys.stderr, flush=True)
+        print(f"{time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
+        write_json(options.out, {"rows": rows})
+    show(rows)
 
 
 if __name__ == "__main__":
