@@ -2,11 +2,10 @@
 
 import ctypes
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from lossprune.deployment.sparse.plan import SparsePlan
 
@@ -14,28 +13,26 @@ _TYPES = {"float32": "float", "int32": "int32_t", "int64": "int64_t"}
 _LINE = 12  # numbers in a line of text
 
 
-def arrays_of(plan: SparsePlan) -> str:
-    """Return the arrays that the operations point to: ``array_0``, ``array_1``, …."""
-    return "".join(
-        f"static const {_TYPES[str(array.dtype)]} array_{k}[] = {{\n{_numbers(array)}\n}};\n"
-        for k, array in enumerate(_pointed(plan).values())
-    )
+def arrays_of(plans: Sequence[SparsePlan]) -> tuple[str, dict[int, str]]:
+    """Return the arrays that the operations point to, equal ones once, and names by address."""
+    known: dict[tuple[str, bytes], str] = {}
+    names: dict[int, str] = {}
+    texts = []
+    for tensor in (tensor for plan in plans for tensor in plan.keep if tensor.numel()):
+        array = tensor.contiguous().view(-1).numpy()
+        kind = _TYPES[str(array.dtype)]
+        key = kind, array.tobytes()
+        if key not in known:
+            known[key] = f"array_{len(known)}"
+            texts.append(f"static const {kind} {known[key]}[] = {{\n{_numbers(array)}\n}};\n")
+        names[tensor.data_ptr()] = known[key]
+    return "".join(texts), names
 
 
-def operations_of(plan: SparsePlan) -> str:
-    """Return the operations, field by field; what is 0 is left out."""
-    names = {address: f"array_{k}" for k, address in enumerate(_pointed(plan))}
+def operations_of(plan: SparsePlan, names: Mapping[int, str]) -> str:
+    """Return the operations, field by field, with arrays by name; what is 0 is left out."""
     lines = [f"    {_struct(operation, names)}," for operation in plan.operations]
-    return "static const Operation operations[] = {\n" + "\n".join(lines) + "\n};\n"
-
-
-def _pointed(plan: SparsePlan) -> "dict[int, np.ndarray[Any, Any]]":
-    """Return the arrays by their addresses; those without numbers have none."""
-    return {tensor.data_ptr(): _array(tensor) for tensor in plan.keep if tensor.numel()}
-
-
-def _array(tensor: Tensor) -> "np.ndarray[Any, Any]":
-    return tensor.contiguous().view(-1).numpy()
+    return "{\n" + "\n".join(lines) + "\n}"
 
 
 def _numbers(array: "np.ndarray[Any, Any]") -> str:
@@ -62,5 +59,5 @@ def _struct(value: ctypes.Structure, names: Mapping[int, str]) -> str:
         elif field and kind is ctypes.c_void_p:
             fields.append(f".{name} = {names[field]}")
         elif field:
-            fields.append(f".{name} = {field}")
+            fields.append(f".{name} = {_number(field)}")
     return "{" + (", ".join(fields) or "0") + "}"

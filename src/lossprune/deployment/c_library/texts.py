@@ -46,17 +46,18 @@ class PlanText:
     """A plan, as the library's file has it.
 
     Attributes:
-        constants: the macros that the kernels are built with.
-        operations: the array of them.
+        operations: what is in the array of them.
         element: what the kernels take for the kind of an element.
-        room, scratch: numbers of a context.
+        room: numbers of a context for the maps.
+        scratch: numbers of it for sums.
+        few: fewer images are computed by it, of a plan for those that are too few for a block.
     """
 
-    constants: dict[str, int]
     operations: str
     element: int
     room: int
     scratch: int
+    few: int = 0
 
 
 KERNELS = SOURCE.with_suffix(".h").name  # no file of its own to a build of all *.c
@@ -181,11 +182,23 @@ target_link_libraries(example {name})
 """
 
 
-def source(signature: Signature, plan: PlanText) -> str:
-    """Return the library's own file."""
+def source(
+    signature: Signature, constants: Mapping[str, int], plan: PlanText, rest: PlanText | None
+) -> str:
+    """Return the library's own file.
+
+    Args:
+        signature: of its functions.
+        constants: the macros that the kernels are built with.
+        plan: how images are computed.
+        rest: how those are that are too few for a block, where there are blocks.
+    """
     name = signature.name
-    defines = "\n".join(f"#define {macro} {value}" for macro, value in plan.constants.items())
-    tensors = ", ".join((*(f"(float *){one}" for one in signature.inputs), *signature.outputs))
+    defines = "\n".join(f"#define {macro} {value}" for macro, value in constants.items())
+    plans = {"operations": plan, **({"rest_operations": rest} if rest else {})}
+    arrays = "\n".join(
+        f"static const Operation {one}[] = {text.operations};" for one, text in plans.items()
+    )
     return f"""/* The plan of a network, over the kernels of {KERNELS}. */
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi" /* all functions of vectors are inline */
@@ -198,17 +211,37 @@ def source(signature: Signature, plan: PlanText) -> str:
 #include "{name}.h"
 #include "{name}_weights.h"
 
-{plan.operations}
-#define ROOM {plan.room}
-#define SCRATCH {plan.scratch}
+{arrays}
+#define COUNT(operations) (int64_t)(sizeof operations / sizeof *operations)
+#define ROOM {max(text.room for text in plans.values())}
+#define SCRATCH {max(text.scratch for text in plans.values())}
 
 size_t {name}_context_bytes(void) {{ return sizeof(float) * (ROOM + SCRATCH); }}
 
 void {name}_start(void *context) {{ memset(context, 0, {name}_context_bytes()); }}
 
 void {name}_run({signature.arguments}) {{
-    float *const tensors[] = {{{tensors}}};
-    const int64_t count = sizeof operations / sizeof *operations;
-    run(operations, count, tensors, images, {plan.element}, context, ROOM, SCRATCH, 1, NULL);
+{_runs(signature, plan, rest)}
 }}
 """
+
+
+def _runs(signature: Signature, plan: PlanText, rest: PlanText | None) -> str:
+    """Return the calls of the kernels."""
+    upper, shapes = signature.upper, {**signature.inputs, **signature.outputs}
+    tensors = [*(f"(float *){one}" for one in signature.inputs), *signature.outputs]
+    first = f"    float *const tensors[] = {{{', '.join(tensors)}}};"
+    call = "run({}, COUNT({}), {}, {}, {}, context, ROOM, SCRATCH, 1, NULL);"
+    if rest is None:
+        return f"""{first}
+    {call.format("operations", "operations", "tensors", "images", plan.element)}"""
+    moved = ", ".join(
+        f"{tensor} + whole * {upper}_{argument.upper()}"
+        for tensor, argument in zip(tensors, shapes, strict=True)
+    )
+    return f"""    /* What fills no block is computed image by image, as far as that takes less. */
+    const int64_t few = images % LANES < {rest.few} ? images % LANES : 0, whole = images - few;
+{first}
+    float *const others[] = {{{moved}}};
+    if (whole) {call.format("operations", "operations", "tensors", "whole", plan.element)}
+    if (few) {call.format(*["rest_operations"] * 2, "others", "few", rest.element)}"""

@@ -161,16 +161,21 @@ def _files(
     images = values[0].shape[0]
     shapes = [image_shape(tensor) for tensor in values]
     plan = part.planned(shapes, many=images >= part.tuning.few, lanes=lanes)
+    plans = [plan]
+    if plan.vectors == 1 and part.tuning.few > 1:
+        plans.append(part.planned(shapes, many=False, lanes=lanes))
     signature = Signature(
         name, images, lanes, _named("input", shapes), _named("output", plan.outputs)
     )
-    text = PlanText(
-        macros(CONSTANTS, {}), operations_of(plan), plan.vectors, plan.room, plan.scratch
+    arrays, names = arrays_of(plans)
+    own, *rest = (
+        PlanText(operations_of(one, names), one.vectors, one.room, one.scratch, part.tuning.few)
+        for one in plans
     )
     texts = {
         f"{name}.h": header(signature, f"{title}, {plan.work:,} multiply-adds an image."),
-        f"{name}.c": source(signature, text),
-        f"{name}_weights.h": arrays_of(plan),
+        f"{name}.c": source(signature, macros(CONSTANTS, {}), own, rest[0] if rest else None),
+        f"{name}_weights.h": arrays,
         "example.c": example_text(signature),
         EXPECTED: _expected(part, values),
         "CMakeLists.txt": cmake(signature),

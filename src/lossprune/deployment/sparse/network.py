@@ -39,7 +39,7 @@ class Tuning:
     Attributes:
         tiles: of convolutions over blocks of images, (rows, columns), by the steps' targets; the
             best guess where there is none.
-        few: batches smaller than this are run image by image.
+        few: fewer images than this are run one by one: a batch, or what fills no block of one.
         shared: multiply-adds beyond which threads share the work.
     """
 
@@ -121,7 +121,15 @@ class SparseNetwork(nn.Module):
             torch.empty((*leading, c * h * w) if flat or self.rows else (*leading, c, h, w))
             for (c, h, w), (_, flat) in zip(plan.outputs, self.outputs, strict=True)
         ]
-        if inputs[0].shape[0]:
+        count = inputs[0].shape[0]
+        if rest := count % lanes() if plan.vectors == 1 else 0:
+            rest = rest if rest < min(self.tuning.few, count) else 0
+        if rest:
+            whole = count - rest
+            plan.run([x[:whole] for x in inputs], [y[:whole] for y in outputs], self.tuning.shared)
+            last = [x[whole:] for x in inputs]
+            self.plan(last).run(last, [y[whole:] for y in outputs], self.tuning.shared)
+        elif count:
             plan.run(inputs, outputs, self.tuning.shared)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
