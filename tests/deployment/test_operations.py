@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import lossprune
 from lossprune.deployment.sparse.network import SparseNetwork, Tuning
 from lossprune.deployment.sparse.parts import in_parts
 from lossprune.deployment.sparse.plan import OperationKind
 from lossprune.deployment.sparse.steps import SparseConvolution
+from lossprune.deployment.whole import all_sparse
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning import PruningError
 
@@ -190,3 +192,31 @@ def test_what_meets_must_still_fit_at_another_size():
     network = lowered(Around(scaled).eval(), torch.randn(1, 3, 5, 5))
     with pytest.raises(PruningError, match=r"meet here, the second with one position in the ex"):
         network(torch.randn(1, 3, 10, 10))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation by linear layers, with reshapes by sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.less, self.more = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), nn.Linear(4, 8)
+        self.head = nn.Linear(8 * 5 * 7, 5)
+
+    def forward(self, x):
+        x = F.hardswish(self.stem(x))
+        y = F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)
+        y = torch.sigmoid(self.more(F.relu(self.less(y)))).view(-1, 8, 1, 1)
+        x = x * y.expand_as(x) + y
+        return self.head(
+            x.reshape(x.shape[0], -1).unsqueeze(-1).unsqueeze(-1).squeeze(3).squeeze(2)
+        )
+
+
+@torch.no_grad()
+def test_reshapes_by_sizes_are_no_operations_of_their_own():
+    torch.manual_seed(0)
+    model = Gated().eval()
+    mask = lossprune.Mask.dense(model)
+    network, _ = all_sparse(model, mask, torch.randn(2, 3, 7, 9))
+    assert isinstance(network.network, SparseNetwork)
+    check(network.network, model, (3, 7, 9))

@@ -13,6 +13,7 @@ from torch import fx
 
 from lossprune.channels.nodes import arguments, read_call, read_module
 from lossprune.channels.operations import Pointwise
+from lossprune.deployment.sparse.forms import erase_
 
 _PRODUCTS = (operator.matmul, torch.matmul, "matmul")
 _SOFTMAXES = (torch.softmax, F.softmax, "softmax")
@@ -41,17 +42,8 @@ def fuse_attention_(graph: fx.GraphModule) -> None:
             )
         fused.meta = dict(node.meta)
         node.replace_all_uses_with(fused)
-        _erase_(graph.graph, node)
+        erase_(graph.graph, node)
     graph.recompile()
-
-
-def _erase_(graph: fx.Graph, node: fx.Node) -> None:
-    """Take out a node, and what then nothing reads: here what led to it alone."""
-    sources = node.all_input_nodes
-    graph.erase_node(node)
-    for source in sources:
-        if not source.users:
-            _erase_(graph, source)
 
 
 def _attention(graph: fx.GraphModule, node: fx.Node) -> tuple[Any, Any, Any, Any] | None:

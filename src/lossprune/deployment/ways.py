@@ -17,6 +17,7 @@ from lossprune.deployment.opened import opened
 from lossprune.deployment.original import Original
 from lossprune.deployment.plans import DeploymentPlan
 from lossprune.deployment.race import LONG, Budget
+from lossprune.deployment.sparse.forms import simplify_
 from lossprune.deployment.sparse.network import Tuning
 from lossprune.deployment.sparse.parts import in_parts, sparse_networks
 from lossprune.deployment.sparse.tuning import tune_, tune_alike_
@@ -61,9 +62,10 @@ class Graph:
         return TracedNetwork(parts, self.arguments, self.original)
 
     def prepare_(self) -> None:
-        """Give the values their shapes in the call, and attention its one function."""
+        """Give values their shapes in the call, and what the kernels know its usual form."""
         ShapeProp(self.module).propagate(*self.call.copied().inputs)
         fuse_attention_(self.module)
+        simplify_(self.module)
 
     def hides_layers(self) -> bool:
         """Whether there are layers inside of modules that the graph takes as one operation."""

@@ -11,6 +11,7 @@ from lossprune.channels.compaction import cut_copy, masked_copy
 from lossprune.deployment.candidates import understood
 from lossprune.deployment.opened import opened
 from lossprune.deployment.original import Original
+from lossprune.deployment.sparse.forms import simplify_
 from lossprune.deployment.sparse.parts import in_parts
 from lossprune.deployment.traced import TracedNetwork, traced
 from lossprune.pruning.errors import PruningError
@@ -34,6 +35,7 @@ def all_sparse(model: nn.Module, mask: Mask, example: Any) -> tuple[TracedNetwor
     graph = trace.module(small)
     values = Call(tuple(arguments(call.inputs, call.named)), {})
     ShapeProp(graph).propagate(*values.copied().inputs)
+    simplify_(graph)
     network = TracedNetwork(in_parts(graph), arguments, Original.of(small)).eval()
     if not same_outputs(call(network), expected):
         raise PruningError(f"the graph of {type(model).__name__} gives something else than it does")

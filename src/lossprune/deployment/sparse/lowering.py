@@ -32,6 +32,7 @@ from lossprune.channels.operations import (
     Product,
     Sum,
 )
+from lossprune.deployment.sparse.forms import SPREAD
 from lossprune.deployment.sparse.reading import activation_of, affine, both, windows_of
 from lossprune.deployment.sparse.steps import (
     ChannelScales,
@@ -55,7 +56,6 @@ _INCREASING = (
     Activation.HARDSIGMOID,
 )  # fmt: skip
 _FLATTENINGS = (nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape", "squeeze")
-_SPREAD = (slice(None), slice(None), None, None)  # x[:, :, None, None]
 
 
 def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
@@ -105,7 +105,7 @@ def _same_numbers(node: fx.Node, shapes: Sequence[torch.Size]) -> bool:
     """Whether an image becomes its numbers in a row, or features become maps of one position."""
     one, made = shapes
     if node.target is operator.getitem:
-        return len(one) == 2 and node.args[1] == _SPREAD
+        return len(one) == 2 and node.args[1] == SPREAD
     return len(one) in (2, 4) and len(made) == 2 and one[0] == made[0]
 
 
