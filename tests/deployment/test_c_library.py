@@ -12,6 +12,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import lossprune
@@ -45,18 +46,21 @@ int main(int count, char **arguments) {
 
 
 class Residual(nn.Module):
-    """Strides, a sum, scales, maxima and a mean."""
+    """Strides, sums, products, scales, windows, and maps that are joined."""
 
     def __init__(self):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
         self.down, self.skip = nn.Conv2d(8, 8, 3, 2, 1, groups=2), nn.Conv2d(8, 8, 1, 2)
-        self.pool, self.head = nn.MaxPool2d(3, 1), nn.Linear(8, 5)
+        self.pool, self.head = nn.MaxPool2d(3, 1), nn.Linear(16, 5)
+        self.gate = nn.Conv2d(8, 8, 1)
 
     def forward(self, x):
         x = torch.tanh(self.norm(torch.relu(self.stem(x))))
         x = self.pool(torch.relu(self.down(x) + self.skip(x)))
-        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        x = x * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(x, 1)))
+        x = torch.cat([F.leaky_relu(x - 1), F.avg_pool2d(x, 3, 1, 1).clamp(max=0.5)], 1)
+        return self.head(x.mean((2, 3)))
 
 
 def pruned(model):

@@ -232,6 +232,7 @@ def _operation(
             made.height, made.width = (n // made.pool * made.pool for n in extents)
             assert tile is not None
             made.tile_y, made.tile_x = tile
+            made.alike = convolution.weight_shape[0] // convolution.groups
             made.chunks = len(pointed["visit"])
         case ChannelScales():
             made.kind = OperationKind.AFFINE

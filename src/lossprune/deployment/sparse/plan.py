@@ -63,7 +63,7 @@ class OperationStruct(ctypes.Structure):
         *((name, MapStruct) for name in ("source", "target", "other")),
         ("spread", _I),
         *((name, _I) for name in ("height", "width", "stride_y", "stride_x")),
-        *((name, _I) for name in ("tile_y", "tile_x", "chunks")),
+        *((name, _I) for name in ("tile_y", "tile_x", "chunks", "alike")),
         *((name, _P) for name in ("total", "visit", "begin", "offset", "value")),
         *((name, _P) for name in ("scale", "shift", "window")),
         ("tensor", _I),

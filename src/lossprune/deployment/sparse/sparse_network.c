@@ -39,6 +39,7 @@ typedef struct {
     int64_t height, width;          /* of a convolution's output, before the maximum */
     int64_t stride_y, stride_x;     /* of a convolution; factors of a split */
     int64_t tile_y, tile_x, chunks; /* chunks: of the input channels */
+    int64_t alike;                  /* output channels that read the same input channels */
     const int32_t *total;  /* (channels + 1): kept weights of the channels before */
     const int32_t *visit;  /* (chunks x channels): the channels of a chunk, the fullest first */
     const int32_t *begin;  /* (chunks x channels + 1): where the kept weights of a visit begin */
@@ -182,8 +183,8 @@ INLINE void finish(int TY, int TX, const Operation *o, vec *sum, float *target,
 INLINE void visit_chunk(int TY, int TX, int SX, int CHAINS, const Operation *o, const Part *p) {
     int64_t channels = o->target.channels, row = o->stride_y * o->source.row * LANES;
     int64_t begin = p->chunk * channels, first = p->first, last = p->last;
-    int ends = p->chunk == o->chunks - 1;
-    for (int64_t v = begin; v < begin + channels; v++) {
+    int ends = p->chunk == o->chunks - 1, whole = o->chunks > 1; /* one is as they are numbered */
+    for (int64_t v = whole ? begin : first; v < (whole ? begin + channels : last); v++) {
         int64_t c = o->visit[v], k = o->begin[v], n = o->begin[v + 1] - k;
         if (c < first || c >= last) continue;
         if (!n && p->chunk && !ends) break; /* so have all that follow */
@@ -219,10 +220,9 @@ static Tile *find_tile(int64_t ty, int64_t tx, int64_t sx) {
 /* Sums of a tile are gathered chunk by chunk of the input channels, whose part of the map then
    stays in a near cache while the output channels go by.  Those with as many kept weights follow
    one another, so that the processor foresees where the loop over these ends. */
-static void convolve_block(const Operation *o, float *space, float *sums, Team team) {
+static void convolve_channels(const Operation *o, float *space, float *sums, int64_t first,
+                              int64_t last) {
     Tile *visit = find_tile(o->tile_y, o->tile_x, o->stride_x);
-    int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
-    int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
     const float *source = space + (o->source.offset + o->source.origin) * LANES;
     float *target = space + (o->target.offset + o->target.origin) * LANES;
     const float *other = space + (o->other.offset + o->other.origin) * LANES;
@@ -241,6 +241,17 @@ static void convolve_block(const Operation *o, float *space, float *sums, Team t
     }
     for (int64_t c = first; c < last; c++)
         clear_halo(space + (o->target.offset + c * o->target.plane) * LANES, &o->target, LANES);
+}
+
+/* Channels that read others than those before, as in a depthwise convolution, go over the whole map
+   one after the other, and find what they read in a near cache. */
+static void convolve_block(const Operation *o, float *space, float *sums, Team team) {
+    int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
+    int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
+    int once = o->tile_y >= o->height && o->tile_x >= o->width;
+    int64_t step = o->chunks > 1 || once ? o->target.channels : o->alike;
+    for (int64_t c = first; c < last; c += step)
+        convolve_channels(o, space, sums, c, c + step < last ? c + step : last);
 }
 
 /* ---- vectors along the positions ----------------------------------------------------------- */
