@@ -134,6 +134,20 @@ def test_linear_layers_of_any_size(sizes, batch, density, few):
     assert_equal_to_rounding(deployed(x), model, x)
 
 
+@pytest.mark.parametrize("rows", [9, 300])
+def test_many_features_are_summed_chunk_by_chunk(rows):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 20), nn.GELU(), nn.Linear(20, 7)).eval()
+    mask = random_mask(model, 0.3)
+    mask["0.weight"][3] = False
+    mask["0.weight"][5:, 80:200] = False
+    mask.apply_(model)
+    x = torch.randn(rows, 300)
+    deployed = sparse(model, x).retune_(Tuning(few=0))
+    assert max(made.chunks for made in deployed.plan((x,)).operations) > 2
+    assert_equal_to_rounding(deployed(x), model, x)
+
+
 class Everything(nn.Module):
     """Every operation that the kernels know, in an order that joins some of them and not others."""
 

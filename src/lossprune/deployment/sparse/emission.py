@@ -83,7 +83,7 @@ def planned(
     pointed = {}
     for step in layout.steps:
         chunks = 1
-        if vectors < 2 and step.target in tile_of:  # rows are of one chunk
+        if step.target in tile_of:
             chunks = _chunks(step, layout, tile_of[step.target], vectors, lanes)
         found = _pointed(step, own, layout, unit, chunks)
         pointed[step.target] = {field: _in_memory(tensor) for field, tensor in found.items()}
@@ -150,7 +150,10 @@ def _chunks(step: SparseStep, layout: SparseLayout, tile: Pair, vectors: int, la
     """Return how many chunks of input channels a tile of blocks, or of a line, is summed over."""
     taps = layout.taps[step.target]
     source, outputs = layout.maps[taps.value], layout.maps[step.target].channels
-    if not len(taps.output) or outputs * layout.maps[step.target].plane == outputs:
+    kept = len(taps.output) / outputs
+    if vectors > 1:
+        return chunks_of(source.channels, vectors * lanes * FLOAT, kept, vectors)
+    if not kept or layout.maps[step.target].plane == 1:
         return 1
     rows, columns = (int(shift.max() - shift.min()) for shift in (taps.dy, taps.dx))
     if vectors:
@@ -158,7 +161,6 @@ def _chunks(step: SparseStep, layout: SparseLayout, tile: Pair, vectors: int, la
         read = ((height - 1) * down + 1 + rows) * ((width - 1) * right + 1 + columns) * lanes
     else:
         read = tile[1] * lanes + rows * source.row + columns
-    kept = len(taps.output) / outputs
     return chunks_of(source.channels, read * FLOAT, kept, tile[0] * tile[1])
 
 

@@ -549,38 +549,28 @@ static void write_tensor(const Operation *o, float *tensor, const float *space, 
 
 /* ---- rows of features ----------------------------------------------------------------------- */
 
-/* The sums of channels over V vectors of rows. CHAINS: as of a tile. */
+/* The sums of channels over V vectors of rows, chunk by chunk of the inputs. CHAINS: as of a tile. */
 INLINE void linear(int V, int CHAINS, const Operation *o, float *space, int64_t first,
                    int64_t last) {
     const float *source = space + o->source.offset * ROWS;
     float *target = space + o->target.offset * ROWS;
     const float *other = o->other.plane ? space + o->other.offset * ROWS : NULL;
-    for (int64_t c = first; c < last; c++) {
-        vec sum[MOST];
-        int64_t k = o->begin[c], end = o->begin[c + 1];
-        UNROLL for (int v = 0; v < CHAINS * V; v++)
-            sum[v] = v < V ? broadcast(o->shift[c]) : (vec){0};
-        for (; k + CHAINS <= end; k += CHAINS)
-            UNROLL for (int i = 0; i < CHAINS; i++) {
-                const float *at = source + o->offset[k + i];
-                vec w = broadcast(o->value[k + i]);
-                UNROLL for (int v = 0; v < V; v++) sum[i * V + v] += w * load(at + v * LANES);
-            }
-        for (; CHAINS > 1 && k < end; k++) {
-            vec w = broadcast(o->value[k]);
-            UNROLL for (int v = 0; v < V; v++)
-                sum[v] += w * load(source + o->offset[k] + v * LANES);
-        }
+    int64_t channels = o->target.channels, ending = (o->chunks - 1) * channels;
+    for (int64_t i = 0; i < ending + channels; i++) {
+        int64_t c = o->visit[i], k = o->begin[i], n = o->begin[i + 1] - k;
+        if (c < first || c >= last || (!n && i >= channels && i < ending)) continue;
         float *to = target + c * ROWS;
-        UNROLL for (int v = 0; v < V; v++) {
-            UNROLL for (int i = 1; i < CHAINS; i++) sum[v] += sum[i * V + v];
-            if (other) sum[v] += load(other + c * ROWS + v * LANES);
-            if (o->activation == RELU) sum[v] = activate(sum[v], RELU, 0.0f, 0.0f);
-            store(to + v * LANES, sum[v]);
-        }
-        if (o->activation == IDENTITY || o->activation == RELU) continue;
-        for (int v = 0; v < V; v++)
-            store(to + v * LANES, finished(load(to + v * LANES), o));
+        vec sum[MOST];
+        if (i >= channels) UNROLL for (int v = 0; v < V; v++) sum[v] = load(to + v * LANES);
+        else UNROLL for (int v = 0; v < V; v++) sum[v] = broadcast(o->shift[c]);
+        gather(1, V, 1, CHAINS, source, o->offset + k, o->value + k, n, 0, sum);
+        if (i >= ending && other)
+            UNROLL for (int v = 0; v < V; v++) sum[v] += load(other + c * ROWS + v * LANES);
+        if (i >= ending && o->activation == RELU)
+            UNROLL for (int v = 0; v < V; v++) sum[v] = activate(sum[v], RELU, 0.0f, 0.0f);
+        UNROLL for (int v = 0; v < V; v++) store(to + v * LANES, sum[v]);
+        if (i < ending || o->activation == IDENTITY || o->activation == RELU) continue;
+        for (int v = 0; v < V; v++) store(to + v * LANES, finished(load(to + v * LANES), o));
     }
 }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 _NEAR = 42_000  # bytes of a map that stay in a near cache beside the sums
 _MISS = 0.8  # cycles more for a vector from the next cache, where nearly all are from there
-_VISIT = 20.0, 4.0  # cycles of a visit, and for each of its sums, fetched and put back
+_VISIT = 10.0, 2.5  # cycles of a visit, and for each of its sums, fetched and put back
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def chunks_of(channels: int, size: int, kept: float, positions: int) -> int:
         positions: of a tile.
 
     >>> chunks_of(256, size=2304, kept=240.0, positions=16)
-    11
+    12
     >>> chunks_of(256, size=2304, kept=20.0, positions=16)
     1
     """
