@@ -178,6 +178,34 @@ def test_cmake_builds_it_and_the_example_prints_what_is_expected(libraries, tmp_
     )
 
 
+class Tokens(nn.Module):
+    """Places, norms, attention, a perceptron, and the mean over tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(1, 50, 12))
+        self.layer = nn.TransformerEncoderLayer(12, 2, 20, batch_first=True, activation="gelu")
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.head(self.layer(x + self.places).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("lanes", "flags"),
+    [(4, []), (8, SANITIZED), pytest.param(16, SANITIZED, marks=pytest.mark.slow)],
+)
+def test_a_transformer_for_vectors_of_each_width(lanes, flags, tmp_path):
+    torch.manual_seed(0)
+    network, examples = pruned(Tokens()), torch.randn(7, 50, 12)
+    lossprune.write_c(*network, examples, tmp_path / "net", lanes=lanes, seconds=0.02)
+    expected = all_sparse(*network, examples)[0]
+    program = built(tmp_path / "net", GCC, "-O0", *flags)
+    for count in (7, 1):
+        found, given = outputs([program], examples[:count]), expected(examples[:count])
+        assert torch.allclose(found, given, rtol=0, atol=1e-5)
+
+
 class Attention(nn.Module):
     """Not sparse to its end."""
 
@@ -196,14 +224,14 @@ class Branching(Attention):
         return self.first(x) if x.sum() > 0 else 0 * self.first(x)
 
 
-def normed():
-    return nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4))
+def scaled():
+    return nn.Sequential(nn.Linear(6, 4), nn.Softmax(1))
 
 
 REFUSED = {
     "an operation": (Attention, "a C library holds the sparse kernels' operations alone, and 'so"),
     "a branch": (Branching, "a C library needs the network's graph: "),
-    "a layer": (normed, "and '1' (LayerNorm) is none of them: lossprune.export_onnx writes"),
+    "a layer": (scaled, "and '1' (Softmax) is none of them: lossprune.export_onnx writes"),
 }
 
 

@@ -49,6 +49,20 @@ class Residual(nn.Module):
         return self.head(torch.flatten(x, 1))
 
 
+class OfTokens(nn.Module):
+    """Norms, places, attention, a mean and a token."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.places, self.last = nn.Parameter(torch.randn(1, 5, 8)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.norm(x + self.places)
+        x = self.attention(x, x, x)[0]
+        return self.last(x[:, -1]), self.last(x.mean(1))
+
+
 class Perceptron(nn.Module):
     """Returns two values by name."""
 
@@ -134,8 +148,14 @@ def test_every_operation_and_several_inputs(tmp_path):
     loaded = lossprune.load_deployed(tmp_path / "file")
     assert torch.equal(loaded(images(), extra), network(images(), extra))
     assert loaded.kind == "a"
-    used = {type(step.operation) for part in sparse_networks(loaded) for step in part.steps}
-    assert used == {*_READS}
+    tokens = deployed(OfTokens(), torch.randn(2, 5, 8))
+    tokens.save(tmp_path / "tokens")
+    loaded_tokens = lossprune.load_deployed(tmp_path / "tokens")
+    for n in (2, 30):
+        x = torch.randn(n, 5, 8)
+        assert same(loaded_tokens(x), tokens(x))
+    parts = [part for one in (loaded, loaded_tokens) for part in sparse_networks(one)]
+    assert {type(step.operation) for part in parts for step in part.steps} == {*_READS}
 
 
 def test_rows_of_tokens(tmp_path):

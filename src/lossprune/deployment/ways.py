@@ -11,6 +11,7 @@ from lossprune.channels.costs import weighted_layers
 from lossprune.channels.tracing import UntraceableError
 from lossprune.deployment.attention import fuse_attention_
 from lossprune.deployment.candidates import Candidates
+from lossprune.deployment.heads import fold_heads_
 from lossprune.deployment.layer_by_layer import layer_by_layer
 from lossprune.deployment.layer_watch import LayerWatch
 from lossprune.deployment.opened import opened
@@ -57,7 +58,7 @@ class Graph:
     call: Call
     original: Original
 
-    def network(self, parts: nn.Module) -> nn.Module:
+    def network(self, parts: nn.Module) -> TracedNetwork:
         """Return what is called as the network is."""
         return TracedNetwork(parts, self.arguments, self.original)
 
@@ -65,6 +66,7 @@ class Graph:
         """Give values their shapes in the call, and what the kernels know its usual form."""
         ShapeProp(self.module).propagate(*self.call.copied().inputs)
         fuse_attention_(self.module)
+        fold_heads_(self.module)
         simplify_(self.module)
 
     def hides_layers(self) -> bool:

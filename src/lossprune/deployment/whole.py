@@ -4,16 +4,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from lossprune.channels.calls import Call, same_outputs
 from lossprune.channels.compaction import cut_copy, masked_copy
 from lossprune.deployment.candidates import understood
 from lossprune.deployment.opened import opened
 from lossprune.deployment.original import Original
-from lossprune.deployment.sparse.forms import simplify_
 from lossprune.deployment.sparse.parts import in_parts
 from lossprune.deployment.traced import TracedNetwork, traced
+from lossprune.deployment.ways import Graph
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 
@@ -32,11 +31,10 @@ def all_sparse(model: nn.Module, mask: Mask, example: Any) -> tuple[TracedNetwor
     call, expected = understood(masked, example)
     small = opened(cut_copy(masked, mask, call.example)[0].eval())
     trace, arguments = traced(small, call.example)
-    graph = trace.module(small)
     values = Call(tuple(arguments(call.inputs, call.named)), {})
-    ShapeProp(graph).propagate(*values.copied().inputs)
-    simplify_(graph)
-    network = TracedNetwork(in_parts(graph), arguments, Original.of(small)).eval()
+    graph = Graph(trace.module(small), arguments, values, Original.of(small))
+    graph.prepare_()
+    network = graph.network(in_parts(graph.module)).eval()
     if not same_outputs(call(network), expected):
         raise PruningError(f"the graph of {type(model).__name__} gives something else than it does")
     return network, call

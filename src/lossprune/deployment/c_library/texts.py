@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lossprune.deployment.sparse.plan import SOURCE
+from lossprune.deployment.sparse.plan import SOURCE, Extent
 from lossprune.kernels.interface import texts
 
 EXPECTED = "expected.txt"  # what the example prints
@@ -47,16 +47,16 @@ class PlanText:
 
     Attributes:
         operations: what is in the array of them.
-        element: what the kernels take for the kind of an element.
-        room: numbers of a context for the maps.
-        scratch: numbers of it for sums.
+        vectors: of an element, as the kernels take it.
+        room: numbers of the maps of a block, or a piece of it.
+        extent: how much is computed at once.
         few: fewer images are computed by it, of a plan for those that are too few for a block.
     """
 
     operations: str
-    element: int
+    vectors: int
     room: int
-    scratch: int
+    extent: Extent
     few: int = 0
 
 
@@ -213,10 +213,9 @@ def source(
 
 {arrays}
 #define COUNT(operations) (int64_t)(sizeof operations / sizeof *operations)
-#define ROOM {max(text.room for text in plans.values())}
-#define SCRATCH {max(text.scratch for text in plans.values())}
+#define NUMBERS {max(text.extent.numbers for text in plans.values())}
 
-size_t {name}_context_bytes(void) {{ return sizeof(float) * (ROOM + SCRATCH); }}
+size_t {name}_context_bytes(void) {{ return sizeof(float) * NUMBERS; }}
 
 void {name}_start(void *context) {{ memset(context, 0, {name}_context_bytes()); }}
 
@@ -231,10 +230,9 @@ def _runs(signature: Signature, plan: PlanText, rest: PlanText | None) -> str:
     upper, shapes = signature.upper, {**signature.inputs, **signature.outputs}
     tensors = [*(f"(float *){one}" for one in signature.inputs), *signature.outputs]
     first = f"    float *const tensors[] = {{{', '.join(tensors)}}};"
-    call = "run({}, COUNT({}), {}, {}, {}, context, ROOM, SCRATCH, 1, NULL);"
     if rest is None:
         return f"""{first}
-    {call.format("operations", "operations", "tensors", "images", plan.element)}"""
+    {_call("operations", "tensors", "images", plan)}"""
     moved = ", ".join(
         f"{tensor} + whole * {upper}_{argument.upper()}"
         for tensor, argument in zip(tensors, shapes, strict=True)
@@ -243,5 +241,11 @@ def _runs(signature: Signature, plan: PlanText, rest: PlanText | None) -> str:
     const int64_t few = images % LANES < {rest.few} ? images % LANES : 0, whole = images - few;
 {first}
     float *const others[] = {{{moved}}};
-    if (whole) {call.format("operations", "operations", "tensors", "whole", plan.element)}
-    if (few) {call.format(*["rest_operations"] * 2, "others", "few", rest.element)}"""
+    if (whole) {_call("operations", "tensors", "whole", plan)}
+    if (few) {_call("rest_operations", "others", "few", rest)}"""
+
+
+def _call(operations: str, tensors: str, images: str, plan: PlanText) -> str:
+    sizes = (plan.extent.tokens, plan.extent.together, plan.vectors, "context", plan.room)
+    first = f"run({operations}, COUNT({operations}), {tensors}, {images}"
+    return f"{first}, {', '.join(map(str, sizes))}, {plan.extent.scratch}, 1, NULL);"

@@ -25,11 +25,11 @@ from lossprune.deployment.c_library.texts import (
     example as example_text,
 )
 from lossprune.deployment.race import Budget
-from lossprune.deployment.sparse.inputs import image_shape
 from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.parts import NetworkInParts, sparse_networks
-from lossprune.deployment.sparse.plan import CONSTANTS
+from lossprune.deployment.sparse.plan import CONSTANTS, SparsePlan
 from lossprune.deployment.sparse.plan import lanes as own_lanes
+from lossprune.deployment.sparse.steps import Shape
 from lossprune.deployment.sparse.tuning import tune_
 from lossprune.deployment.traced import TracedNetwork
 from lossprune.deployment.whole import all_sparse
@@ -159,17 +159,19 @@ def _files(
     """Return the contents of every file by its name."""
     _, values = part.aligned(values)
     images = values[0].shape[0]
-    shapes = [image_shape(tensor) for tensor in values]
-    plan = part.planned(shapes, many=images >= part.tuning.few, lanes=lanes)
+    shapes = part.shapes(values)
+    plan = part.planned(shapes, many=part.tokens or images >= part.tuning.few, lanes=lanes)
     plans = [plan]
     if plan.vectors == 1 and part.tuning.few > 1:
         plans.append(part.planned(shapes, many=False, lanes=lanes))
-    signature = Signature(
-        name, images, lanes, _named("input", shapes), _named("output", plan.outputs)
-    )
+    tokens = values[0].shape[1] if part.tokens else 1
+    inputs, outputs = _of_tokens(part, plan, shapes, tokens)
+    signature = Signature(name, images, lanes, _named("input", inputs), _named("output", outputs))
     arrays, names = arrays_of(plans)
     own, *rest = (
-        PlanText(operations_of(one, names), one.vectors, one.room, one.scratch, part.tuning.few)
+        PlanText(
+            operations_of(one, names), one.vectors, one.room, one.extent(tokens), part.tuning.few
+        )
         for one in plans
     )
     texts = {
@@ -181,6 +183,19 @@ def _files(
         "CMakeLists.txt": cmake(signature),
     }
     return {**kernel_files(), **{file: content.encode() for file, content in texts.items()}}
+
+
+def _of_tokens(
+    part: SparseNetwork, plan: SparsePlan, shapes: Sequence[Shape], tokens: int
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Return the shapes of one image's inputs and outputs: (tokens, features) of tokens."""
+    if not part.tokens:
+        return list(shapes), list(plan.outputs)
+    names = [name for name, _ in part.outputs]
+    made = zip(names, plan.outputs, strict=True)
+    return [(tokens, shape[0]) for shape in shapes], [
+        (shape[0],) if name in plan.single else (tokens, shape[0]) for name, shape in made
+    ]
 
 
 def _named(word: str, shapes: Sequence[Sequence[int]]) -> dict[str, tuple[int, ...]]:

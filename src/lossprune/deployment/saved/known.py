@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lossprune.deployment.opened import attended
+from lossprune.deployment.sparse.token_lowering import heads_attended
 
 _OPERATORS = "add sub mul truediv floordiv mod pow neg matmul getitem eq ne lt le gt ge"
 _TORCH = (
@@ -44,6 +45,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{f"torch.{name}": getattr(torch, name) for name in _TORCH.split()},
     **{f"F.{name}": getattr(F, name) for name in _FUNCTIONAL.split()},
     "attended": attended,
+    "heads_attended": heads_attended,
 }
 METHODS = frozenset(_METHODS.split())
 MODULES: Mapping[str, type[nn.Module]] = {name: getattr(nn, name) for name in _MODULES.split()}

@@ -24,7 +24,17 @@ from lossprune.deployment.sparse.steps import (
     SparseStep,
     Weights,
 )
+from lossprune.deployment.sparse.token_steps import (
+    OF_TOKENS,
+    RowNorm,
+    TokenAttention,
+    TokenMean,
+    TokenPick,
+    TokenShift,
+    single_values,
+)
 from lossprune.deployment.sparse.windows import MapAverage, MapMaximum, MapMean, MapNearest
+from lossprune.pruning.errors import PruningError
 
 # How many values a step may read, by its operation; of others there are none in finished networks.
 _READS: Mapping[type[SparseOperation], tuple[int, ...]] = {
@@ -37,7 +47,13 @@ _READS: Mapping[type[SparseOperation], tuple[int, ...]] = {
     MapAverage: (1,),
     MapMean: (1,),
     MapNearest: (1,),
+    RowNorm: (1,),
+    TokenShift: (1,),
+    TokenAttention: (3,),
+    TokenMean: (1,),
+    TokenPick: (1,),
 }
+_MOST = 2**31  # numbers of anything
 _FARTHEST = 2**16  # of strides, paddings, dilations and windows: maps have fewer rows
 _GAPS = (np.uint8, np.uint16, np.uint32)
 
@@ -88,8 +104,20 @@ def network_of(part: SavedPart, arrays: Arrays, prefix: str) -> SparseNetwork:
     names = [name for name, _ in part.outputs]
     if not names or not known.issuperset(names) or len(set(names)) != len(names):
         raise ValueError("a part's outputs are not all computed")
+    _check_tokens(part)
     made = SparseNetwork(part.steps, weights, part.inputs, part.outputs, rows=part.rows)
     return made.retune_(part.tuning)
+
+
+def _check_tokens(part: SavedPart) -> None:
+    """Raise ValueError where steps on tokens read what are none."""
+    if any(isinstance(step.operation, OF_TOKENS) for step in part.steps):
+        try:
+            single_values(part.steps, dict.fromkeys(part.inputs, False))
+        except PruningError as error:
+            raise ValueError(str(error)) from None
+        if not part.rows:
+            raise ValueError("its tokens are no rows")
 
 
 def _check_operation(step: SparseStep) -> None:
@@ -118,6 +146,18 @@ def _check_operation(step: SparseStep) -> None:
             good = all(1 <= n <= _FARTHEST for n in counts)
         case ChannelScales(channels=channels):
             good = good and channels >= 1
+        case RowNorm(features=features, epsilon=epsilon):
+            good = features >= 1 and 0 < epsilon < math.inf
+        case TokenShift(tokens=tokens, features=features):
+            good = min(tokens, features) >= 1 and tokens * features < _MOST
+        case TokenAttention(heads=heads, key_heads=fewer, scale=scale) as one:
+            sizes = heads, fewer, one.size, one.value_size
+            good = (
+                min(sizes) >= 1 and max(*sizes, one.query, one.key, one.values) < _MOST
+                and heads % fewer == 0 and 0 < scale < math.inf
+            )  # fmt: skip
+        case TokenPick(place=place):
+            good = place < _MOST
     if not good:
         raise ValueError(f"{step.name!r} is an operation that the kernels do not know")
 
@@ -129,8 +169,10 @@ def _weights(step: SparseStep, arrays: Arrays, prefix: str) -> Weights:
     match step.operation:
         case SparseConvolution(weight_shape=shape):
             sizes, most = (0, shape[0]), int(np.prod(shape, dtype=object))
-        case ChannelScales(channels=channels):
+        case ChannelScales(channels=channels) | RowNorm(features=channels):
             sizes = channels, channels
+        case TokenShift(tokens=tokens, features=features):
+            sizes = 0, tokens * features
     if (len(scale), len(shift)) != sizes or gaps.ndim != 1 or gaps.dtype not in _GAPS:
         raise ValueError(f"the weights of {step.name!r} do not fit it")
     positions = np.cumsum(gaps.astype(np.int64) + 1) - 1

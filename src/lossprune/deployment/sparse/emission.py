@@ -29,6 +29,14 @@ from lossprune.deployment.sparse.steps import (
     Weights,
     tiles,
 )
+from lossprune.deployment.sparse.token_emission import set_token_, token_room
+from lossprune.deployment.sparse.token_steps import (
+    OF_TOKENS,
+    RowNorm,
+    TokenOperation,
+    TokenShift,
+    single_values,
+)
 from lossprune.deployment.sparse.visits import chunks_of, visits
 from lossprune.deployment.sparse.windows import (
     MapAverage,
@@ -91,9 +99,14 @@ def planned(
         _operation(step, layout, tile_of.get(step.target), pointed[step.target])
         for step in layout.steps
     ]
+    single = single_values(steps, dict.fromkeys(inputs, False))
+    for step, operation in zip(layout.steps, made, strict=True):
+        operation.single = step.source in single
     tensors = enumerate(outputs, start=len(inputs))
     reads = [_between(OperationKind.READ, layout, name, k) for k, name in enumerate(inputs)]
     writes = [_between(OperationKind.WRITE, layout, name, k) for k, name in tensors]
+    for name, operation in zip(outputs, writes, strict=True):
+        operation.single = name in single
     operations = [*reads, *made, *writes]
     sums = [
         (operation, pointed[step.target]["value"].numel())
@@ -110,12 +123,17 @@ def planned(
             for one, _ in sums
         ]
     lines += [one.source.width * unit + lanes for one in made if one.window]
+    rooms = [token_room(step.operation) for step in steps]
     return SparsePlan(
         operations=(OperationStruct * len(operations))(*operations),
         outputs=tuple(layout.shapes[name] for name in outputs),
+        single=frozenset(single),
         vectors=vectors,
+        element=unit,
+        tokens=any(isinstance(step.operation, OF_TOKENS) for step in steps),
         room=layout.room,
-        scratch=whole_lines(max(lines, default=0)),
+        scratch=whole_lines(max([*lines, *(own for own, _ in rooms)], default=0)),
+        token_scratch=max((each for _, each in rooms), default=0),
         work=sum(kept * one.height * one.width for one, kept in sums),
         keep=tuple(tensor for tensors in pointed.values() for tensor in tensors.values()),
         spaces=deque(),
@@ -188,8 +206,10 @@ def _pointed(
                 "value": own.values[order.order],
                 "shift": own.shift,
             }
-        case ChannelScales():
+        case ChannelScales() | RowNorm():
             return {"scale": weights[step.target].scale, "shift": weights[step.target].shift}
+        case TokenShift():
+            return {"shift": weights[step.target].shift}
         case MapMaximum() | MapAverage() | MapMean() | MapNearest() as operation:
             _, *extents = layout.shapes[step.source]
             found = [windows(operation, axis, extent) for axis, extent in enumerate(extents)]
@@ -214,8 +234,8 @@ def _operation(
     made = OperationStruct(
         source=MapStruct(*maps[step.source]), target=MapStruct(*maps[step.target]), pool=1
     )
-    for other in step.reads[1:]:
-        made.other = MapStruct(*maps[other])
+    for field, name in zip(("other", "third"), step.reads[1:], strict=False):
+        setattr(made, field, MapStruct(*maps[name]))
     made.stride_y = made.stride_x = 1
     made.low, made.high = getattr(step.operation, "numbers", (0.0, 0.0))
     made.activation = getattr(step.operation, "activation", Activation.IDENTITY)
@@ -252,4 +272,6 @@ def _operation(
             made.kind, made.stride_y, made.stride_x = OperationKind.SPLIT, *stride
         case MapActivation():
             raise TypeError(f"{step.name}: an activation alone runs as scales of 1")
+        case operation if isinstance(operation, TokenOperation):
+            set_token_(made, operation)
     return made

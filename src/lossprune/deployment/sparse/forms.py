@@ -57,11 +57,12 @@ def _reshaped(node: fx.Node) -> tuple[fx.Node, Any, Any] | None:
 
 def erase_(graph: fx.Graph, node: fx.Node) -> None:
     """Take out a node, and what then nothing reads: here what led to it alone."""
-    sources = node.all_input_nodes
-    graph.erase_node(node)
-    for source in sources:
-        if not source.users and source.op != "placeholder":
-            erase_(graph, source)
+    dead = [node]
+    while dead:
+        node = dead.pop()
+        sources = node.all_input_nodes
+        graph.erase_node(node)
+        dead += [one for one in sources if not one.users and one.op != "placeholder"]
 
 
 def _replace_(graph: fx.GraphModule, node: fx.Node, other: fx.Node) -> None:

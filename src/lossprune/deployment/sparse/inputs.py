@@ -69,6 +69,21 @@ def rows_of(inputs: Sequence[Tensor]) -> tuple[Sequence[int], tuple[Tensor, ...]
     return leading, tuple([one.reshape(rows, one.shape[-1]).contiguous() for one in whole])
 
 
+def tokens_of(inputs: Sequence[Tensor]) -> tuple[Sequence[int], tuple[Tensor, ...]]:
+    """Return (n, tokens), and inputs (n, tokens, features) in one piece.
+
+    Raises:
+        PruningError: they are of other dimensions, or different ones.
+    """
+    for tensor in inputs:
+        if tensor.dim() != 3:
+            raise PruningError(
+                f"a deployed network takes (n, tokens, features), got shape {tuple(tensor.shape)}"
+            )
+    leading, matrices = rows_of(inputs)
+    return leading, tuple([one.view(*leading, one.shape[-1]) for one in matrices])
+
+
 def check_input(tensor: object, *, rows: bool) -> None:
     """Refuse what the kernels cannot read.
 

@@ -45,6 +45,8 @@ from lossprune.deployment.sparse.steps import (
     SparseStep,
     Weights,
 )
+from lossprune.deployment.sparse.token_lowering import token_step
+from lossprune.deployment.sparse.token_steps import OF_TOKENS, RowNorm
 from lossprune.deployment.sparse.windows import MapMaximum
 from lossprune.kernels.interface import Activation
 
@@ -63,6 +65,10 @@ def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
 
     Flattening and what does nothing in evaluation leave a value as it is.
     """
+    return token_step(graph, node) or _known(graph, node)
+
+
+def _known(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
     sources: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), sources.append)
     shapes = [_shape(value) for value in (*sources, node)]
@@ -93,12 +99,9 @@ def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
 
 
 def _does_nothing(read: Operation | Layer | None, sources: Sequence[fx.Node]) -> bool:
-    match read:
-        case Pointwise(name=name):
-            return name in ("identity", "contiguous")
-        case Concatenation():
-            return len(sources) == 1
-    return False
+    if isinstance(read, Concatenation):
+        return len(sources) == 1
+    return isinstance(read, Pointwise) and read.name in ("identity", "contiguous")
 
 
 def _same_numbers(node: fx.Node, shapes: Sequence[torch.Size]) -> bool:
@@ -155,11 +158,13 @@ def of_rows(node: fx.Node, step: Lowered | str) -> bool | None:
     if isinstance(step, str):
         return None if rank == len(_shape(node.all_input_nodes[0])) else False
     match step[0].operation:
-        case SparseConvolution(flat=True):
+        case SparseConvolution(flat=True) | RowNorm():
+            return None if rank == 2 else True
+        case ChannelScales() if rank < 4:
             return None if rank == 2 else True
         case MapActivation() | MapSum(spread=False) | MapProduct(spread=False):
             return None
-    return False
+    return isinstance(step[0].operation, OF_TOKENS)
 
 
 def _operation(
@@ -184,7 +189,7 @@ def _operation(
                 return scaled(*found)
         case Pointwise() as pointwise, [rank, _]:
             if by := affine(pointwise):
-                channels = shapes[0][1] if rank in (2, 4) else 0
+                channels = shapes[0][1 if rank == 4 else -1] if rank in (2, 3, 4) else 0
                 return scaled(*(torch.full((channels,), one) for one in by)) if channels else None
             operation = activation_of(pointwise)
         case (Sum() | Product()) as meeting, [_, _, _]:

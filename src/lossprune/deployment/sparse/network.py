@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.deployment.sparse.emission import planned
-from lossprune.deployment.sparse.inputs import check_input, image_shape, images_of, rows_of
+from lossprune.deployment.sparse.inputs import (
+    check_input,
+    image_shape,
+    images_of,
+    row_shape,
+    rows_of,
+    tokens_of,
+)
 from lossprune.deployment.sparse.plan import ROW_VECTORS, SHARED, SparsePlan, lanes
 from lossprune.deployment.sparse.steps import (
     Pair,
@@ -20,6 +27,7 @@ from lossprune.deployment.sparse.steps import (
     Weights,
     flattened,
 )
+from lossprune.deployment.sparse.token_steps import OF_TOKENS, check_tokens
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import listed
 
@@ -73,10 +81,12 @@ class SparseNetwork(nn.Module):
     ) -> None:
         """Take steps with their weights, the values read, and those written and if flattened.
 
-        With ``rows`` all values are rows of features, (..., features).
+        With ``rows`` all values are rows of features, (..., features); with steps on tokens among
+        them, inputs are (n, tokens, features).
         """
         super().__init__()
         self.steps, self.rows = tuple(steps), rows
+        self.tokens = any(isinstance(step.operation, OF_TOKENS) for step in steps)
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.tuning = Tuning()
         for k, weight in enumerate(weights):
@@ -116,11 +126,10 @@ class SparseNetwork(nn.Module):
         for tensor in inputs:
             check_input(tensor, rows=self.rows)
         leading, inputs = self.aligned(inputs)
+        if self.tokens:
+            check_tokens(self.steps, leading[1])
         plan = self.plan(inputs)
-        outputs = [
-            torch.empty((*leading, c * h * w) if flat or self.rows else (*leading, c, h, w))
-            for (c, h, w), (_, flat) in zip(plan.outputs, self.outputs, strict=True)
-        ]
+        outputs = self.empty(plan, leading)
         count = inputs[0].shape[0]
         if rest := count % lanes() if plan.vectors == 1 else 0:
             rest = rest if rest < min(self.tuning.few, count) else 0
@@ -129,18 +138,29 @@ class SparseNetwork(nn.Module):
             plan.run([x[:whole] for x in inputs], [y[:whole] for y in outputs], self.tuning.shared)
             last = [x[whole:] for x in inputs]
             self.plan(last).run(last, [y[whole:] for y in outputs], self.tuning.shared)
-        elif count:
+        elif 0 not in leading:
             plan.run(inputs, outputs, self.tuning.shared)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def aligned(self, inputs: Sequence[Tensor]) -> tuple[Sequence[int], tuple[Tensor, ...]]:
         """Return the dimensions of examples, or rows, and inputs in one piece with one such."""
+        if self.tokens:
+            return tokens_of(inputs)
         return (rows_of if self.rows else images_of)(inputs)
+
+    def empty(self, plan: SparsePlan, leading: Sequence[int]) -> list[Tensor]:
+        """Return room for the outputs of a call; what no token gives is not a number."""
+        made = []
+        for (c, h, w), (name, flat) in zip(plan.outputs, self.outputs, strict=True):
+            first = leading[:1] if name in plan.single else leading
+            shape = (*first, c * h * w) if flat or self.rows else (*first, c, h, w)
+            made.append(torch.empty(shape) if 0 not in leading else torch.full(shape, torch.nan))
+        return made
 
     def plan(self, inputs: Sequence[Tensor]) -> SparsePlan:
         """Return the steps laid out for so many inputs of these shapes; made once."""
-        many = inputs[0].shape[0] >= self.tuning.few
-        shapes = tuple([image_shape(tensor) for tensor in inputs])
+        many = self.tokens or inputs[0].shape[0] >= self.tuning.few
+        shapes = self.shapes(inputs)
         key = (many, shapes)
         tensors = self._tensors()
         if not all(map(operator.is_, tensors, self._laid_out)):
@@ -148,6 +168,11 @@ class SparseNetwork(nn.Module):
         if key not in self._plans:
             self._plans[key] = self.planned(shapes, many=many, lanes=lanes())
         return self._plans[key]
+
+    def shapes(self, inputs: Sequence[Tensor]) -> tuple[Shape, ...]:
+        """Return the shape of one image, or row, of each input."""
+        one = row_shape if self.rows else image_shape
+        return tuple([one(tensor) for tensor in inputs])
 
     def planned(self, shapes: Sequence[Shape], *, many: bool, lanes: int) -> SparsePlan:
         """Return the steps laid out for inputs of these shapes.
@@ -160,6 +185,8 @@ class SparseNetwork(nn.Module):
         read = dict(zip(self.inputs, shapes, strict=True))
         written = [name for name, _ in self.outputs]
         flat = flattened(self.steps, read, written)
+        if self.tokens and flat is None:
+            raise PruningError("a deployed network has steps on tokens among those on maps")
         return planned(
             self.steps, self.weights(), flat or read, written, self.tuning.tiles,
             vectors=(ROW_VECTORS if flat else 1) if many else 0, lanes=lanes,

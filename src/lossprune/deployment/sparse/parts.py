@@ -12,6 +12,7 @@ from lossprune.deployment.sparse.lowering import Lowered, joined, lowered, with_
 from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.runs import Run, Steps, runs_of
 from lossprune.deployment.sparse.steps import MapJoin, SparseStep, Weights, output_shape
+from lossprune.deployment.sparse.token_steps import OF_TOKENS, single_values, strangers
 from lossprune.pruning.errors import PruningError
 
 
@@ -140,7 +141,23 @@ def _unfit(run: Run, steps: Steps) -> str | None:
             shapes[step.target] = output_shape(step, shapes)
         except PruningError:
             return step.target if step.target in steps else step.name
-    return None
+    return _unfit_tokens(run, [step for step, _ in _wired(run, steps)[0]])
+
+
+def _unfit_tokens(run: Run, steps: Sequence[SparseStep]) -> str | None:
+    """Return the first node that takes rows for tokens of examples which may be something else."""
+    of_tokens = [step.target for step in steps if isinstance(step.operation, OF_TOKENS)]
+    if not of_tokens:
+        return None
+    inputs = dict.fromkeys((node.name for node in run.reads), False)
+    if any(len(node.meta["tensor_meta"].shape) != 3 for node in run.reads):
+        return of_tokens[0]
+    for count, step in enumerate(steps, start=1):
+        try:
+            single_values(steps[:count], inputs)
+        except PruningError:
+            return step.target
+    return strangers(steps, list(inputs))
 
 
 def _wired(run: Run, steps: Steps) -> tuple[list[Lowered], dict[str, str]]:

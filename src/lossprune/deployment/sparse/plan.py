@@ -8,12 +8,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lossprune.deployment.sparse.placing import FeatureMap
 from lossprune.deployment.sparse.steps import Pair, Shape
+from lossprune.deployment.sparse.token_steps import together
 from lossprune.kernels import threads
 from lossprune.kernels.compiler import load
 from lossprune.kernels.threads import ThreadsStruct
@@ -41,6 +43,12 @@ class OperationKind(enum.IntEnum):
     DIFFERENCE = 8
     PRODUCT = 9
     JOIN = 10
+    NORM = 11
+    ROOT_NORM = 12
+    ATTENTION = 13
+    TOKEN = 14
+    TOKEN_MEAN = 15
+    TOKEN_SHIFT = 16
 
 
 # Macros of the kernels.
@@ -67,6 +75,10 @@ class OperationStruct(ctypes.Structure):
         *((name, _P) for name in ("total", "visit", "begin", "offset", "value")),
         *((name, _P) for name in ("scale", "shift", "window")),
         ("tensor", _I),
+        ("third", MapStruct),
+        *((name, _I) for name in ("single", "heads", "key_heads", "size", "value_size")),
+        *((name, _I) for name in ("query", "key", "values", "causal", "place")),
+        ("number", ctypes.c_double),
     ]
 
 
@@ -82,7 +94,7 @@ def library() -> ctypes.CDLL:
         constants=CONSTANTS,
         structures={"Map": MapStruct, "Operation": OperationStruct, "Threads": ThreadsStruct},
     )
-    built.run.argtypes = [_P, _I, _P, _I, _I, _P, _I, _I, _I, _P]
+    built.run.argtypes = [_P, _I, _P, _I, _I, _I, _I, _P, _I, _I, _I, _P]
     built.run.restype = None
     built.lanes.restype = _I
     return built
@@ -93,6 +105,27 @@ def lanes() -> int:
     return library().lanes()
 
 
+class Extent(NamedTuple):
+    """How much a plan computes at once.
+
+    Attributes:
+        tokens: of an example; 1 where there are none.
+        together: images, or examples, of a block.
+        maps: numbers in a thread's workspace for the maps.
+        scratch: numbers in it for sums.
+    """
+
+    tokens: int
+    together: int
+    maps: int
+    scratch: int
+
+    @property
+    def numbers(self) -> int:
+        """Of a thread's workspace."""
+        return self.maps + self.scratch
+
+
 @dataclass(frozen=True)
 class SparsePlan:
     """Operations in memory; ``run`` may be called by several threads at once.
@@ -100,20 +133,28 @@ class SparsePlan:
     Attributes:
         operations: first those that read an input each, last those that write an output each.
         outputs: their shapes.
+        single: the values that have one row an example, where others have one a token.
         vectors: of which an element is: of as many images, or rows, as they have numbers; 0: an
             element is one number.
-        room: numbers in a thread's workspace for the maps.
+        element: how many images, or rows, it holds.
+        tokens: whether images are examples of rows, (n, tokens, features).
+        room: numbers in a thread's workspace for the maps of a block, or piece of it.
         scratch: numbers in it for a line of sums.
-        work: multiply-adds of an image.
+        token_scratch: more of these for each token of an example.
+        work: multiply-adds of an image, or a row.
         keep: what the operations point to.
         spaces: workspaces that no call uses now.
     """
 
     operations: ctypes.Array[OperationStruct]
     outputs: tuple[Shape, ...]
+    single: frozenset[str]
     vectors: int
+    element: int
+    tokens: bool
     room: int
     scratch: int
+    token_scratch: int
     work: int
     keep: tuple[Tensor, ...]
     spaces: deque[Tensor]
@@ -133,23 +174,34 @@ class SparsePlan:
         first, count = (0, len(self.operations)) if only is None else (only, 1)
         images, pool = inputs[0].shape[0], threads.pool()
         # Threads that wait for each other cost microseconds; less work than that is one's alone.
-        size = torch.get_num_threads() if pool and self.work * images > shared else 1
+        size = torch.get_num_threads() if pool and self.amount(inputs) > shared else 1
         pointers = (_P * (len(inputs) + len(outputs)))(
             *(tensor.data_ptr() for tensor in (*inputs, *outputs))
         )
-        needed = size * (self.room + self.scratch)
+        extent = self.extent(inputs[0].shape[1] if self.tokens else 1)
         try:
             space = self.spaces.pop()
         except IndexError:
             space = None
-        if space is None or space.numel() < needed:
-            space = torch.zeros(needed)
+        if space is None or space.numel() < size * extent.numbers:
+            space = torch.zeros(size * extent.numbers)
         library().run(
             ctypes.addressof(self.operations) + first * ctypes.sizeof(OperationStruct), count,
-            pointers, images, self.vectors, space.data_ptr(), self.room, self.scratch, size,
-            ctypes.addressof(pool) if size > 1 and pool else None,
+            pointers, images, extent.tokens, extent.together, self.vectors, space.data_ptr(),
+            self.room, extent.scratch, size, ctypes.addressof(pool) if size > 1 and pool else None,
         )  # fmt: skip
         self.spaces.append(space)
+
+    def amount(self, inputs: Sequence[Tensor]) -> int:
+        """Return the multiply-adds of a call."""
+        return self.work * inputs[0].shape[: 2 if self.tokens else 1].numel()
+
+    def extent(self, tokens: int) -> "Extent":
+        """Return how much is computed at once, of examples of so many tokens; 1 of images."""
+        count = together(tokens, self.element)
+        scratch = self.scratch + tokens * self.token_scratch
+        pieces = -(-count * tokens // self.element) if self.vectors > 1 else 1
+        return Extent(tokens, count, pieces * self.room, scratch)
 
     def with_tile(self, index: int, tile: Pair) -> "SparsePlan":
         """Return the same with another tile for one operation; the two share memory."""

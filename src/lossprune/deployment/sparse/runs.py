@@ -9,6 +9,7 @@ from torch import fx
 from lossprune.deployment.sparse.inputs import image_shape, row_shape
 from lossprune.deployment.sparse.lowering import Lowered, of_rows
 from lossprune.deployment.sparse.steps import Shape, SparseConvolution
+from lossprune.deployment.sparse.token_steps import RowNorm, TokenShift
 
 Steps = Mapping[str, Lowered | str]  # what each node lowers to, by its name
 
@@ -58,7 +59,7 @@ def runs_of(graph: fx.GraphModule, steps: Steps) -> list[Run]:
             continue
         if node.name not in steps:
             sparse = False
-        elif _has_weights(steps[node.name]):
+        elif _begins(steps[node.name]):
             sparse = True  # the rest goes with what is before it
         _append_(runs, sparse, (node,))
     merged: list[Run] = []
@@ -113,6 +114,12 @@ def _append_(runs: list[Run], sparse: bool, nodes: tuple[fx.Node, ...]) -> None:
     if runs and runs[-1].sparse == sparse:
         nodes = (*runs.pop().nodes, *nodes)
     runs.append(Run(sparse, nodes))
+
+
+def _begins(step: Lowered | str) -> bool:
+    """Whether the kernels take a step though torch computes what is before it."""
+    kinds = SparseConvolution | RowNorm | TokenShift
+    return not isinstance(step, str) and isinstance(step[0].operation, kinds)
 
 
 def _has_weights(step: Lowered | str) -> bool:

@@ -49,12 +49,18 @@ typedef struct {
     const int32_t *window; /* (rows + columns of the target, 3): where a window begins and ends in
                               the source, and what the sum is divided by */
     int64_t tensor;             /* index of the tensor that is read or written */
+    Map third;                  /* attention's values; its queries are the source, keys the other */
+    int64_t single;             /* of rows: 1 where there is one an example, 0 one a token */
+    int64_t heads, key_heads, size, value_size; /* of attention; numbers of a query and a value */
+    int64_t query, key, values, causal; /* their first channels; whether later keys are left out */
+    int64_t place;              /* of the token that is taken */
+    double number;              /* attention's scale, the epsilon of a norm */
 } Operation;
 MIRRORED(Operation)
 
 typedef struct {
     const Operation *operations;
-    int64_t count, images, vectors, scratch, room;
+    int64_t count, images, tokens, together, vectors, scratch, room, pieces;
     float *const *tensors;
     float *workspace;
     const Threads *threads;
@@ -652,17 +658,52 @@ static void move_rows(int reads, const Map *m, float *matrix, float *space, int6
     }
 }
 
+#include "token_kernels.h"
+
 /* ---- the whole plan ------------------------------------------------------------------------- */
 
+/* An operation on a block of rows, piece by piece where it may be. */
+static void run_rows(const Job *job, const Operation *o, const Block *b, int64_t image,
+                     float *space, float *scratch, Team team) {
+    int64_t each = o->single ? 1 : b->tokens, rows = b->examples * each;
+    if (o->kind == ATTENTION) attend(o, b, space, scratch, team);
+    if (o->kind == TOKEN || o->kind == TOKEN_MEAN) reduce_tokens(o, b, space, scratch, team);
+    for (int64_t row = 0; row < rows; row += ROWS, space += job->room) {
+        int64_t n = rows - row < ROWS ? rows - row : ROWS;
+        switch (o->kind) {
+        case CONVOLUTION: multiply_rows(o, space, n, team); break;
+        case AFFINE:
+        case ADDITION:
+        case DIFFERENCE:
+        case PRODUCT: combine(o, space, ROWS, team); break;
+        case JOIN: join(o, space, ROWS, team); break;
+        case NORM:
+        case ROOT_NORM: norm(o, space, ROWS, (n + LANES - 1) / LANES, team); break;
+        case TOKEN_SHIFT: shift_tokens(o, b, space, row, n, team); break;
+        case READ:
+        case WRITE: {
+            float *matrix = job->tensors[o->tensor] + (image * each + row) * o->source.channels;
+            move_rows(o->kind == READ, &o->source, matrix, space, n, team);
+            break;
+        }
+        }
+    }
+}
+
 static void run_block(const Job *job, int64_t block, float *space, float *scratch, Team team) {
-    int64_t width = job->vectors ? job->vectors * LANES : 1, image = block * width;
-    int64_t images = job->images - image < width ? job->images - image : width;
+    int64_t width = job->vectors ? job->vectors * LANES : 1, image = block * job->together;
+    int64_t images = job->images - image < job->together ? job->images - image : job->together;
+    Block rows = {images, job->tokens, job->room};
     for (int64_t k = 0; k < job->count; k++) {
         const Operation *o = &job->operations[k];
+        if (job->vectors > 1) {
+            run_rows(job, o, &rows, image, space, scratch, team);
+            if (team.size > 1) job->threads->barrier();
+            continue;
+        }
         switch (o->kind) {
         case CONVOLUTION:
-            if (job->vectors > 1) multiply_rows(o, space, images, team);
-            else if (job->vectors) convolve_block(o, space, scratch, team);
+            if (job->vectors) convolve_block(o, space, scratch, team);
             else convolve_positions(o, space, scratch, team);
             break;
         case AFFINE:
@@ -673,12 +714,16 @@ static void run_block(const Job *job, int64_t block, float *space, float *scratc
         case MEAN: pool(o, space, scratch, width, team); break;
         case JOIN: join(o, space, width, team); break;
         case SPLIT: split(o, space, team); break;
+        case NORM:
+        case ROOT_NORM:
+            if (job->vectors) norm(o, space, width, 1, team);
+            else norm_line(o, space, team);
+            break;
         case READ:
         case WRITE: {
             float *tensor = job->tensors[o->tensor] + image * o->source.channels *
                                                           o->source.height * o->source.width;
-            if (job->vectors > 1) move_rows(o->kind == READ, &o->source, tensor, space, images, team);
-            else if (o->kind == READ) read_tensor(o, tensor, space, images, width, team);
+            if (o->kind == READ) read_tensor(o, tensor, space, images, width, team);
             else write_tensor(o, tensor, space, images, width, team);
             break;
         }
@@ -692,25 +737,29 @@ static void work(void *data) {
     Job *job = data;
     int64_t rank = job->threads ? job->threads->rank() : 0;
     int64_t size = job->threads ? job->threads->size() : 1;
-    int64_t width = job->vectors ? job->vectors * LANES : 1;
-    int64_t blocks = (job->images + width - 1) / width, alone = blocks / size * size;
-    float *own = job->workspace + rank * (job->room + job->scratch);
+    int64_t blocks = (job->images + job->together - 1) / job->together;
+    int64_t alone = blocks / size * size, maps = job->pieces * job->room;
+    float *own = job->workspace + rank * (maps + job->scratch);
     for (;;) {
         int64_t block = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
         if (block >= alone) break;
-        run_block(job, block, own, own + job->room, (Team){0, 1});
+        run_block(job, block, own, own + maps, (Team){0, 1});
     }
     if (alone == blocks) return;
     job->threads->barrier(); /* size is over 1 here: one thread leaves no rest */
     for (int64_t block = alone; block < blocks; block++)
-        run_block(job, block, job->workspace, own + job->room, (Team){rank, size});
+        run_block(job, block, job->workspace, own + maps, (Team){rank, size});
 }
 
-/* Run the operations on ``images`` images.  The workspace has room + scratch numbers a thread. */
+/* Run the operations on ``images`` images, ``together`` to a block, of which rows have so many
+   tokens each.  The workspace has pieces * room + scratch numbers a thread. */
 EXPORTED void run(const Operation *operations, int64_t count, float *const *tensors, int64_t images,
-                  int64_t vectors, float *workspace, int64_t room, int64_t scratch, int64_t size,
-                  const Threads *threads) {
-    Job job = {operations, count, images, vectors, scratch, room, tensors, workspace, NULL, 0};
+                  int64_t tokens, int64_t together, int64_t vectors, float *workspace, int64_t room,
+                  int64_t scratch, int64_t size, const Threads *threads) {
+    Job job = {.operations = operations, .count = count, .images = images, .tokens = tokens,
+               .together = together, .vectors = vectors, .scratch = scratch, .room = room,
+               .tensors = tensors, .workspace = workspace, .pieces = 1};
+    if (vectors > 1) job.pieces = (together * tokens + ROWS - 1) / ROWS;
     if (size > 1 && threads) {
         job.threads = threads;
         threads->parallel(work, &job, (unsigned)size, 0);

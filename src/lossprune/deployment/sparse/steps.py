@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lossprune.deployment.sparse.token_steps import TokenOperation, token_channels
 from lossprune.deployment.sparse.windows import (
     MapAverage,
     MapMaximum,
@@ -123,7 +124,7 @@ class MapSplit:
 
 SparseOperation = (
     SparseConvolution | ChannelScales | MapActivation | MapSum | MapProduct | MapJoin
-    | MapMaximum | MapAverage | MapMean | MapNearest | MapSplit
+    | MapMaximum | MapAverage | MapMean | MapNearest | MapSplit | TokenOperation
 )  # fmt: skip
 
 
@@ -133,7 +134,8 @@ class SparseStep:
 
     Attributes:
         name: of the layer, as the model names it.
-        reads: the values that are read: the second one of a convolution is added.
+        reads: the values that are read: the second one of a convolution is added; queries, keys
+            and values of attention.
         target: the value that is written; no two steps write the same.
         operation: what is computed.
     """
@@ -195,6 +197,11 @@ def output_shape(step: SparseStep, shapes: Mapping[str, Shape]) -> Shape:
             )
         case MapJoin():
             return _joined_shape(step, shapes)
+        case operation if isinstance(operation, TokenOperation):
+            own = [shapes[name] for name in step.reads]
+            if any(shape[1:] != (1, 1) for shape in own):
+                raise PruningError(f"{step.name} takes rows of features, its inputs are {own}")
+            return token_channels(step.name, operation, [shape[0] for shape in own]), 1, 1
         case MapSplit(stride=(vertical, horizontal)):
             return channels * vertical * horizontal, -(-height // vertical), -(-width // horizontal)
     if min(height, width) < 1:
@@ -237,9 +244,9 @@ def flattened(
         match step.operation:
             case SparseConvolution(flat=True):
                 continue
-            case ChannelScales() | MapSum() | MapProduct() | MapJoin() if not maps & {*step.reads}:
-                continue
-        return None
+        known = ChannelScales | MapSum | MapProduct | MapJoin | TokenOperation
+        if not isinstance(step.operation, known) or maps & {*step.reads}:
+            return None
     return {name: (math.prod(shape), 1, 1) for name, shape in inputs.items()}
 
 

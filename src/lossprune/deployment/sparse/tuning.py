@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lossprune.channels.costs import Caller, inputs_of
 from lossprune.deployment.race import Budget, fastest, race
 from lossprune.deployment.sparse.costs import likely_tiles
-from lossprune.deployment.sparse.inputs import image_shape
 from lossprune.deployment.sparse.layout import value_shapes
 from lossprune.deployment.sparse.network import SparseNetwork, Tuning
 from lossprune.deployment.sparse.parts import sparse_networks
@@ -65,6 +64,8 @@ def fastest_tuning(
         budget: what the comparisons may take; where nothing is left, the cost model decides.
     """
     _, args = part.aligned(inputs)
+    if part.tokens:
+        return _tuned_tokens(part, args, budget)
     count, width = len(args[0]), lanes()
     sample = _sample(part, args)
     tiles, seconds = _fastest_tiles(part, sample, budget.part(_TILES), tried=count > 1)
@@ -81,6 +82,20 @@ def fastest_tuning(
         shared = _fastest_sharing(tuned, args, budget)
         tuned.retune_(dataclasses.replace(tuned.tuning, shared=shared))
     return tuned.tuning, seconds
+
+
+def _tuned_tokens(
+    part: SparseNetwork, args: tuple[Tensor, ...], budget: Budget
+) -> tuple[Tuning, _Seconds]:
+    """The same for examples of tokens, of which there is one way: a block for each thread."""
+    threads = torch.get_num_threads()
+    count = len(args[0])
+    most = threads * part.plan(args).extent(args[0].shape[1]).together
+    sample = tuple(tensor[:most] for tensor in args)
+    seconds = _step_seconds(part, sample, budget.part(_STEPS))
+    seconds = {target: taken * count / len(sample[0]) for target, taken in seconds.items()}
+    shared = _fastest_sharing(part, args, budget) if threads > 1 else part.tuning.shared
+    return dataclasses.replace(part.tuning, shared=shared), seconds
 
 
 def _in_blocks(part: SparseNetwork) -> SparseNetwork:
@@ -101,7 +116,7 @@ def _fastest_tiles(
     part: SparseNetwork, sample: tuple[Tensor, ...], budget: Budget, *, tried: bool
 ) -> tuple[dict[str, Pair], _Seconds]:
     """Return each convolution's fastest tile and its seconds; the likeliest if none is tried."""
-    shapes = value_shapes(part.steps, dict(zip(part.inputs, map(image_shape, sample), strict=True)))
+    shapes = value_shapes(part.steps, dict(zip(part.inputs, part.shapes(sample), strict=True)))
     plan, outputs = _prepared(_in_blocks(part), sample)
     plan.run(sample, outputs)  # so that each step finds numbers to read
     tiles: dict[str, Pair] = {}
@@ -139,7 +154,7 @@ def _fastest_sharing(part: SparseNetwork, args: tuple[Tensor, ...], budget: Budg
     The example's is left to one thread if the others are slower to wake than they help.
     """
     plan, outputs = _prepared(part, args)
-    work = plan.work * len(args[0])
+    work = plan.amount(args)
     calls = [partial(plan.run, args, outputs, shared) for shared in (0, work)]
     together, alone = race(calls, budget)
     if together < 0.9 * alone:
@@ -150,7 +165,7 @@ def _fastest_sharing(part: SparseNetwork, args: tuple[Tensor, ...], budget: Budg
 def _prepared(part: SparseNetwork, args: tuple[Tensor, ...]) -> tuple[SparsePlan, list[Tensor]]:
     """Return what runs on ``args``, and room for its outputs."""
     plan = part.plan(args)
-    return plan, [torch.empty(len(args[0]), *shape) for shape in plan.outputs]
+    return plan, part.empty(plan, args[0].shape[:-1] if part.rows else args[0].shape[:1])
 
 
 def _step_seconds(part: SparseNetwork, args: tuple[Tensor, ...], budget: Budget) -> _Seconds:

@@ -1,0 +1,212 @@
+"""Attention with what is around it: heads that are views of projected tokens, as one operation.
+
+A network's code views (n, tokens, heads · size) as (n, heads, tokens, size), by itself for queries,
+keys and values or for all three at once, calls attention, and views what comes out as (n, tokens,
+heads · size) again.  Which numbers such views hold, their strides tell.
+"""
+
+import math
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from lossprune.channels.nodes import is_shape
+from lossprune.deployment.opened import attended
+from lossprune.deployment.sparse.forms import erase_
+from lossprune.deployment.sparse.token_lowering import heads_attended
+
+_REGROUPING = ("view", "reshape", "unflatten", "flatten", "squeeze", "unsqueeze")
+_SAME = ("contiguous", "clone")
+_MOVING = ("transpose", "permute", "swapaxes", "movedim", "chunk", "split", "unbind", "select",
+           "narrow", "getitem")  # fmt: skip
+_SDPA = {
+    "attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False,
+}  # fmt: skip
+
+
+def fold_heads_(graph: fx.GraphModule) -> None:
+    """Replace attention of heads that are views of tokens by ``heads_attended``.
+
+    Masks that are tensors are left as they are.
+
+    Args:
+        graph: with the shapes of its values, as ``ShapeProp`` leaves them.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is F.scaled_dot_product_attention:
+            found = _folded(node)
+        elif node.target is attended:
+            found = _of_torch(node)
+        else:
+            continue
+        if found is None:
+            continue
+        end, sources, numbers = found
+        with graph.graph.inserting_before(end):
+            made = graph.graph.call_function(heads_attended, sources, numbers)
+        made.meta = dict(end.meta)
+        end.replace_all_uses_with(made)
+        erase_(graph.graph, end)
+    graph.recompile()
+
+
+_Fold = tuple[fx.Node, tuple[fx.Node, ...], dict[str, Any]]
+
+
+def _folded(node: fx.Node) -> _Fold | None:
+    """Return the last view of what attention gives, the tokens that it reads, and its numbers."""
+    if len(node.args) < 3:
+        return None
+    given = dict(zip(_SDPA, node.args[3:], strict=False))
+    given = {**_SDPA, **given, **node.kwargs}
+    if given.keys() != _SDPA.keys() or given["attn_mask"] is not None or given["dropout_p"] != 0:
+        return None
+    heads = [_heads(one) for one in node.args[:3]]
+    if None in heads or type(given["is_causal"]) is not bool:
+        return None
+    found: Any = heads
+    (q, first, count, size), (k, second, fewer, _), (v, third, _, value_size) = found
+    scale = 1 / math.sqrt(size) if given["scale"] is None else _number(given["scale"])
+    end = _end(node, _shape(q), count, value_size)
+    if end is None or scale is None or not 0 < scale < math.inf:
+        return None
+    numbers = {
+        "heads": count, "key_heads": fewer, "size": size, "value_size": value_size,
+        "query": first, "key": second, "values": third,
+        "scale": float(scale), "causal": given["is_causal"],
+    }  # fmt: skip
+    return end, (q, k, v), numbers
+
+
+def _of_torch(node: fx.Node) -> _Fold | None:
+    """Return the same of torch's own attention layer without a mask, or with a causal one."""
+    given: Any = node.args
+    query, key, value, heads, batch_first, padding, mask, causal, need_weights, _ = given
+    ends = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+    if set(ends) | {0, 1} != {0, 1} or 0 not in ends or (1 in ends and ends[1].users):
+        return None
+    causal = causal is True and not need_weights
+    shapes = [_shape(one) for one in (query, key, value)]
+    masked = padding is not None or not (mask is None or causal)
+    if not batch_first or masked or any(len(shape) != 3 for shape in shapes):
+        return None
+    if 1 in ends:
+        node.graph.erase_node(ends[1])
+    size, value_size = shapes[0][2] // heads, shapes[2][2] // heads
+    numbers = {
+        "heads": heads, "key_heads": heads, "size": size, "value_size": value_size,
+        "query": 0, "key": 0, "values": 0, "scale": 1 / math.sqrt(size), "causal": causal,
+    }  # fmt: skip
+    return ends[0], (query, key, value), numbers
+
+
+def _heads(node: Any) -> tuple[fx.Node, int, int, int] | None:
+    """Return tokens (n, t, channels), the first channel, heads and their size, of a view of them.
+
+    None where it is no such view, (n, heads, t, size) with one head's channels after another's.
+    """
+    base, view = _viewed(node)
+    if base is None or view is None or view.dim() != 4:
+        return None
+    n, t, channels = _shape(base)
+    _, heads, _, size = view.shape
+    expected = (n, heads, t, size), (t * channels, size, channels, 1)
+    first = int(view.storage_offset())
+    if not _is(view, *expected) or n * t == 1 or first + heads * size > channels:
+        return None
+    return base, first, heads, size
+
+
+def _end(node: fx.Node, tokens: tuple[int, ...], heads: int, size: int) -> fx.Node | None:
+    """Return the view (n, t, heads · size) of what attention gives, if nothing reads another."""
+    n, t, _ = tokens
+    whole = n, t, heads * size
+    view: Any = torch.empty(whole, device="meta").view(n, t, heads, size).transpose(1, 2)
+    while len(node.users) == 1:
+        (node,) = node.users
+        view = _applied(node, view)
+        if not isinstance(view, Tensor):
+            return None
+        if _is(view, whole, (t * whole[2], whole[2], 1)):
+            return node
+    return None
+
+
+def _is(view: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether a view has these sizes and strides; those of one number may have any."""
+    return view.shape == shape and all(
+        size == 1 or own == stride
+        for size, own, stride in zip(shape, view.stride(), strides, strict=True)
+    )
+
+
+def _viewed(node: Any) -> tuple[fx.Node | None, Any]:
+    """Return the tokens that a node is a view of, and the view, without numbers."""
+    if not isinstance(node, fx.Node):
+        return None, None
+    if _name(node) in (*_REGROUPING, *_SAME, *_MOVING) and node.args:
+        base, view = _viewed(node.args[0])
+        return base, None if view is None else _applied(node, view)
+    shape = _shape(node)
+    return (node, torch.empty(shape, device="meta")) if len(shape) == 3 else (None, None)
+
+
+def _applied(node: fx.Node, view: Any) -> Any:
+    """Return what a node makes of a view, or None: no view of the same numbers."""
+    name = _name(node)
+    others: list[fx.Node] = []
+    fx.map_arg((node.args[1:], node.kwargs), others.append)
+    if name in _SAME:
+        return view
+    try:
+        if name in _REGROUPING:
+            return view.view(_shape(node))
+        if name in _MOVING and not others:
+            function = operator.getitem if name == "getitem" else getattr(Tensor, name)
+            return function(view, *node.args[1:], **node.kwargs)
+    except (RuntimeError, TypeError, IndexError):  # what torch raises where there is no such view
+        return None
+    return None
+
+
+def _name(node: fx.Node) -> str:
+    if node.op == "call_method":
+        return str(node.target)
+    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    known = node.target in (operator.getitem, getattr(torch, name, None))
+    return name if known else ""
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    """Return the shape of a float32 value; () of others."""
+    known: Any = node.meta.get("tensor_meta")
+    return tuple(known.shape) if getattr(known, "dtype", None) == torch.float32 else ()
+
+
+def _number(value: Any) -> float | None:
+    """Return a number that is the same in all calls: of numbers, and the last size of a tensor."""
+    if isinstance(value, int | float):
+        return value
+    if not isinstance(value, fx.Node):
+        return None
+    if value.target in (operator.pow, operator.mul, operator.truediv, math.sqrt):
+        numbers = [_number(one) for one in value.args]
+        function: Any = value.target
+        return None if None in numbers or value.kwargs else function(*numbers)
+    tensor, place = _size_of(value)
+    shape = _shape(tensor) if isinstance(tensor, fx.Node) else ()
+    return shape[-1] if shape and place in (-1, len(shape) - 1) else None
+
+
+def _size_of(node: fx.Node) -> tuple[Any, Any]:
+    """Return x and k where a node is x.size(k), x.size()[k] or x.shape[k]."""
+    if node.target == "size" and len(node.args) == 2:
+        return node.args
+    source = node.args[0] if node.args else None
+    if node.target is operator.getitem and is_shape(source):
+        assert isinstance(source, fx.Node)
+        return source.args[0], node.args[1]
+    return None, None
