@@ -24,7 +24,7 @@ import lossprune
 from benchmarks.engine_networks import built
 from benchmarks.engines import is_wrong, started, written
 from benchmarks.hardware import hardware, write_json
-from lossprune.deployment.engines.process import OTHERS, Engine, EngineError, timed_in_turn
+from lossprune.deployment.engines.process import OTHERS, Engine, EngineError, Ready, timed_in_turn
 
 DENSE = ("torch", "onnxruntime", "openvino")
 SPARSE = ("lossprune", "deepsparse")
@@ -45,18 +45,15 @@ class Engines:
 
     def timed(self, problem: str, *, dense: bool) -> dict[str, Any]:
         """Time the engines on one problem, the dense ones too where told."""
-        taking = [
-            engine
+        taking = {
+            name: Ready(engine, problem)
             for name in [*(DENSE if dense else ()), *SPARSE]
             if (engine := self._ready(name, problem)) is not None
-        ]
-        taken, lost = timed_in_turn(taking, problem, self._options.budget)
+        }
+        taken, lost = timed_in_turn(taking, self._options.budget)
         for name, error in lost.items():
             self._drop(name, problem, error)
-        return {
-            name: {**self._going[name].told[problem], "seconds": seconds}
-            for name, seconds in taken.items()
-        }
+        return {name: {**taking[name].told, "seconds": seconds} for name, seconds in taken.items()}
 
     def _ready(self, name: str, problem: str) -> Engine | None:
         options = self._options

@@ -5,12 +5,15 @@ mask.safetensors --batches 1 64`` times the four in turn and prints medians and 
 each layer of the deployed one its time, its multiply-adds of kept weights and the share of the
 machine's peak.  ``--weights`` is a safetensors state dict or a ``best_model.pt`` of a run; without
 it the network is as initialised.  Without ``--mask``, ``--criterion MP`` prunes to ``--sparsity``.
-With ``--dataset`` the predictions on all test images are compared.
+Networks of ``benchmarks.engines`` are then timed beside torch, onnxruntime, OpenVINO and
+DeepSparse, each in a process of its own, where this environment, or that of ``--peers PYTHON``,
+has them.  With ``--dataset`` the predictions on all test images are compared.
 """
 
 import argparse
 import copy
 import ctypes
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,11 @@ import torch
 from torch import Tensor, nn
 
 import lossprune
+from benchmarks.engine_networks import SUBJECTS
+from benchmarks.engines import PROBLEM, compared, show, written
 from benchmarks.estimators import load_weights_
 from benchmarks.hardware import hardware, write_json
+from lossprune.deployment.engines.process import OTHERS
 from lossprune.deployment.timing import Timing, interleaved
 from lossprune.kernels.compiler import load as load_library
 
@@ -90,6 +96,21 @@ def print_table(found: dict[str, Any], flops: float, threads: int) -> None:
     print(f"whole network: {rate / 1e9:.1f} GFLOP/s on kept weights, {rate / flops / threads:.0%}")
 
 
+def beside(
+    name: str, masked: nn.Module, mask: lossprune.Mask, batch: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Print what other engines take for the network, in turn with lossprune, and return it."""
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path) / PROBLEM
+        written(folder, name, masked, mask, batch)
+        lossprune.save_sparse(masked, mask, folder / "small.safetensors")
+        row = compared(Path(path), name, mask, batch, torch.get_num_threads(), options)
+    show([row])
+    sizes = row["bytes"]
+    print(f"bytes: {sizes['model.onnx']:,} of ONNX, {sizes['small.safetensors']:,} of save_sparse")
+    return row
+
+
 def predictions_equal(
     deployed: nn.Module, masked: nn.Module, inputs: Tensor, batch: int
 ) -> tuple[int, int]:
@@ -113,8 +134,12 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--seconds", type=float, default=5.0, help="for each comparison")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--engines", nargs="*", default=OTHERS, choices=OTHERS)
+    parser.add_argument("--peers", metavar="PYTHON", help="of an environment that has the others")
+    parser.add_argument("--patience", type=float, default=60, help="seconds for an answer")
     parser.add_argument("--out", type=Path, default=Path("measurements/deployment.json"))
     args = parser.parse_args()
+    args.budget = args.seconds / (2 + len(args.engines))
     if args.threads:
         torch.set_num_threads(args.threads)
     shape = (1, 28, 28) if args.network == "MLP" else (3, 32, 32)
@@ -137,11 +162,13 @@ def main() -> None:
         example = torch.randn(batch, *shape, generator=generator)
         deployed, found = table(model, mask, example, args.seconds)
         print_table(found, flops, threads)
+        masked = mask.apply_(copy.deepcopy(model)).eval()
+        if args.network in SUBJECTS:
+            found["engines"] = beside(args.network, masked, mask, batch, args)
         if args.dataset:
             from lossprune.data import load
 
             data = load(args.dataset, str(args.data_path), seed=0)
-            masked = mask.apply_(copy.deepcopy(model)).eval()
             same, of = predictions_equal(deployed, masked, data.inputs(data.test.images), batch)
             print(f"same predictions on {same:,} of {of:,} test images")
             found["same_predictions"] = [same, of]

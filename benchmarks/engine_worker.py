@@ -5,6 +5,7 @@
 the mask beside it.
 """
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from safetensors.torch import load_file
 
 import lossprune
 from benchmarks.engine_networks import built
-from lossprune.deployment.engines.worker import Run, serve
+from lossprune.deployment.engines.worker import Run, only_answers, serve
 
 
 def main() -> None:
+    answers = only_answers()
     engine, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
@@ -34,7 +36,8 @@ def main() -> None:
         inputs = torch.from_numpy(np.load(place / "inputs.npy"))
 
         def dense() -> Run:
-            return lambda: network(inputs).numpy()
+            own = copy.deepcopy(network)  # so that its memory counts
+            return lambda: own(inputs).numpy()
 
         def deployed() -> Run:
             fast = lossprune.deploy(network, mask, inputs, remeasure=True)
@@ -43,7 +46,7 @@ def main() -> None:
 
         return dense if engine == "torch" else deployed, np.load(place / "expected.npy")
 
-    serve(problem, threads, version(engine))
+    serve(problem, threads, version(engine), answers)
 
 
 if __name__ == "__main__":

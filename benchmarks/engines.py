@@ -32,6 +32,7 @@ from lossprune.deployment.engines.process import (
     TOLERANCE,
     Engine,
     EngineError,
+    Ready,
     timed_in_turn,
     worker_command,
 )
@@ -41,20 +42,20 @@ NETWORKS = (
     "MLP:0.98847", "VGG11:0.956", "PreActResNet18:0.956", "MobileNet:0.9", "encoder:0.95",
     "ViT:0.9",
 )  # fmt: skip
+PROBLEM = "problem"
 ROOT = Path(__file__).parents[1]
 
 
 def written(
     folder: Path, name: str, network: torch.nn.Module, mask: lossprune.Mask, batch: int
-) -> int:
-    """Write what the engines read into a new folder; return the bytes of the ONNX file."""
+) -> None:
+    """Write what the engines read into a new folder."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(batch, *SUBJECTS[name].shape, generator=generator)
-    size = write_problem(folder, network, inputs)
+    write_problem(folder, network, inputs)
     (folder / "problem.json").write_text(json.dumps({"network": name}))
     save_file(network.state_dict(), folder / "state.safetensors")
     mask.save(folder / "mask.safetensors")
-    return size
 
 
 def started(name: str, folder: Path, threads: int, peers: str | None, patience: float) -> Engine:
@@ -66,31 +67,39 @@ def started(name: str, folder: Path, threads: int, peers: str | None, patience: 
 
 
 def compared(
-    folder: Path, problem: str, threads: int, options: argparse.Namespace
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Time all engines that there are on one problem; return what they took and who is left out."""
+    folder: Path, name: str, mask: lossprune.Mask, batch: int, threads: int,
+    options: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    """Time all engines that there are on the problem of a folder, and return the row."""
     left_out: dict[str, str] = {}
+    rows: dict[str, Ready] = {}
     with ExitStack() as stack:
-        engines = []
-        for name in (*OWN, *options.engines):
+        for engine_name in (*OWN, *options.engines):
             try:
-                engine = started(name, folder, threads, options.peers, options.patience)
-                stack.enter_context(engine)
-                engine.ready(problem)
-                engines.append(engine)
+                engine = started(engine_name, folder, threads, options.peers, options.patience)
+                stack.enter_context(engine).ready(PROBLEM)
+                rows[engine_name] = Ready(engine, PROBLEM)
             except EngineError as error:
-                left_out[name] = str(error)
-        taken, lost = timed_in_turn(engines, problem, options.budget)
-        found = {
-            engine.name: {
-                "version": engine.version,
-                **engine.told[problem],
-                "seconds": taken[engine.name],
+                left_out[engine_name] = str(error)
+        taken, lost = timed_in_turn(rows, options.budget)
+    for engine_name, reason in (left_out | lost).items():
+        print(f"{engine_name} is left out: {reason}", file=sys.stderr, flush=True)
+    return {
+        "network": name,
+        "sparsity": mask.sparsity,
+        "batch": batch,
+        "threads": threads,
+        "bytes": {path.name: path.stat().st_size for path in (folder / PROBLEM).iterdir()},
+        "engines": {
+            engine_name: {
+                "version": rows[engine_name].engine.version,
+                **rows[engine_name].told,
+                "seconds": seconds,
             }
-            for engine in engines
-            if engine.name in taken
-        }
-    return found, left_out | lost
+            for engine_name, seconds in taken.items()
+        },
+        "left_out": left_out | lost,
+    }
 
 
 def pruned(
@@ -198,26 +207,11 @@ def main() -> None:
         name, network, mask = pruned(asked, options, first=asked == options.networks[0])
         for batch in options.batches:
             with tempfile.TemporaryDirectory() as path:
-                onnx = written(Path(path) / "problem", name, network, mask, batch)
-                small = Path(path) / "small.safetensors"
-                lossprune.save_sparse(network, mask, small)
-                sizes = {"onnx": onnx, "save_sparse": small.stat().st_size}
+                written(Path(path) / PROBLEM, name, network, mask, batch)
+                lossprune.save_sparse(network, mask, Path(path) / PROBLEM / "small.safetensors")
                 for threads in options.threads:
-                    found, left_out = compared(Path(path), "problem", threads, options)
-                    rows.append(
-                        {
-                            "network": name,
-                            "sparsity": mask.sparsity,
-                            "batch": batch,
-                            "threads": threads,
-                            "bytes": sizes,
-                            "engines": found,
-                            "left_out": left_out,
-                        }
-                    )
+                    rows.append(compared(Path(path), name, mask, batch, threads, options))
                     print(shown(rows[-1], engines), flush=True)
-                    for engine, reason in left_out.items():
-                        print(f"{engine} is left out: {reason}", file=sys.stderr, flush=True)
         print(f"{time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
         write_json(options.out, {"rows": rows})
     show(rows)

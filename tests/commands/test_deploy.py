@@ -12,6 +12,8 @@ from lossprune.deployment.onnx import OnnxNetwork
 from lossprune.experiment import RunConfig, run
 from lossprune.networks import NETWORKS
 
+ALONE = ("--engines", "none")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -41,6 +43,7 @@ def refused(answer) -> str:
 def test_every_form_is_written_measured_and_as_accurate_as_the_run(finished, command, tmp_path):
     config, record = finished
     flags = ("--out", "out", "--seconds", 0.05, "--batch", "1,20", "--threads", 1)
+    flags += ALONE
     answer = command("deploy", config.folder, *flags, "--c", "digits", "--lanes", 8)
     assert answer.status == 0, answer.err
     assert "#define DIGITS_BATCH 20 " in (tmp_path / "digits" / "digits.h").read_text()
@@ -146,6 +149,7 @@ def test_weights_that_float16_takes_for_zero_are_counted_in_the_notes(finished, 
     weight[small] *= 1e-9
     torch.save(best, tmp_path / "run" / "best_model.pt")
     flags = ("--out", "out", "--seconds", 0.01, "--batch", "1", "--values", "float16")
+    flags += ALONE
     answer = command("deploy", "run", *flags)
     assert answer.status == 0, answer.err
     total = lossprune.Mask.load(tmp_path / "run" / "mask.safetensors")
@@ -203,7 +207,8 @@ def test_what_prune_wrote_is_deployed(data, more, exported, command, tmp_path, m
     monkeypatch.delitem(sys.modules, "own", raising=False)
     flags = ("--data", f"own:{data}", *more)
     assert command("prune", "own:build", "--sparsity", 0.8, "--stages", 2, *flags).status == 0
-    answer = command("deploy", "pruned", "--seconds", 0.02, "--batch", "1,20", "--threads", 1)
+    flags = ("--seconds", 0.02, "--batch", "1,20", "--threads", 1, *ALONE)
+    answer = command("deploy", "pruned", *flags)
     assert answer.status == 0, answer.err
     written = json.loads((tmp_path / "deployed" / "record.json").read_text())
     names = ["dense", "masked", "compacted", "deployed for 1", "deployed for 20"]
@@ -254,8 +259,10 @@ def test_a_network_pruned_without_data_is_tested_and_deployed_on_others(
     tested = ("--test", "own:batches", "--forward", "own:forward")
     assert command("prune", *flags, *tested).status == 0
     flags = ("--seconds", 0.01, "--batch", 2, "--data", "own:others")
-    answer = command("deploy", "pruned", *flags)
+    answer = command("deploy", "pruned", *flags, "--engines", "openvino")
     assert answer.status == 0, answer.err
+    assert "left out: openvino: it is not installed here; --peers names another" in answer.out
+    assert "lossprune  " in answer.out  # beside torch alone
     run = json.loads((tmp_path / "deployed" / "record.json").read_text())["run"]
     assert (run["data"], run["test"]) == ("own:others", "own:batches")
     scores = json.loads((tmp_path / "pruned" / "record.json").read_text())["test"]
@@ -275,7 +282,7 @@ def test_pruned_fine_tuned_and_exported_from_the_shell(command, tmp_path, monkey
     answer = command("run", "--arch", "own:build", *data, "--nepochs", 1, "--pe", -1, *start)
     assert answer.status == 0, answer.err
     (run,) = (tmp_path / "results").iterdir()
-    answer = command("deploy", run, "--seconds", 0.01, "--batch", 2)
+    answer = command("deploy", run, "--seconds", 0.01, "--batch", 2, *ALONE)
     assert answer.status == 0, answer.err
     assert "the record does not tell that before pruning" in answer.out
     network = sys.modules["own"].build().eval()
@@ -293,6 +300,45 @@ def test_pruned_fine_tuned_and_exported_from_the_shell(command, tmp_path, monkey
     assert [form["accuracy"] for form in forms[1:]] == [pytest.approx(accuracy)] * 4
 
 
+PEER = f"""#!{sys.executable}
+import sys
+if sys.argv[2] == "deepsparse":
+    sys.exit("ModuleNotFoundError: No module named 'deepsparse'")
+print('{{"version": "1"}}', flush=True)
+for line in sys.stdin:
+    ready = '{{"ready_processor_s": 0, "first_call_s": 1, "memory_mib": 0, "difference": 0.5}}'
+    print(ready if line.startswith("ready") else "[0.125]", flush=True)
+"""
+
+
+def test_other_engines_are_timed_beside_where_they_are_there_and_right(finished, command, tmp_path):
+    peer = tmp_path / "python"
+    peer.write_text(PEER)
+    peer.chmod(0o755)
+    flags = ("--seconds", 0.02, "--batch", "1,4", "--threads", 1, "--values", "float16")
+    answer = command("deploy", finished[0].folder, *flags, "--peers", peer)
+    assert answer.status == 0, answer.err
+    _, beside = answer.out.split("beside other engines\n")
+    lines = {line.split("  ")[0]: line for line in beside.splitlines()}
+    ours = ["torch dense", "torch masked", "torch compacted", "lossprune"]
+    names = [*ours, "onnxruntime", "openvino (wrong)"]
+    assert list(lines)[1:7] == names
+    assert lines["openvino (wrong)"].split()[2:6] == ["125", "125", "32", "1e+03"]
+    assert "left out: deepsparse: it is not installed" in lines
+    assert "wrong: openvino: its outputs are not torch's" in lines
+    out = tmp_path / "deployed"
+    record = json.loads((out / "record.json").read_text())
+    engines = {engine["name"]: engine for engine in record["engines"]}
+    assert [engine["wrong"] for engine in record["engines"]] == [*[False] * 5, True]
+    assert engines["onnxruntime"]["batches"]["4"]["difference"] < 1e-5
+    assert engines["lossprune"]["size"] == (out / "network.safetensors").stat().st_size
+    for engine in record["engines"][:5]:
+        for told in engine["batches"].values():
+            assert 0 < told["latency"]["median"] < 0.1
+            assert 0 < told["first_call_s"] < 1
+    assert all(f"| {name} |" in (out / "table.md").read_text() for name in names)
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -300,6 +346,8 @@ def test_pruned_fine_tuned_and_exported_from_the_shell(command, tmp_path, monkey
         ("--batch one", "--batch must be whole numbers from 1 to 65,536, such as 1,100, got 'one'"),
         ("--seconds 0", "--seconds must be a number greater than 0, at most 3,600, got 0.0"),
         ("--values int8", "--values must be one of exact, float16, got 'int8'"),
+        ("--engines torch", "--engines must be all, none, or names of onnxruntime, openvino, deep"),
+        ("--peers no/python", "--peers must be the Python of an environment, such as env/bin/p"),
         ("--threads 0", "--threads must be a whole number from 1 to "),
     ],
 )

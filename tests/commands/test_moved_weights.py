@@ -82,7 +82,8 @@ def test_moved_weights_are_written_tested_told_and_deployed(own, command, tmp_pa
     assert "surviving weights were moved in" in (folder / "table.md").read_text()
     assert answer.err.count(" at the mask alone)") == 3
 
-    answer = command("deploy", "pruned", "--seconds", 0.01, "--batch", 4, "--threads", 1)
+    flags = ("--seconds", 0.01, "--batch", 4, "--threads", 1, "--engines", "none")
+    answer = command("deploy", "pruned", *flags)
     assert answer.status == 0, answer.err
     deployed = own.build()
     lossprune.load_sparse(tmp_path / "deployed" / "network.safetensors", deployed)

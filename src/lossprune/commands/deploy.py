@@ -2,9 +2,8 @@
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +18,15 @@ from lossprune.commands.output import (
     told_files,
 )
 from lossprune.data import DATA_PATH, DATA_PATH_HELP
-from lossprune.experiment.folder import MASK, RECORD
+from lossprune.experiment.folder import MASK, RECORD, RunFolder
 from lossprune.flags import check, check_one_of, check_positive, check_threads, flag
-from lossprune.progress import shown_progress
-from lossprune.pruning.names import counted
-from lossprune.text_table import markdown_table, print_lines, print_table
+from lossprune.progress import Progress, shown_progress
+from lossprune.text_table import print_lines
 
 if TYPE_CHECKING:
+    from lossprune.commands.deploy_tables import Measured
     from lossprune.commands.deployable import Deployable
-    from lossprune.commands.forms import Form, MadeForms
-    from lossprune.deployment.timing import Timing
+    from lossprune.commands.engines import Asked
 
 FORMAT = "lossprune deployment 1"
 _FILES = {
@@ -43,6 +41,7 @@ _C_FILES = {
     "example.c": "how it is called",
     "expected.txt": "what the example prints",
 }
+_ENGINES = ("onnxruntime", "openvino", "deepsparse")
 _MOST_SECONDS = 3600.0
 _MOST_TIMED = 65_536  # images in a batch
 
@@ -68,6 +67,13 @@ class DeployConfig:
     batch: str = flag("1,100", "batch", "batch sizes to time, such as 1,100")
     seconds: float = flag(2.0, "seconds", "how long to time at each batch size")
     threads: int | None = flag(None, "threads", "CPU threads; if not given, torch's own choice")
+    engines: str = flag(
+        "all", "engines", "of other packages to time beside: all, none, or names of onnxruntime, "
+        "openvino and deepsparse joined by commas"
+    )  # fmt: skip
+    peers: str | None = flag(
+        None, "peers", "Python of another environment, for the engines that this one lacks"
+    )
     remeasure: bool = flag(
         False, "remeasure", "find anew what is fastest here, though an earlier deploy did"
     )
@@ -87,7 +93,22 @@ class DeployConfig:
         check_threads(self.threads)
         if self.lanes is not None:
             check_one_of("lanes", str(self.lanes), ("4", "8", "16"))
-        _ = self.batch_sizes
+        if self.peers is not None and shutil.which(self.peers) is None:
+            raise ValueError(
+                f"--peers must be the Python of an environment, such as env/bin/python, got "
+                f"{self.peers!r}"
+            )
+        _ = self.batch_sizes, self.other_engines
+
+    @property
+    def other_engines(self) -> tuple[str, ...]:
+        """The engines of other packages to time."""
+        if self.engines in ("all", "none"):
+            return _ENGINES if self.engines == "all" else ()
+        names = tuple(dict.fromkeys(self.engines.split(",")))
+        known = not set(names).difference(_ENGINES)
+        check("engines", self.engines, known, f"all, none, or names of {', '.join(_ENGINES)}")
+        return names
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -102,20 +123,18 @@ class DeployConfig:
 
 
 def do(config: DeployConfig, run: str) -> int:
-    """Write the forms of the run's network, measure them and print the table.
+    """Write the forms of the run's network, measure them and print the tables.
 
     Raises:
         ValueError, FileNotFoundError: the folder is neither of a finished pruning nor written by
             ``lossprune prune``, its files do not fit each other, or the output folder will not do.
     """
+    from lossprune.commands.deploy_tables import markdown_of, print_tables
     from lossprune.commands.deployable import deployable
-    from lossprune.commands.forms import make_forms, time_forms
-    from lossprune.deployment.c_library.writing import write_c
     from lossprune.torch_state import using_threads
     from lossprune.user_code import blaming_users_code
 
     check_out(config.out, FORMAT, config.overwrite)
-    batches = config.batch_sizes
     with (
         using_threads(config.threads),
         blaming_users_code(),
@@ -125,42 +144,86 @@ def do(config: DeployConfig, run: str) -> int:
         if config.c is not None:
             _check_c(config.c, config.overwrite, source)
         folder = open_out(config.out)
-        for name in (RECORD, ONNX):  # which may not be made this time
-            folder.remove(name)
-        made = make_forms(
-            source, folder, config.values, batches, progress, remeasure=config.remeasure
-        )
-        if config.c is not None:
-            progress.note("C library")
-            example = source.inputs(max(batches)).example
-            write_c(
-                source.masked, source.mask, example, config.c,
-                lanes=config.lanes, overwrite=config.overwrite,
-            )  # fmt: skip
-        timings = time_forms(made.forms, source, batches, config.seconds, progress)
-        folder.save(MASK, source.mask.save)
-        tested = source.accuracy is not None
-        columns, rows = _columns(config, source), _rows(made.forms, timings, tested, _quartiles)
-        notes = _notes(config, source, timings, made)
-        table = markdown_table(columns, rows) + "".join(f"\n{note}\n" for note in notes)
-        folder.write(TABLE, table.encode())
-        values = {
-            "format": FORMAT,
-            "run": dict(source.made_from),
-            "environment": dict(source.environment),
-            "values": config.values,
-            "forms": [_described(form, timings[form.name]) for form in made.forms],
-            "left_out": made.left_out,
-            "rounding": made.rounding,
-        }
-        folder.write(RECORD, json_bytes(values))
-    rows = _rows(made.forms, timings, tested, _median)
-    print_table(source.title, columns, rows, spare=("parameters", "multiply-adds"))
+        measured = _measured(config, Path(run), source, folder, progress)
+        folder.write(TABLE, markdown_of(source, measured).encode())
+        folder.write(RECORD, json_bytes(_record(source, measured)))
+    print_tables(source, measured)
     files = {name: what for name, what in _FILES.items() if (config.out / name).is_file()}
-    print_lines([*notes, *told_files(config.out, files)])
+    print_lines(told_files(config.out, files))
     if config.c is not None:
         print_lines(told_files(config.c, _C_FILES))
     return EXIT_OK
+
+
+def _measured(
+    config: DeployConfig, run: Path, source: "Deployable", folder: RunFolder, progress: Progress
+) -> "Measured":
+    """Write all files but the tables and the record, and measure what is in them."""
+    from lossprune.commands.deploy_tables import Measured
+    from lossprune.commands.engines import time_engines
+    from lossprune.commands.forms import make_forms, time_forms, write_network
+    from lossprune.deployment.c_library.writing import write_c
+
+    batches = config.batch_sizes
+    for name in (RECORD, ONNX):  # which may not be made this time
+        folder.remove(name)
+    rounding = write_network(source, folder, config.values)
+    beside = time_engines(source, _asked(config, run), progress)
+    tuned = any(engine.name == "lossprune" for engine in beside.engines)  # and left its plans
+    remeasure = config.remeasure and not tuned
+    made = make_forms(source, folder, batches, progress, remeasure=remeasure)
+    if config.c is not None:
+        progress.note("C library")
+        example = source.inputs(max(batches)).example
+        write_c(
+            source.masked, source.mask, example, config.c,
+            lanes=config.lanes, overwrite=config.overwrite,
+        )  # fmt: skip
+    timings = time_forms(made.forms, source, batches, config.seconds, progress)
+    folder.save(MASK, source.mask.save)
+    return Measured(made, timings, config.values, rounding, beside)
+
+
+def _asked(config: DeployConfig, run: Path) -> "Asked":
+    """How other engines are to be compared with the network of the run."""
+    import torch
+
+    from lossprune.commands.engines import Asked
+
+    network = config.out / NETWORK
+    return Asked(
+        config.other_engines,
+        config.peers,
+        config.batch_sizes,
+        torch.get_num_threads(),
+        config.seconds,
+        {
+            "run": str(run),
+            "data_path": str(config.data_path),
+            "mirror": config.mirror,
+            "data": config.data,
+            "network": str(network),
+            "remeasure": config.remeasure,
+        },
+        network.stat().st_size,
+    )
+
+
+def _record(source: "Deployable", measured: "Measured") -> dict[str, Any]:
+    from lossprune.commands.forms import described
+
+    made, beside = measured.made, measured.beside
+    return {
+        "format": FORMAT,
+        "run": dict(source.made_from),
+        "environment": dict(source.environment),
+        "values": measured.values,
+        "forms": [described(form, measured.timings[form.name]) for form in made.forms],
+        "left_out": made.left_out,
+        "rounding": measured.rounding,
+        "engines": [engine.described() for engine in beside.engines],
+        "engines_left_out": beside.left_out,
+    }
 
 
 def _check_c(folder: Path, overwrite: bool, source: "Deployable") -> None:
@@ -172,75 +235,3 @@ def _check_c(folder: Path, overwrite: bool, source: "Deployable") -> None:
     except ValueError as error:
         raise ValueError(f"--c: {error}") from None
     whole_network(source.masked, source.mask, source.inputs(1).example)
-
-
-def _columns(config: DeployConfig, source: "Deployable") -> list[str]:
-    latencies = [f"ms at {batch}" for batch in config.batch_sizes]
-    accuracy = [] if source.accuracy is None else ["accuracy"]
-    return ["form", "parameters", "non-zeros", "bytes", "multiply-adds", *latencies, *accuracy]
-
-
-def _rows(
-    forms: "Sequence[Form]",
-    timings: "Mapping[str, Mapping[int, Timing]]",
-    tested: bool,
-    told: "Callable[[Timing], str]",
-) -> list[list[str]]:
-    return [
-        [
-            form.name,
-            f"{form.parameters:,}",
-            f"{form.nonzeros:,}",
-            f"{form.size:,}",
-            f"{form.multiply_adds:,}",
-            *(told(timing) for timing in timings[form.name].values()),
-            *(["–" if form.accuracy is None else f"{form.accuracy:.2%}"] if tested else []),
-        ]
-        for form in forms
-    ]
-
-
-def _median(timing: "Timing") -> str:
-    return f"{1e3 * timing.median:.3g}"
-
-
-def _quartiles(timing: "Timing") -> str:
-    low, median, high = (f"{1e3 * value:.3g}" for value in (timing.low, timing.median, timing.high))
-    return f"{median} ({low} to {high})"
-
-
-def _notes(
-    config: DeployConfig,
-    source: "Deployable",
-    timings: "Mapping[str, Mapping[int, Timing]]",
-    made: "MadeForms",
-) -> list[str]:
-    import torch
-
-    rounds = statistics.median(
-        timing.count for measured in timings.values() for timing in measured.values()
-    )
-    threads = torch.get_num_threads()
-    return [
-        f"milliseconds a batch: median of {rounds:.0f} interleaved rounds, with quartiles in "
-        f"{TABLE}; {counted(threads, 'thread')}",
-        f"bytes: dense, the state dict; masked, compacted and deployed, {NETWORK}, "
-        f"with {config.values} values",
-        _note_of_dense(source),
-        *(f"left out: {name}: {reason}" for name, reason in made.left_out.items()),
-        *made.rounding,
-    ]
-
-
-def _note_of_dense(source: "Deployable") -> str:
-    if source.accuracy is None:
-        return "dense: a new network, for its size and times"
-    if source.before is None:
-        return "accuracy: on the test data; the record does not tell that before pruning"
-    return "accuracy: on the test data; dense, before pruning, from the record"
-
-
-def _described(form: "Form", timings: "Mapping[int, Timing]") -> dict[str, Any]:
-    names = ("name", "parameters", "nonzeros", "multiply_adds", "file", "size", "accuracy")
-    latency = {str(batch): asdict(timing) for batch, timing in timings.items()}
-    return {**{name: getattr(form, name) for name in names}, "latency": latency}

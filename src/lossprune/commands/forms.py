@@ -3,8 +3,9 @@
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,36 +58,30 @@ class MadeForms:
     Attributes:
         forms: as the table has them, the dense network first.
         left_out: why another was not made, by its name.
-        rounding: what the file of the network rounds away.
     """
 
     forms: Sequence[Form]
     left_out: Mapping[str, str]
-    rounding: Sequence[str]
 
 
 def make_forms(
     source: Deployable,
     folder: RunFolder,
-    values: str,
     batches: Sequence[int],
     progress: Progress,
     *,
     remeasure: bool = False,
 ) -> MadeForms:
-    """Make every form that can be made here, and write the files that they are loaded from.
+    """Make every form that can be made here, and write the ONNX file.
 
     Args:
-        source: the pruned network, which becomes what is in the file.
-        folder: to write into.
-        values: of kept weights in the file, ``exact`` or ``float16``.
+        source: the pruned network, as it is in the file.
+        folder: with that file, to write into.
         batches: the batch sizes to deploy for.
         progress: is told of each form.
         remeasure: whether to find anew what is fastest, though it is known.
     """
     masked, mask = source.masked, source.mask
-    rounding = _save_network(source, folder, values)
-    load_sparse(folder.path / NETWORK, masked)  # what is deployed is what is in the file
     one = source.inputs(1).example
     compacted = compact(masked, mask, one).model
     progress.note("masked and compacted")
@@ -106,17 +101,24 @@ def make_forms(
         tensors, adds = compacted.parameters(), forms[2].multiply_adds
         form = _form(source, "ONNX", exported, tensors, adds, folder.path / ONNX)
     except (ImportError, PruningError) as error:
-        return MadeForms(forms, {"ONNX": " ".join(str(error).split())}, rounding)
-    return MadeForms([*forms, form], {}, rounding)
+        return MadeForms(forms, {"ONNX": " ".join(str(error).split())})
+    return MadeForms([*forms, form], {})
 
 
-def _save_network(source: Deployable, folder: RunFolder, values: str) -> list[str]:
-    """Write the network and return the warnings, as of weights that float16 rounds to 0."""
+def write_network(source: Deployable, folder: RunFolder, values: str) -> list[str]:
+    """Write the network, which becomes what is in the file, and return what that rounds away.
+
+    Args:
+        source: the pruned network.
+        folder: to write into.
+        values: of kept weights in the file, ``exact`` or ``float16``.
+    """
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         folder.save(
             NETWORK, lambda path: save_sparse(source.masked, source.mask, path, values=values)
         )
+    load_sparse(folder.path / NETWORK, source.masked)
     return [str(warning.message) for warning in warned]
 
 
@@ -130,10 +132,15 @@ def _exported(source: Deployable, compacted: nn.Module, folder: RunFolder) -> On
 
 def _dense(source: Deployable, adds: int) -> Form:
     count, _ = _numbers(source.dense.parameters())
-    buffer = io.BytesIO()
-    torch.save(source.dense.state_dict(), buffer)
-    size = len(buffer.getvalue())
+    size = state_bytes(source.dense)
     return Form("dense", source.dense, count, count, adds, "state dict", size, source.before)
+
+
+def state_bytes(network: nn.Module) -> int:
+    """The bytes of a network's state dict as a file."""
+    buffer = io.BytesIO()
+    torch.save(network.state_dict(), buffer)
+    return len(buffer.getvalue())
 
 
 def _form(
@@ -147,6 +154,13 @@ def _form(
     accuracy = None if source.accuracy is None else source.accuracy(network)
     numbers = _numbers(tensors)
     return Form(name, network, *numbers, adds, file.name, file.stat().st_size, accuracy)
+
+
+def described(form: Form, timings: Mapping[int, Timing]) -> dict[str, Any]:
+    """What a record says of a form."""
+    names = ("name", "parameters", "nonzeros", "multiply_adds", "file", "size", "accuracy")
+    latency = {str(batch): asdict(timing) for batch, timing in timings.items()}
+    return {**{name: getattr(form, name) for name in names}, "latency": latency}
 
 
 def _numbers(tensors: Iterable[Tensor]) -> tuple[int, int]:

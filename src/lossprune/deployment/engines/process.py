@@ -5,8 +5,9 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -120,43 +121,61 @@ def worker_command(python: str, name: str, folder: Path, threads: int) -> list[s
     return [python, str(WORKER), name, str(folder), str(threads)]
 
 
-def timed_in_turn(
-    engines: Sequence[Engine], name: str, budget: float
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Time one network on all engines, round after round, so that a busy machine slows all alike.
+@dataclass(frozen=True)
+class Ready:
+    """A network that an engine has made ready.
 
-    Calls that take long are made less often: each engine has ``budget`` seconds, or one call where
+    Attributes:
+        engine: in its process.
+        name: of the network there.
+    """
+
+    engine: Engine
+    name: str
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What making it ready took."""
+        return self.engine.told[self.name]
+
+    def calls_in(self, seconds: float) -> int:
+        """Return how many calls fill so many seconds, but at least one and at most a thousand."""
+        first = self.told["first_call_s"]
+        call = first if first > seconds else self.engine.seconds(self.name, 1)[0]
+        return max(1, min(1000, int(seconds / max(call, 1e-6))))
+
+
+def timed_in_turn(
+    rows: Mapping[str, Ready], budget: float
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Time networks in turn, round after round, so that a busy machine slows all alike.
+
+    Calls that take long are made less often: each network has ``budget`` seconds, or one call where
     that takes longer.  Before the counted calls of a round one is made that is not, where there are
     several: caches and threads come to rest.
 
     Args:
-        engines: ready for the network.
-        name: of it.
-        budget: seconds for each engine.
+        rows: what is timed, by any name.
+        budget: seconds for each.
 
     Returns:
-        the seconds of calls by the engine's name, and why another was left out on the way.
+        the seconds of calls by that name, and why another was left out on the way.
     """
-    taken: dict[str, list[float]] = {engine.name: [] for engine in engines}
+    taken: dict[str, list[float]] = {name: [] for name in rows}
     spent = dict.fromkeys(taken, 0.0)
     calls: dict[str, int] = {}
     lost: dict[str, str] = {}
     for number in range(_ROUNDS):
-        for engine in engines[:: 1 if number % 2 else -1]:
-            if engine.name in lost or (taken[engine.name] and spent[engine.name] >= budget):
+        for name, row in list(rows.items())[:: 1 if number % 2 else -1]:
+            if name in lost or (taken[name] and spent[name] >= budget):
                 continue
             began = time.perf_counter()
             try:
-                count = calls.setdefault(engine.name, _calls_of(engine, name, budget / _ROUNDS))
-                taken[engine.name] += engine.seconds(name, count + (count > 1))[-count:]
+                if name not in calls:
+                    calls[name] = row.calls_in(budget / _ROUNDS)
+                count = calls[name] + (calls[name] > 1)
+                taken[name] += row.engine.seconds(row.name, count)[-calls[name] :]
             except EngineError as error:
-                lost[engine.name] = str(error)
-            spent[engine.name] += time.perf_counter() - began
+                lost[name] = str(error)
+            spent[name] += time.perf_counter() - began
     return {name: seconds for name, seconds in taken.items() if name not in lost}, lost
-
-
-def _calls_of(engine: Engine, name: str, seconds: float) -> int:
-    """How many calls fill so many seconds, but at least one and at most a thousand."""
-    first = engine.told[name]["first_call_s"]
-    call = first if first > seconds else engine.seconds(name, 1)[0]
-    return max(1, min(1000, int(seconds / max(call, 1e-6))))

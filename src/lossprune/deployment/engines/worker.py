@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -31,6 +31,7 @@ Problem = Callable[[str], tuple[Callable[[], Run], "np.ndarray[Any, Any] | None"
 def main() -> None:
     """Serve the engine that the command line names."""
     sys.path.pop(0)  # this folder, whose modules are no packages
+    answers = only_answers()
     engine, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     prepared = ENGINES[engine](threads)
 
@@ -39,13 +40,18 @@ def main() -> None:
         inputs = np.load(place / "inputs.npy")
         return prepared(place / "model.onnx", inputs), np.load(place / "expected.npy")
 
-    serve(problem, threads, version(engine))
+    serve(problem, threads, version(engine), answers)
 
 
-def serve(problem: Problem, threads: int, engine_version: str) -> None:
-    """Answer the lines on standard input; nothing else is told on standard output."""
+def only_answers() -> TextIO:
+    """Return where answers go; whatever else is printed from now on is none."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed is no answer
+    os.dup2(2, 1)
+    return answers
+
+
+def serve(problem: Problem, threads: int, engine_version: str, answers: TextIO) -> None:
+    """Answer the lines on standard input."""
 
     def answer(what: object) -> None:
         print(json.dumps(what), file=answers, flush=True)
