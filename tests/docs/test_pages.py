@@ -47,6 +47,7 @@ NOT_RUN = {
     ("README.md", "--arch PreActResNet18 --nepochs 200 --lr"): "days; there is such a plan",
     ("docs/guide.md", "benchmarks.oneshot"): "benchmarks",
     ("docs/deployment.md", "benchmarks.deployment"): "a benchmark",
+    ("docs/deployment.md", "peers/bin/pip"): "installs from a package index",
     ("docs/deployment.md", "vgg11_run(context"): "C",
     ("docs/distributed.md", "torchrun"): "CIFAR-10 is not here",
     ("docs/training.md", "SparseStack("): "a GPU",
