@@ -35,12 +35,76 @@ class MobileNet(nn.Sequential):
 
 
 def _normed(
-    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1
+    inputs: int,
+    outputs: int,
+    size: int,
+    stride: int = 1,
+    groups: int = 1,
+    activation: type[nn.Module] = nn.ReLU,
 ) -> list[nn.Module]:
     convolution = nn.Conv2d(
         inputs, outputs, size, stride=stride, padding=size // 2, groups=groups, bias=False
     )
-    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    end = [] if activation is nn.Identity else [activation(inplace=True)]
+    return [convolution, nn.BatchNorm2d(outputs), *end]
+
+
+class Excitation(nn.Module):
+    """A scale for each channel, of the channels' means."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.less, self.more = (
+            nn.Conv2d(channels, channels // 4, 1),
+            nn.Conv2d(channels // 4, channels, 1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        means = nn.functional.adaptive_avg_pool2d(images, 1)
+        return images * nn.functional.hardsigmoid(self.more(nn.functional.relu(self.less(means))))
+
+
+class Inverted(nn.Module):
+    """A depthwise convolution between two pointwise ones, beside its input."""
+
+    def __init__(
+        self, inputs: int, wide: int, outputs: int, size: int, stride: int, excited: bool,
+        activation: type[nn.Module],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.block = nn.Sequential(
+            *_normed(inputs, wide, 1, activation=activation),
+            *_normed(wide, wide, size, stride, wide, activation),
+            *([Excitation(wide)] if excited else []),
+            *_normed(wide, outputs, 1, activation=nn.Identity),
+        )
+        self.beside = stride == 1 and inputs == outputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        made = self.block(images)
+        return images + made if self.beside else made
+
+
+class MobileNetV3(nn.Sequential):
+    """The blocks of MobileNetV3-Large, two of whose strides are 1, for 32×32 images."""
+
+    def __init__(self, classes: int = 10) -> None:
+        rows = [  # wide, outputs, size, stride, excited
+            (16, 16, 3, 1, False), (64, 24, 3, 1, False), (72, 24, 3, 1, False),
+            (72, 40, 5, 2, True), (120, 40, 5, 1, True), (120, 40, 5, 1, True),
+            (240, 80, 3, 2, False), (200, 80, 3, 1, False), (184, 80, 3, 1, False),
+            (184, 80, 3, 1, False), (480, 112, 3, 1, True), (672, 112, 3, 1, True),
+            (672, 160, 5, 2, True), (960, 160, 5, 1, True), (960, 160, 5, 1, True),
+        ]  # fmt: skip
+        modules = _normed(3, 16, 3, activation=nn.Hardswish)
+        before = 16
+        for k, (wide, outputs, *form) in enumerate(rows):
+            activation = nn.ReLU if k < 6 else nn.Hardswish
+            modules.append(Inverted(before, wide, outputs, *form, activation))
+            before = outputs
+        modules += [*_normed(before, 960, 1, activation=nn.Hardswish), nn.AdaptiveAvgPool2d(1)]
+        head = [nn.Linear(960, 1280), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(1280, classes)]
+        super().__init__(*modules, nn.Flatten(), *head)
 
 
 class Encoder(nn.Module):
@@ -99,6 +163,7 @@ SUBJECTS = {
     "VGG11": Subject(partial(NETWORKS["VGG11"], shape=(3, 32, 32)), (3, 32, 32)),
     "PreActResNet18": Subject(partial(NETWORKS["PreActResNet18"], shape=(3, 32, 32)), (3, 32, 32)),
     "MobileNet": Subject(MobileNet, (3, 32, 32)),
+    "MobileNetV3": Subject(MobileNetV3, (3, 32, 32)),
     "encoder": Subject(partial(Encoder, 6, 384, 6), (128, 384)),
     "ViT": Subject(VisionTransformer, (3, 32, 32)),
 }

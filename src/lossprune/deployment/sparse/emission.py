@@ -49,6 +49,7 @@ from lossprune.kernels.interface import Activation
 from lossprune.pruning.errors import PruningError
 
 FLOAT = 4  # bytes
+_ALONE = 4  # input channels of a group: those of depthwise convolutions, and of others no more
 
 
 def planned(
@@ -172,6 +173,8 @@ def _chunks(step: SparseStep, layout: SparseLayout, tile: Pair, vectors: int, la
     if vectors > 1:
         return chunks_of(source.channels, vectors * lanes * FLOAT, kept, vectors)
     if not kept or layout.maps[step.target].plane == 1:
+        return 1
+    if isinstance(step.operation, SparseConvolution) and step.operation.weight_shape[1] <= _ALONE:
         return 1
     rows, columns = (int(shift.max() - shift.min()) for shift in (taps.dy, taps.dx))
     if vectors:

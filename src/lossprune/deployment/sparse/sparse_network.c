@@ -396,6 +396,7 @@ static void combine(const Operation *o, float *space, int64_t width, Team team) 
     int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
     const Map *s = &o->source, *t = &o->target, *r = &o->other;
     int single = width == 1 && t->plane == 1, two = r->plane != 0;
+    int64_t across = o->spread && t->width > 1 ? 0 : 1, down = o->spread ? 0 : r->row;
     for (int64_t c = first; c < last; c++) {
         const float *from = space + (s->offset + c * s->plane + s->origin) * width;
         const float *with = space + (r->offset + c * r->plane + r->origin) * width;
@@ -407,8 +408,8 @@ static void combine(const Operation *o, float *space, int64_t width, Team team) 
         for (int64_t y = 0; y < t->height; y++)
             for (int64_t x = 0; x < t->width * width; x += LANES) {
                 vec v = load(from + y * s->row * width + x), other = v;
-                if (two && !o->spread) other = load(with + y * r->row * width + x);
-                else if (two) other = width == 1 ? broadcast(*with) : load(with + x % width);
+                if (two && o->spread && width == 1) other = broadcast(*with);
+                else if (two) other = load(with + y * down * width + x * across);
                 store(to + y * t->row * width + x, finished(combined(o, c, v, other), o));
             }
         clear_halo(space + (t->offset + c * t->plane) * width, t, width);
