@@ -119,7 +119,8 @@ def check_input(tensor: object, *, rows: bool) -> None:
             "a deployed network takes plain tensors with numbers in memory, not those of "
             f"torch.func, fake or distributed ones: got {type(tensor).__name__}"
         )
-    if forward_ad.unpack_dual(tensor).tangent is not None:
+    # Outside of dual levels, nearly always, there is nothing to unpack.
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
         raise PruningError("a deployed network computes no gradients: give it no dual tensors")
 
 

@@ -97,7 +97,7 @@ class SparseNetwork(nn.Module):
                     self.register_parameter(f"{name}_{k}", tensor)
                 else:
                     self.register_buffer(f"{name}_{k}", tensor)
-        self._plans: dict[tuple[bool, tuple[Shape, ...]], SparsePlan] = {}
+        self._plans: dict[tuple[bool | torch.Size, ...], SparsePlan] = {}
         self._laid_out = self._tensors()
         self.eval()
 
@@ -154,19 +154,18 @@ class SparseNetwork(nn.Module):
         for (c, h, w), (name, flat) in zip(plan.outputs, self.outputs, strict=True):
             first = leading[:1] if name in plan.single else leading
             shape = (*first, c * h * w) if flat or self.rows else (*first, c, h, w)
-            made.append(torch.empty(shape) if 0 not in leading else torch.full(shape, torch.nan))
+            made.append(torch.full(shape, torch.nan) if 0 in leading else torch.empty(shape))
         return made
 
     def plan(self, inputs: Sequence[Tensor]) -> SparsePlan:
         """Return the steps laid out for so many inputs of these shapes; made once."""
         many = self.tokens or inputs[0].shape[0] >= self.tuning.few
-        shapes = self.shapes(inputs)
-        key = (many, shapes)
+        key = (many, *[tensor.shape[-1 if self.rows else 1 :] for tensor in inputs])
         tensors = self._tensors()
         if not all(map(operator.is_, tensors, self._laid_out)):
             self._plans, self._laid_out = {}, tensors  # as torch.func.functional_call puts others
         if key not in self._plans:
-            self._plans[key] = self.planned(shapes, many=many, lanes=lanes())
+            self._plans[key] = self.planned(self.shapes(inputs), many=many, lanes=lanes())
         return self._plans[key]
 
     def shapes(self, inputs: Sequence[Tensor]) -> tuple[Shape, ...]:

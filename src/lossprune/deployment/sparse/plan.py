@@ -6,7 +6,7 @@ import enum
 import functools
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,6 +82,9 @@ class OperationStruct(ctypes.Structure):
     ]
 
 
+_OPERATION = ctypes.sizeof(OperationStruct)
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """Return the compiled kernels.
@@ -113,17 +116,14 @@ class Extent(NamedTuple):
         together: images, or examples, of a block.
         maps: numbers in a thread's workspace for the maps.
         scratch: numbers in it for sums.
+        numbers: of both.
     """
 
     tokens: int
     together: int
     maps: int
     scratch: int
-
-    @property
-    def numbers(self) -> int:
-        """Of a thread's workspace."""
-        return self.maps + self.scratch
+    numbers: int
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ class SparsePlan:
         work: multiply-adds of an image, or a row.
         keep: what the operations point to.
         spaces: workspaces that no call uses now.
+        extents: what is computed at once, by the tokens of an example; as calls have asked.
     """
 
     operations: ctypes.Array[OperationStruct]
@@ -158,6 +159,7 @@ class SparsePlan:
     work: int
     keep: tuple[Tensor, ...]
     spaces: deque[Tensor]
+    extents: dict[int, Extent] = field(default_factory=dict)
 
     def run(
         self,
@@ -171,14 +173,17 @@ class SparsePlan:
         Threads share what is more than ``shared`` multiply-adds.  For timing operations one by one,
         ``only`` that one is run.
         """
+        # Small networks take fifteen microseconds in all: what can be known before a call is.
         first, count = (0, len(self.operations)) if only is None else (only, 1)
-        images, pool = inputs[0].shape[0], threads.pool()
-        # Threads that wait for each other cost microseconds; less work than that is one's alone.
-        size = torch.get_num_threads() if pool and self.amount(inputs) > shared else 1
-        pointers = (_P * (len(inputs) + len(outputs)))(
-            *(tensor.data_ptr() for tensor in (*inputs, *outputs))
-        )
+        images = inputs[0].shape[0]
         extent = self.extent(inputs[0].shape[1] if self.tokens else 1)
+        # Threads that wait for each other cost microseconds; less work than that is one's alone.
+        size, pool = torch.get_num_threads(), None
+        if size > 1 and (self.amount(inputs) <= shared or (pool := threads.pool()) is None):
+            size = 1
+        pointers = (_P * (len(inputs) + len(outputs)))(
+            *[tensor.data_ptr() for tensor in (*inputs, *outputs)]
+        )
         try:
             space = self.spaces.pop()
         except IndexError:
@@ -186,22 +191,29 @@ class SparsePlan:
         if space is None or space.numel() < size * extent.numbers:
             space = torch.zeros(size * extent.numbers)
         library().run(
-            ctypes.addressof(self.operations) + first * ctypes.sizeof(OperationStruct), count,
-            pointers, images, extent.tokens, extent.together, self.vectors, space.data_ptr(),
-            self.room, extent.scratch, size, ctypes.addressof(pool) if size > 1 and pool else None,
+            self._address + first * _OPERATION, count, pointers, images, extent.tokens,
+            extent.together, self.vectors, space.data_ptr(), self.room, extent.scratch, size,
+            ctypes.addressof(pool) if pool else None,
         )  # fmt: skip
         self.spaces.append(space)
+
+    @functools.cached_property
+    def _address(self) -> int:
+        return ctypes.addressof(self.operations)
 
     def amount(self, inputs: Sequence[Tensor]) -> int:
         """Return the multiply-adds of a call."""
         return self.work * inputs[0].shape[: 2 if self.tokens else 1].numel()
 
-    def extent(self, tokens: int) -> "Extent":
+    def extent(self, tokens: int) -> Extent:
         """Return how much is computed at once, of examples of so many tokens; 1 of images."""
-        count = together(tokens, self.element)
-        scratch = self.scratch + tokens * self.token_scratch
-        pieces = -(-count * tokens // self.element) if self.vectors > 1 else 1
-        return Extent(tokens, count, pieces * self.room, scratch)
+        if tokens not in self.extents:
+            count = together(tokens, self.element)
+            scratch = self.scratch + tokens * self.token_scratch
+            pieces = -(-count * tokens // self.element) if self.vectors > 1 else 1
+            maps = pieces * self.room
+            self.extents[tokens] = Extent(tokens, count, maps, scratch, maps + scratch)
+        return self.extents[tokens]
 
     def with_tile(self, index: int, tile: Pair) -> "SparsePlan":
         """Return the same with another tile for one operation; the two share memory."""
