@@ -1,7 +1,7 @@
 """A traced network that is called as the network itself is."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Signature
 from typing import Any
 
@@ -87,9 +87,17 @@ class TracedNetwork(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Return what the network returns."""
-        network = self._modules["network"]  # quicker than by attribute, as in `Deployed`
-        assert network is not None
-        return network(*self.arguments(inputs, named))
+        return inner_call(self)(*self.arguments(inputs, named))
+
+
+def inner_call(module: nn.Module) -> Callable[..., Any]:
+    """Return what calls the module's ``network``: its ``forward`` alone where no hooks are on it.
+
+    A small network takes fifteen microseconds in all: it is looked up as it is quickest.
+    """
+    network = module._modules["network"]
+    assert network is not None
+    return network if network._forward_hooks or network._forward_pre_hooks else network.forward
 
 
 def traced(model: nn.Module, example: Any) -> tuple[Trace, GraphInputs]:
