@@ -112,8 +112,10 @@ loader = [{"input_ids": tokens, "labels": tokens}]
 result = lossprune.prune(network, "MP", sparsity=0.9)
 """,
     ("docs/deployment.md", "fast.save("): """
-network = nn.Sequential(nn.Flatten(), nn.Linear(64, 300), nn.Tanh(), nn.Linear(300, 10)).eval()
-result = lossprune.prune(network, "MP", sparsity=0.95)
+network = nn.Sequential(
+    nn.Flatten(), nn.Linear(64, 1000), nn.Tanh(), nn.Linear(1000, 1000), nn.Linear(1000, 10)
+).eval()
+result = lossprune.prune(network, "MP", sparsity=0.98)
 fast = lossprune.deploy(network, result.mask, example)
 """,
     ("docs/distributed.md", "fully_shard"): """
