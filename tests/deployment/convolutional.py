@@ -109,6 +109,41 @@ class Inception(nn.Module):
         return self.last(F.dropout(x, 0.5, self.training)).relu().mean([2, 3])
 
 
+class ConvNeXtBlock(nn.Module):
+    """A depthwise convolution, and a perceptron of the channels at each position."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.wide = nn.Linear(channels, 4 * channels)
+        self.narrow = nn.Linear(4 * channels, channels)
+        self.gamma = nn.Parameter(torch.rand(channels))
+        with torch.no_grad():
+            self.norm.weight.normal_(), self.norm.bias.normal_()
+
+    def forward(self, x):
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.gamma * self.narrow(F.gelu(self.wide(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class ConvNeXt(nn.Module):
+    """Blocks, and norms of channels before strides."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 6, 4, 4), ConvNeXtBlock(6)
+        self.norm, self.down = nn.LayerNorm(6), nn.Conv2d(6, 10, 2, 2)
+        self.second, self.last = ConvNeXtBlock(10), nn.LayerNorm(10)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x):
+        x = self.first(self.stem(x))
+        x = torch.permute(F.layer_norm(x.permute(0, 2, 3, 1), (6,), self.norm.weight), (0, 3, 1, 2))
+        return self.head(self.last(self.second(self.down(x)).mean([-2, -1])))
+
+
 NETWORKS = {
     "MobileNetV2": lambda: inverted(nn.ReLU6),
     "MobileNetV3": lambda: inverted(
@@ -119,4 +154,5 @@ NETWORKS = {
     ),
     "DenseNet": DenseNet,
     "Inception": Inception,
+    "ConvNeXt": ConvNeXt,
 }

@@ -45,6 +45,25 @@ def test_all_of_a_network_is_one_plan(name, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["EfficientNet", "DenseNet", "ConvNeXt"])
+def test_threads_share_every_operation(name):
+    model, mask = pruned(name)
+    network, _ = all_sparse(model, mask, torch.randn(2, 3, 23, 25))
+    (part,) = sparse_networks(network)
+    part.retune_(Tuning(few=4, shared=0))
+    inputs = [torch.randn(batch, 3, 23, 25) for batch in (1, 2, 5, 19)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append([network(x) for x in inputs])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@torch.no_grad()
 def test_no_layer_is_left_for_lack_of_an_operation():
     model, mask = pruned("EfficientNet", 0.2)
     images = torch.randn(16, 3, 23, 25)

@@ -220,3 +220,32 @@ def test_reshapes_by_sizes_are_no_operations_of_their_own():
     network, _ = all_sparse(model, mask, torch.randn(2, 3, 7, 9))
     assert isinstance(network.network, SparseNetwork)
     check(network.network, model, (3, 7, 9))
+
+
+class Moved(nn.Module):
+    """Channels at the end, where something else happens as well."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 6, 3), nn.LayerNorm(6), nn.Linear(6, 4)
+        self.how = how
+
+    def forward(self, x):
+        x = self.last(self.norm(self.first(x).permute(0, 2, 3, 1)))
+        if self.how == "stays":
+            return x
+        if self.how == "is read elsewhere":
+            return x.permute(0, 3, 1, 2) + x.flip(1).permute(0, 3, 1, 2)
+        return torch.roll(torch.relu(x), 1, 1).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["stays", "is read elsewhere", "is rolled"])
+@pytest.mark.parametrize("dense", [(), ("first",), ("last",)])
+def test_channels_that_do_not_come_back_are_torch_s_to_move(how, dense):
+    torch.manual_seed(0)
+    model, images = Moved(how).eval(), torch.randn(3, 3, 9, 8)
+    graph = torch.fx.GraphModule(model, torch.fx.Tracer().trace(model))
+    torch.fx.passes.shape_prop.ShapeProp(graph).propagate(images)
+    made, expected = in_parts(graph, dense)(images), model(images)
+    assert torch.allclose(made, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not compiler_available(), reason="no C compiler 
 FLAGS = {8: ("-O1", "-mno-avx512f"), 4: ("-O0", "-mno-avx512f", "-mno-avx")}
 TOKENS = nn.Sequential(nn.Linear(9, 21), nn.GELU(), nn.Linear(21, 17), nn.Tanh(), nn.Linear(17, 5))
 CASES = {
-    **{name: (NETWORKS[name], (3, 23, 25)) for name in ("MobileNetV3", "DenseNet", "Inception")},
+    **{name: (NETWORKS[name], (3, 23, 25)) for name in ("MobileNetV3", "Inception", "ConvNeXt")},
     "tokens": (lambda: TOKENS, (7, 9)),
     "perceptron": (lambda: TOKENS, (9,)),
 }

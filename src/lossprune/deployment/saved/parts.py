@@ -17,6 +17,7 @@ from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.steps import (
     ChannelScales,
     MapJoin,
+    MapNorm,
     MapProduct,
     MapSum,
     SparseConvolution,
@@ -42,6 +43,7 @@ _READS: Mapping[type[SparseOperation], tuple[int, ...]] = {
     ChannelScales: (1,),
     MapSum: (2,),
     MapProduct: (2,),
+    MapNorm: (1,),
     MapJoin: (2,),
     MapMaximum: (1,),
     MapAverage: (1,),
@@ -146,7 +148,10 @@ def _check_operation(step: SparseStep) -> None:
             good = all(1 <= n <= _FARTHEST for n in counts)
         case ChannelScales(channels=channels):
             good = good and channels >= 1
-        case RowNorm(features=features, epsilon=epsilon):
+        case (
+            RowNorm(features=features, epsilon=epsilon)
+            | MapNorm(channels=features, epsilon=epsilon)
+        ):
             good = features >= 1 and 0 < epsilon < math.inf
         case TokenShift(tokens=tokens, features=features):
             good = min(tokens, features) >= 1 and tokens * features < _MOST
@@ -169,7 +174,11 @@ def _weights(step: SparseStep, arrays: Arrays, prefix: str) -> Weights:
     match step.operation:
         case SparseConvolution(weight_shape=shape):
             sizes, most = (0, shape[0]), int(np.prod(shape, dtype=object))
-        case ChannelScales(channels=channels) | RowNorm(features=channels):
+        case (
+            ChannelScales(channels=channels)
+            | RowNorm(features=channels)
+            | MapNorm(channels=channels)
+        ):
             sizes = channels, channels
         case TokenShift(tokens=tokens, features=features):
             sizes = 0, tokens * features

@@ -19,6 +19,7 @@ from lossprune.deployment.sparse.steps import (
     ChannelScales,
     MapActivation,
     MapJoin,
+    MapNorm,
     MapProduct,
     MapSplit,
     MapSum,
@@ -209,7 +210,7 @@ def _pointed(
                 "value": own.values[order.order],
                 "shift": own.shift,
             }
-        case ChannelScales() | RowNorm():
+        case ChannelScales() | RowNorm() | MapNorm():
             return {"scale": weights[step.target].scale, "shift": weights[step.target].shift}
         case TokenShift():
             return {"shift": weights[step.target].shift}
@@ -275,6 +276,6 @@ def _operation(
             made.kind, made.stride_y, made.stride_x = OperationKind.SPLIT, *stride
         case MapActivation():
             raise TypeError(f"{step.name}: an activation alone runs as scales of 1")
-        case operation if isinstance(operation, TokenOperation):
+        case operation if isinstance(operation, TokenOperation | MapNorm):
             set_token_(made, operation)
     return made

@@ -55,6 +55,15 @@ def _reshaped(node: fx.Node) -> tuple[fx.Node, Any, Any] | None:
     return None
 
 
+def permutes(node: fx.Node) -> tuple[int, ...] | None:
+    """Return the order of dimensions that a node gives a map."""
+    if node.target not in (torch.permute, "permute") or node.kwargs:
+        return None
+    given: Any = node.args[1] if len(node.args) == 2 else node.args[1:]
+    plain = isinstance(given, tuple | list) and all(isinstance(one, int) for one in given)
+    return tuple(one % 4 for one in given) if plain and len(given) == 4 else None
+
+
 def erase_(graph: fx.Graph, node: fx.Node) -> None:
     """Take out a node, and what then nothing reads: here what led to it alone."""
     dead = [node]

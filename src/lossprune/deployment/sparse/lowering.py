@@ -8,7 +8,7 @@ batch norm into its weights, an addition, an activation and a maximum over 2×2 
 import math
 import operator
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from lossprune.channels.operations import (
     Product,
     Sum,
 )
-from lossprune.deployment.sparse.forms import SPREAD
+from lossprune.deployment.sparse.forms import SPREAD, permutes
 from lossprune.deployment.sparse.reading import activation_of, affine, both, windows_of
 from lossprune.deployment.sparse.steps import (
     ChannelScales,
@@ -65,13 +65,17 @@ def lowered(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
 
     Flattening and what does nothing in evaluation leave a value as it is.
     """
-    return token_step(graph, node) or _known(graph, node)
+    return token_step(graph, node) or lowered_call(graph, node)
 
 
-def _known(graph: fx.GraphModule, node: fx.Node) -> Lowered | str | None:
+def lowered_call(
+    graph: fx.GraphModule, node: fx.Node, taken: Callable[[torch.Size], Any] = lambda shape: shape
+) -> Lowered | str | None:
+    """Return what a node lowers to that is none of tokens, its values' shapes ``taken`` as said."""
     sources: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), sources.append)
-    shapes = [_shape(value) for value in (*sources, node)]
+    known = [_shape(value) for value in (*sources, node)]
+    shapes = [shape and taken(shape) for shape in known]
     if not sources or None in shapes:
         return None
     name, kind = node.name, node.target
@@ -155,6 +159,8 @@ def of_rows(node: fx.Node, step: Lowered | str) -> bool | None:
     examples.  What else the kernels know has the channels at the second dimension.
     """
     rank = len(_shape(node))
+    if isinstance(step, str) and permutes(node):
+        return False
     if isinstance(step, str):
         return None if rank == len(_shape(node.all_input_nodes[0])) else False
     match step[0].operation:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from lossprune.channels.nodes import in_place, may_be_view
+from lossprune.deployment.sparse.channels_last import moved_channels
 from lossprune.deployment.sparse.lowering import Lowered, joined, lowered, with_scales
 from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.runs import Run, Steps, runs_of
@@ -78,10 +79,8 @@ def in_parts(graph: fx.GraphModule, dense: Collection[str] = ()) -> nn.Module:
         A :class:`SparseNetwork` where all of the network is one, else a :class:`NetworkInParts`.
     """
     steps = _steps(graph, dense)
-    runs = runs_of(graph, steps)
-    while unfit := next(filter(None, (_unfit(run, steps) for run in runs if run.sparse)), None):
-        del steps[unfit]
-        runs = runs_of(graph, steps)
+    moved = [group for group in moved_channels(graph) if not _names(graph, group) & {*dense}]
+    runs, steps = _fitting(graph, steps, moved)
     parts = [_sparse(run, steps) if run.sparse else _torch(graph, run) for run in runs]
     inputs = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
     (returned,) = graph.graph.output_node().args
@@ -97,6 +96,37 @@ def in_parts(graph: fx.GraphModule, dense: Collection[str] = ()) -> nn.Module:
     ):
         return parts[0]
     return NetworkInParts(parts, wires, inputs, output)
+
+
+def _names(graph: fx.GraphModule, group: Collection[str]) -> set[str]:
+    return {str(node.target) for node in graph.graph.nodes if node.name in group}
+
+
+def _fitting(
+    graph: fx.GraphModule, alone: Steps, moved: Sequence[Steps]
+) -> tuple[list[Run], Steps]:
+    """Return the runs whose steps all fit, and the steps.
+
+    Args:
+        graph: what they are of.
+        alone: what nodes lower to, each by itself.
+        moved: what nodes lower to where channels have moved, which must all be in one run.
+    """
+    while True:
+        steps = {**alone, **{name: step for group in moved for name, step in group.items()}}
+        runs = runs_of(graph, steps)
+        own = [{node.name for node in run.nodes} for run in runs if run.sparse]
+        whole = [group for group in moved if any(group.keys() <= names for names in own)]
+        if len(whole) < len(moved):
+            moved = whole
+            continue
+        unfit = next(filter(None, (_unfit(run, steps) for run in runs if run.sparse)), None)
+        if unfit is None:
+            return runs, steps
+        left = [group for group in moved if unfit not in group]
+        if len(left) == len(moved):
+            alone = {name: step for name, step in alone.items() if name != unfit}
+        moved = left
 
 
 def _steps(graph: fx.GraphModule, dense: Collection[str]) -> dict[str, Lowered | str]:

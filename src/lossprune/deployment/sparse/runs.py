@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from lossprune.deployment.sparse.forms import permutes
 from lossprune.deployment.sparse.inputs import image_shape, row_shape
 from lossprune.deployment.sparse.lowering import Lowered, of_rows
 from lossprune.deployment.sparse.steps import Shape, SparseConvolution
@@ -59,7 +60,7 @@ def runs_of(graph: fx.GraphModule, steps: Steps) -> list[Run]:
             continue
         if node.name not in steps:
             sparse = False
-        elif _begins(steps[node.name]):
+        elif _begins(steps[node.name]) or permutes(node):
             sparse = True  # the rest goes with what is before it
         _append_(runs, sparse, (node,))
     merged: list[Run] = []

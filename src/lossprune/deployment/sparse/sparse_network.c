@@ -716,10 +716,7 @@ static void run_block(const Job *job, int64_t block, float *space, float *scratc
         case JOIN: join(o, space, width, team); break;
         case SPLIT: split(o, space, team); break;
         case NORM:
-        case ROOT_NORM:
-            if (job->vectors) norm(o, space, width, 1, team);
-            else norm_line(o, space, team);
-            break;
+        case ROOT_NORM: norm_map(o, space, width, team); break;
         case READ:
         case WRITE: {
             float *tensor = job->tensors[o->tensor] + image * o->source.channels *

@@ -111,6 +111,15 @@ class MapProduct:
 
 
 @dataclass(frozen=True)
+class MapNorm:
+    """A norm over the channels at each position, as :class:`RowNorm` is over features."""
+
+    channels: int
+    epsilon: float
+    centred: bool = True
+
+
+@dataclass(frozen=True)
 class MapJoin:
     """The channels of x, then those of y."""
 
@@ -123,7 +132,7 @@ class MapSplit:
 
 
 SparseOperation = (
-    SparseConvolution | ChannelScales | MapActivation | MapSum | MapProduct | MapJoin
+    SparseConvolution | ChannelScales | MapActivation | MapSum | MapProduct | MapNorm | MapJoin
     | MapMaximum | MapAverage | MapMean | MapNearest | MapSplit | TokenOperation
 )  # fmt: skip
 
@@ -189,7 +198,7 @@ def output_shape(step: SparseStep, shapes: Mapping[str, Shape]) -> Shape:
             _check_kernel(step.name, convolution, source)
             channels, height, width = convolution.convolved(source)
             height, width = height // pool, width // pool
-        case ChannelScales(channels=scales) if scales != channels:
+        case ChannelScales(channels=scales) | MapNorm(channels=scales) if scales != channels:
             raise PruningError(f"{step.name} takes {scales} channels, its input has shape {source}")
         case MapMaximum() | MapAverage() | MapMean() | MapNearest() as operation:
             height, width = (

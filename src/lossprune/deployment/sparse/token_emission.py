@@ -1,7 +1,7 @@
 """What the kernels read of norms, and of steps on tokens."""
 
 from lossprune.deployment.sparse.plan import OperationKind, OperationStruct
-from lossprune.deployment.sparse.steps import SparseOperation
+from lossprune.deployment.sparse.steps import MapNorm, SparseOperation
 from lossprune.deployment.sparse.token_steps import (
     RowNorm,
     TokenAttention,
@@ -30,10 +30,10 @@ def token_room(operation: SparseOperation) -> tuple[int, int]:
     return 0, 0
 
 
-def set_token_(made: OperationStruct, operation: TokenOperation) -> None:
+def set_token_(made: OperationStruct, operation: TokenOperation | MapNorm) -> None:
     """Set the fields of a norm, or of a step on tokens."""
     match operation:
-        case RowNorm(epsilon=epsilon, centred=centred):
+        case RowNorm(epsilon=epsilon, centred=centred) | MapNorm(epsilon=epsilon, centred=centred):
             made.kind = OperationKind.NORM if centred else OperationKind.ROOT_NORM
             made.number = epsilon
         case TokenAttention() as one:

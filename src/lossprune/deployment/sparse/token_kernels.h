@@ -106,6 +106,28 @@ static void norm_line(const Operation *o, float *space, Team team) {
         to[c * t->plane] = (from[c * s->plane] - mean - rest) * root * o->scale[c] + o->shift[c];
 }
 
+/* At each position of a map. A vector may reach past its row, into what one thread writes next. */
+static void norm_map(const Operation *o, float *space, int64_t width, Team team) {
+    const Map *s = &o->source, *t = &o->target;
+    if (width == 1 && t->height == 1 && t->width == 1) {
+        norm_line(o, space, team);
+        return;
+    }
+    int64_t n = t->width * width, size = width == 1 ? 1 : team.size;
+    int64_t y = t->height * team.rank / size, last = t->height * (team.rank + 1) / size;
+    if (team.rank >= size) return;
+    for (; y < last; y++) {
+        const float *from = space + (s->offset + s->origin + y * s->row) * width;
+        float *to = space + (t->offset + t->origin + y * t->row) * width;
+        int64_t step = s->plane * width, far = t->plane * width, x = 0;
+        for (; x + QUERIES * LANES <= n; x += QUERIES * LANES)
+            norm_vectors(QUERIES, o, from + x, step, to + x, far);
+        for (; x < n; x += LANES) norm_vectors(1, o, from + x, step, to + x, far);
+    }
+    for (int64_t c = t->channels * team.rank / size; c < t->channels * (team.rank + 1) / size; c++)
+        clear_halo(space + (t->offset + c * t->plane) * width, t, width);
+}
+
 /* ---- tokens of examples --------------------------------------------------------------------- */
 
 /* Between n numbers in a line and rows of a channel, from ``row`` on, which may cross pieces. */
