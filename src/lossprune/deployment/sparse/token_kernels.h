@@ -10,13 +10,8 @@ typedef struct {
 } Block;
 
 /* A tile of attention: several keys, or channels of the values, times vectors of queries. */
-#if LANES == 16
-#define QUERIES 4
-#define KEYS 4
-#else
-#define QUERIES 2
+#define QUERIES (LANES == 16 ? 4 : 2)
 #define KEYS 6
-#endif
 #define CHUNK (QUERIES * LANES)
 #define UP(n, to) (((n) + (to) - 1) / (to) * (to))
 #define PIECE(m, c) (((m)->offset + (c)) * ROWS)
@@ -130,28 +125,35 @@ static void norm_map(const Operation *o, float *space, int64_t width, Team team)
 
 /* ---- tokens of examples --------------------------------------------------------------------- */
 
-/* Between n numbers in a line and rows of a channel, from ``row`` on, which may cross pieces. */
-INLINE void copy_line(int reads, float *line, float *channel, int64_t room, int64_t row,
-                      int64_t n) {
+/* So many rows of a channel from ``row`` on, which may cross pieces, as numbers in a line; these
+   end with a whole vector. */
+INLINE void take(float *line, const float *channel, int64_t room, int64_t row, int64_t n) {
     while (n > 0) {
-        float *at = channel + row / ROWS * room + row % ROWS;
+        const float *at = channel + row / ROWS * room + row % ROWS;
         int64_t part = ROWS - row % ROWS;
         if (part > n) part = n;
-        memcpy(reads ? line : at, reads ? at : line, (size_t)part * 4);
+        for (int64_t k = 0; k < part; k += LANES) store(line + k, load(at + k));
         line += part, row += part, n -= part;
     }
 }
 
-/* Lines of ``size`` numbers of so many channels; those beyond ``n`` are 0, and so are lines up to
-   a whole number of tiles. */
-static void fetch(float *lines, int64_t size, const Map *m, int64_t channel, int64_t channels,
-                  float *space, const Block *b, int64_t row, int64_t n) {
-    for (int64_t c = 0; c < UP(channels, KEYS); c++) {
-        float *line = lines + c * size;
-        int64_t own = c < channels ? n : 0;
-        copy_line(1, line, space + PIECE(m, channel + c), b->room, row, own);
-        memset(line + own, 0, (size_t)(size - own) * 4);
+/* The other way: no other row is written, as another thread may do that. */
+INLINE void put(const float *line, float *channel, int64_t room, int64_t row, int64_t n) {
+    while (n > 0) {
+        float *at = channel + row / ROWS * room + row % ROWS;
+        int64_t part = ROWS - row % ROWS, k = 0;
+        if (part > n) part = n;
+        for (; k + LANES <= part; k += LANES) store(at + k, load(line + k));
+        for (; k < part; k++) at[k] = line[k];
+        line += part, row += part, n -= part;
     }
+}
+
+/* Lines of ``size`` numbers of so many channels.  What lies beyond n of them is never used. */
+static void fetch(float *lines, int64_t size, const Map *m, int64_t channel, int64_t channels,
+                  const float *space, const Block *b, int64_t row, int64_t n) {
+    for (int64_t c = 0; c < channels; c++)
+        take(lines + c * size, space + PIECE(m, channel + c), b->room, row, n);
 }
 
 /* out[r][queries] = sum over i < n of left[r * down + i * along] * right[i][queries], for KEYS rows
@@ -207,7 +209,7 @@ INLINE void weigh(int V, float *scores, int64_t keys, float scale, int64_t causa
 }
 
 typedef struct {
-    float *queries, *keys, *values, *scores, *mixed, *inverse;
+    float *keys, *values, *queries, *scores, *mixed, *inverse;
 } Lines;
 
 /* A chunk of the queries of one head, in V vectors: what is mixed for them, in ``lines.mixed``. */
@@ -232,10 +234,10 @@ INLINE void attend_chunk(int V, const Operation *o, Lines lines, int64_t tokens,
 static void attend(const Operation *o, const Block *b, float *space, float *scratch, Team team) {
     int64_t t = b->tokens, size = UP(t, KEYS), chunks = (t + CHUNK - 1) / CHUNK;
     int64_t units = b->examples * o->heads * chunks, last = -1;
-    Lines lines = {.queries = scratch};
-    lines.keys = lines.queries + UP(o->size, KEYS) * CHUNK;
-    lines.values = lines.keys + UP(o->size, KEYS) * size;
-    lines.scores = lines.values + UP(o->value_size, KEYS) * size;
+    Lines lines = {.keys = scratch};
+    lines.values = lines.keys + o->size * size;
+    lines.queries = lines.values + UP(o->value_size, KEYS) * size;
+    lines.scores = lines.queries + o->size * CHUNK;
     lines.mixed = lines.scores + size * CHUNK;
     lines.inverse = lines.mixed + UP(o->value_size, KEYS) * CHUNK;
     for (int64_t u = units * team.rank / team.size; u < units * (team.rank + 1) / team.size; u++) {
@@ -253,15 +255,15 @@ static void attend(const Operation *o, const Block *b, float *space, float *scra
               row + first, n);
         switch ((n + LANES - 1) / LANES) {
         case 1: attend_chunk(1, o, lines, t, first); break;
-#if QUERIES == 4
+#if LANES == 16
         case 2: attend_chunk(2, o, lines, t, first); break;
         case 3: attend_chunk(3, o, lines, t, first); break;
 #endif
         default: attend_chunk(QUERIES, o, lines, t, first);
         }
         for (int64_t c = 0; c < o->value_size; c++)
-            copy_line(0, lines.mixed + c * CHUNK,
-                      space + PIECE(&o->target, head * o->value_size + c), b->room, row + first, n);
+            put(lines.mixed + c * CHUNK, space + PIECE(&o->target, head * o->value_size + c),
+                b->room, row + first, n);
     }
 }
 
@@ -273,13 +275,14 @@ static void reduce_tokens(const Operation *o, const Block *b, float *space, floa
     int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
     int64_t t = b->tokens, place = o->place < 0 ? o->place + t : o->place;
     for (int64_t c = first; c < last; c++) {
-        float *from = space + PIECE(&o->source, c), *to = space + PIECE(&o->target, c);
+        const float *from = space + PIECE(&o->source, c);
+        float *to = space + PIECE(&o->target, c);
         for (int64_t e = 0; e < b->examples; e++) {
             if (o->kind == TOKEN) {
-                copy_line(1, to + e, from, b->room, e * t + place, 1);
+                to[e] = from[(e * t + place) / ROWS * b->room + (e * t + place) % ROWS];
                 continue;
             }
-            copy_line(1, line, from, b->room, e * t, t);
+            take(line, from, b->room, e * t, t);
             memset(line + t, 0, (size_t)(UP(t, LANES) - t) * 4);
             vec sum = {0};
             for (int64_t k = 0; k < t; k += LANES) sum += load(line + k);
