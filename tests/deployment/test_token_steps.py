@@ -288,26 +288,59 @@ def test_other_attention_is_left_to_torch(name):
 
 
 class Padded(nn.Module):
-    def __init__(self):
+    def __init__(self, batch_first=True):
         super().__init__()
-        layer = nn.TransformerEncoderLayer(12, 2, 20, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            12, 2, 20, batch_first=batch_first, norm_first=not batch_first
+        )
         self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(12), enable_nested_tensor=False)
 
-    def forward(self, x, padding=None):
-        return self.encoder(x, src_key_padding_mask=padding)
+    def forward(self, x, padding=None, mask=None):
+        return self.encoder(x, mask, padding)
 
 
-def test_torchs_encoder_is_one_call_unless_it_is_masked():
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_torchs_encoder_is_one_call_with_padding_or_without(batch_first):
     torch.manual_seed(0)
-    network, expected = deployed(Padded(), torch.randn(2, 5, 12))
+    network, expected = deployed(Padded(batch_first), torch.randn(2, 5, 12))
     assert isinstance(network.network, SparseNetwork)
-    for n, tokens in ((2, 5), (3, 70)):
-        assert_same(network, expected, torch.randn(n, tokens, 12))
-    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
-    network, expected = deployed(Padded(), torch.randn(2, 5, 12), padding)
-    assert "TokenAttention" not in operations(network)
-    x = torch.randn(2, 5, 12)
-    assert torch.allclose(network(x, padding).double(), expected(x.double(), padding), atol=1e-5)
+    for shape in ((2, 5, 12), (3, 70, 12), (70, 3, 12), (0, 4, 12)):
+        assert_same(network, expected, torch.randn(shape))
+    padding = torch.arange(5) >= torch.tensor([[5], [3], [1]])
+    x = torch.randn(*(3, 5) if batch_first else (5, 3), 12)
+    # With its batch first, torch's own fast path takes what is added for what is left out.
+    for kind in (padding,) if batch_first else (padding, -4.0 * padding):
+        network, expected = deployed(Padded(batch_first), x, kind)
+        assert operations(network).count("TokenAttention") == 2
+        with torch.no_grad():
+            assert torch.allclose(network(x, kind), expected.float()(x, kind), atol=1e-5)
+
+
+def test_examples_that_are_padded_throughout_are_as_torchs():
+    torch.manual_seed(0)
+
+    class Bare(Projections):
+        def forward(self, x, kept):
+            q, k, v = self.split(x)
+            mixed = F.scaled_dot_product_attention(q, k, v, kept[:, None, None])
+            return self.out(mixed.transpose(1, 2).flatten(2))
+
+    x, kept = torch.randn(3, 20, 10), torch.tensor([[True], [False], [True]]).expand(3, 20)
+    network, expected = deployed(Bare(10, 2), x, kept)
+    assert operations(network).count("TokenAttention") == 1
+    with torch.no_grad():
+        assert torch.allclose(network(x, kept), expected.float()(x, kept), atol=1e-6)
+
+
+def test_attention_that_is_torchs_is_told():
+    torch.manual_seed(0)
+    model, mask = pruned(Padded(), 0.1)
+    example = torch.randn(2, 5, 12), None, torch.zeros(5, 5)
+    notes = lossprune.deploy(model, mask, example, seconds=0.02).notes
+    assert any(
+        note == "attention is torch's in 2 places, as its masks are no numbers of examples and keys"
+        for note in notes
+    )
 
 
 def test_deployed_with_plans_and_layers():

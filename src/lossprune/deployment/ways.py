@@ -11,7 +11,7 @@ from lossprune.channels.costs import weighted_layers
 from lossprune.channels.tracing import UntraceableError
 from lossprune.deployment.attention import fuse_attention_
 from lossprune.deployment.candidates import Candidates
-from lossprune.deployment.heads import fold_heads_
+from lossprune.deployment.heads import fold_heads_, left_to_torch
 from lossprune.deployment.layer_by_layer import layer_by_layer
 from lossprune.deployment.layer_watch import LayerWatch
 from lossprune.deployment.opened import opened
@@ -94,6 +94,8 @@ def add_sparse_ways(candidates: Candidates, small: nn.Module) -> tuple[dict[str,
             for name, way in (made or {}).items():
                 if candidates.add(name, way.network):
                     ways[name] = way
+            if "sparse" in ways:
+                candidates.notes += left_to_torch(ways["sparse"].network)
             if made is not None and made.keys() <= ways.keys() and not graph.hides_layers():
                 return ways, watch
             watch = LayerWatch(small)

@@ -209,8 +209,9 @@ def _expected(part: SparseNetwork, values: Sequence[Tensor]) -> str:
     filled = [
         ((torch.arange(one.numel()) % 1009).float() / 1009 - 0.5).view(one.shape) for one in values
     ]
-    made = part(*filled)
+    made = part(*[one.transpose(0, 1) for one in filled] if part.first else filled)
     outputs = made if isinstance(made, tuple) else (made,)
+    outputs = [one.transpose(0, 1) for one in outputs] if part.first else outputs
     return "".join(f"{value:.4g}\n" for one in outputs for value in one[0].flatten().tolist())
 
 

@@ -32,6 +32,7 @@ from lossprune.deployment.sparse.token_steps import (
     TokenMean,
     TokenPick,
     TokenShift,
+    misfit,
     single_values,
 )
 from lossprune.deployment.sparse.windows import MapAverage, MapMaximum, MapMean, MapNearest
@@ -51,7 +52,7 @@ _READS: Mapping[type[SparseOperation], tuple[int, ...]] = {
     MapNearest: (1,),
     RowNorm: (1,),
     TokenShift: (1,),
-    TokenAttention: (3,),
+    TokenAttention: (3, 4),
     TokenMean: (1,),
     TokenPick: (1,),
 }
@@ -118,8 +119,8 @@ def _check_tokens(part: SavedPart) -> None:
             single_values(part.steps, dict.fromkeys(part.inputs, False))
         except PruningError as error:
             raise ValueError(str(error)) from None
-        if not part.rows:
-            raise ValueError("its tokens are no rows")
+        if not part.rows or misfit(part.steps, part.inputs):
+            raise ValueError("its tokens are none of the same examples")
 
 
 def _check_operation(step: SparseStep) -> None:

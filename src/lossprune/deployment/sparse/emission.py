@@ -238,7 +238,7 @@ def _operation(
     made = OperationStruct(
         source=MapStruct(*maps[step.source]), target=MapStruct(*maps[step.target]), pool=1
     )
-    for field, name in zip(("other", "third"), step.reads[1:], strict=False):
+    for field, name in zip(("other", "third", "bias"), step.reads[1:], strict=False):
         setattr(made, field, MapStruct(*maps[name]))
     made.stride_y = made.stride_x = 1
     made.low, made.high = getattr(step.operation, "numbers", (0.0, 0.0))

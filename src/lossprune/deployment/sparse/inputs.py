@@ -69,18 +69,22 @@ def rows_of(inputs: Sequence[Tensor]) -> tuple[Sequence[int], tuple[Tensor, ...]
     return leading, tuple([one.reshape(rows, one.shape[-1]).contiguous() for one in whole])
 
 
-def tokens_of(inputs: Sequence[Tensor]) -> tuple[Sequence[int], tuple[Tensor, ...]]:
+def tokens_of(inputs: Sequence[Tensor], *, first: bool) -> tuple[Sequence[int], tuple[Tensor, ...]]:
     """Return (n, tokens), and inputs (n, tokens, features) in one piece.
+
+    They are given as that, or as (tokens, n, features) where tokens are ``first``.
 
     Raises:
         PruningError: they are of other dimensions, or different ones.
     """
     for tensor in inputs:
         if tensor.dim() != 3:
+            wanted = "(tokens, n, features)" if first else "(n, tokens, features)"
             raise PruningError(
-                f"a deployed network takes (n, tokens, features), got shape {tuple(tensor.shape)}"
+                f"a deployed network takes {wanted}, got shape {tuple(tensor.shape)}"
             )
-    leading, matrices = rows_of(inputs)
+    turned = [tensor.transpose(0, 1) for tensor in inputs] if first else inputs
+    leading, matrices = rows_of(turned)
     return leading, tuple([one.view(*leading, one.shape[-1]) for one in matrices])
 
 

@@ -82,11 +82,13 @@ class SparseNetwork(nn.Module):
         """Take steps with their weights, the values read, and those written and if flattened.
 
         With ``rows`` all values are rows of features, (..., features); with steps on tokens among
-        them, inputs are (n, tokens, features).
+        them, inputs are (n, tokens, features), or (tokens, n, features) if ``first``.
         """
         super().__init__()
         self.steps, self.rows = tuple(steps), rows
-        self.tokens = any(isinstance(step.operation, OF_TOKENS) for step in steps)
+        of_tokens = [step.operation for step in steps if isinstance(step.operation, OF_TOKENS)]
+        self.tokens = bool(of_tokens)
+        self.first = any(getattr(operation, "first", False) for operation in of_tokens)
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.tuning = Tuning()
         for k, weight in enumerate(weights):
@@ -140,12 +142,14 @@ class SparseNetwork(nn.Module):
             self.plan(last).run(last, [y[whole:] for y in outputs], self.tuning.shared)
         elif 0 not in leading:
             plan.run(inputs, outputs, self.tuning.shared)
+        if self.first:
+            outputs = [output.transpose(0, 1) for output in outputs]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def aligned(self, inputs: Sequence[Tensor]) -> tuple[Sequence[int], tuple[Tensor, ...]]:
         """Return the dimensions of examples, or rows, and inputs in one piece with one such."""
         if self.tokens:
-            return tokens_of(inputs)
+            return tokens_of(inputs, first=self.first)
         return (rows_of if self.rows else images_of)(inputs)
 
     def empty(self, plan: SparsePlan, leading: Sequence[int]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from lossprune.deployment.sparse.lowering import Lowered, joined, lowered, with_
 from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.runs import Run, Steps, runs_of
 from lossprune.deployment.sparse.steps import MapJoin, SparseStep, Weights, output_shape
-from lossprune.deployment.sparse.token_steps import OF_TOKENS, single_values, strangers
+from lossprune.deployment.sparse.token_steps import OF_TOKENS, misfit, single_values
 from lossprune.pruning.errors import PruningError
 
 
@@ -187,7 +187,7 @@ def _unfit_tokens(run: Run, steps: Sequence[SparseStep]) -> str | None:
             single_values(steps[:count], inputs)
         except PruningError:
             return step.target
-    return strangers(steps, list(inputs))
+    return misfit(steps, list(inputs))
 
 
 def _wired(run: Run, steps: Steps) -> tuple[list[Lowered], dict[str, str]]:

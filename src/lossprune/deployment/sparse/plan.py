@@ -76,6 +76,7 @@ class OperationStruct(ctypes.Structure):
         *((name, _P) for name in ("scale", "shift", "window")),
         ("tensor", _I),
         ("third", MapStruct),
+        ("bias", MapStruct),
         *((name, _I) for name in ("single", "heads", "key_heads", "size", "value_size")),
         *((name, _I) for name in ("query", "key", "values", "causal", "place")),
         ("number", ctypes.c_double),

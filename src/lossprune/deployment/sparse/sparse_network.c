@@ -49,7 +49,8 @@ typedef struct {
     const int32_t *window; /* (rows + columns of the target, 3): where a window begins and ends in
                               the source, and what the sum is divided by */
     int64_t tensor;             /* index of the tensor that is read or written */
-    Map third;                  /* attention's values; its queries are the source, keys the other */
+    Map third, bias; /* attention's values, and a number a key, whose plane is 0 without; its
+                        queries are the source, keys the other */
     int64_t single;             /* of rows: 1 where there is one an example, 0 one a token */
     int64_t heads, key_heads, size, value_size; /* of attention; numbers of a query and a value */
     int64_t query, key, values, causal; /* their first channels; whether later keys are left out */

@@ -23,7 +23,7 @@ def token_room(operation: SparseOperation) -> tuple[int, int]:
     match operation:
         case TokenAttention(size=size, value_size=value):
             size, value = size + _KEYS, value + _KEYS
-            each = size + value + _CHUNK
+            each = size + value + 1 + _CHUNK
             return (size + value + 1) * _CHUNK + _KEYS * each, each
         case TokenMean():
             return _CHUNK, 1

@@ -13,6 +13,7 @@ typedef struct {
 #define QUERIES (LANES == 16 ? 4 : 2)
 #define KEYS 6
 #define CHUNK (QUERIES * LANES)
+#define LOWEST -3.4028234e38f
 #define UP(n, to) (((n) + (to) - 1) / (to) * (to))
 #define PIECE(m, c) (((m)->offset + (c)) * ROWS)
 
@@ -20,7 +21,7 @@ typedef struct {
 INLINE vec inverse_root(vec v) {
     vec y = (vec)(0x5f3759df - ((ivec)v >> 1));
     UNROLL for (int i = 0; i < 4; i++) y = y * (1.5f - 0.5f * v * y * y);
-    return choose((ivec)(v > 3.4028234e38f), (vec){0}, y);
+    return choose((ivec)(v > -LOWEST), (vec){0}, y);
 }
 
 /* ---- layer norm ----------------------------------------------------------------------------- */
@@ -174,27 +175,29 @@ INLINE void multiply(int V, const float *left, int64_t down, int64_t along, cons
         UNROLL for (int v = 0; v < V; v++) store(out + r * CHUNK + v * LANES, sum[r * V + v]);
 }
 
-/* Scores of keys (rows) and queries become exp((score - their maximum) * scale); ``inverse`` is 1
-   over the sums of these.  Where causal, a query ``first`` + i has no key beyond its own. */
-INLINE void weigh(int V, float *scores, int64_t keys, float scale, int64_t causal, int64_t first,
-                  float *inverse) {
+/* Scores of keys (rows) and queries become exp(score - their maximum), for scores times ``scale``
+   and plus a number a key, where there is a ``bias``; ``inverse`` is 1 over the sums of these.
+   Where causal, a query ``first`` + i has no key beyond its own.  What has no key at all is 0. */
+INLINE void weigh(int V, float *scores, int64_t keys, float scale, const float *bias,
+                  int64_t causal, int64_t first, float *inverse) {
     vec most[QUERIES], total[QUERIES];
     ivec place;
     for (int l = 0; l < LANES; l++) place[l] = l;
     UNROLL for (int v = 0; v < V; v++) {
-        most[v] = load(scores + v * LANES);
+        most[v] = broadcast(LOWEST);
         total[v] = (vec){0};
     }
-    for (int64_t j = 1; j < keys; j++)
+    for (int64_t j = 0; j < keys; j++)
         UNROLL for (int v = 0; v < V; v++) {
             float *at = scores + j * CHUNK + v * LANES;
             vec s = load(at);
-            if (causal && j > first) {
+            if (bias) s = s * scale + bias[j];
+            if (causal && j > first)
                 s = choose(place + (int32_t)(first + v * LANES - j) >= 0, s, broadcast(-3e38f));
-                store(at, s);
-            }
+            if (bias || (causal && j > first)) store(at, s);
             most[v] = larger(most[v], s);
         }
+    if (bias) scale = 1.0f;
     for (int64_t j = 0; j < keys; j++)
         UNROLL for (int v = 0; v < V; v++) {
             float *at = scores + j * CHUNK + v * LANES;
@@ -205,11 +208,12 @@ INLINE void weigh(int V, float *scores, int64_t keys, float scale, int64_t causa
             total[v] += w;
             store(at, w);
         }
-    UNROLL for (int v = 0; v < V; v++) store(inverse + v * LANES, 1.0f / total[v]);
+    UNROLL for (int v = 0; v < V; v++)
+        store(inverse + v * LANES, choose((ivec)(total[v] == 0.0f), total[v], 1.0f / total[v]));
 }
 
 typedef struct {
-    float *keys, *values, *queries, *scores, *mixed, *inverse;
+    float *keys, *values, *bias, *queries, *scores, *mixed, *inverse;
 } Lines;
 
 /* A chunk of the queries of one head, in V vectors: what is mixed for them, in ``lines.mixed``. */
@@ -218,7 +222,8 @@ INLINE void attend_chunk(int V, const Operation *o, Lines lines, int64_t tokens,
     if (o->causal && first + CHUNK < tokens) seen = first + CHUNK;
     for (int64_t j = 0; j < seen; j += KEYS)
         multiply(V, lines.keys + j, 1, size, lines.queries, o->size, lines.scores + j * CHUNK);
-    weigh(V, lines.scores, seen, (float)o->number, o->causal, first, lines.inverse);
+    weigh(V, lines.scores, seen, (float)o->number, o->bias.plane ? lines.bias : NULL, o->causal,
+          first, lines.inverse);
     for (int64_t c = 0; c < o->value_size; c += KEYS) {
         float *out = lines.mixed + c * CHUNK;
         multiply(V, lines.values + c * size, size, 1, lines.scores, seen, out);
@@ -230,13 +235,14 @@ INLINE void attend_chunk(int V, const Operation *o, Lines lines, int64_t tokens,
     }
 }
 
-/* softmax(scale * q k^T) v for each head of each example.  A team shares chunks of queries. */
+/* softmax(scale * q k^T + bias) v for each head of each example.  A team shares chunks of queries. */
 static void attend(const Operation *o, const Block *b, float *space, float *scratch, Team team) {
     int64_t t = b->tokens, size = UP(t, KEYS), chunks = (t + CHUNK - 1) / CHUNK;
     int64_t units = b->examples * o->heads * chunks, last = -1;
     Lines lines = {.keys = scratch};
     lines.values = lines.keys + o->size * size;
-    lines.queries = lines.values + UP(o->value_size, KEYS) * size;
+    lines.bias = lines.values + UP(o->value_size, KEYS) * size;
+    lines.queries = lines.bias + size;
     lines.scores = lines.queries + o->size * CHUNK;
     lines.mixed = lines.scores + size * CHUNK;
     lines.inverse = lines.mixed + UP(o->value_size, KEYS) * CHUNK;
@@ -249,6 +255,7 @@ static void attend(const Operation *o, const Block *b, float *space, float *scra
                   t);
             fetch(lines.values, size, &o->third, o->values + own * o->value_size, o->value_size, space, b,
                   row, t);
+            if (o->bias.plane) fetch(lines.bias, size, &o->bias, 0, 1, space, b, row, t);
             last = u / chunks;
         }
         fetch(lines.queries, CHUNK, &o->source, o->query + head * o->size, o->size, space, b,

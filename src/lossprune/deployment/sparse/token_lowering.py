@@ -25,11 +25,14 @@ _LEAST = 1e-12  # an epsilon that keeps a norm's root away from 0
 _ALL = slice(None, None, None)
 
 
-def heads_attended(query: Tensor, key: Tensor, value: Tensor, /, **numbers: Any) -> Tensor:
-    """Return softmax(scale · q kᵀ) v of every head, (n, tokens, heads · value size).
+def heads_attended(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, /, **numbers: Any
+) -> Tensor:
+    """Return softmax(scale · q kᵀ + bias) v of every head, (n, tokens, heads · value size).
 
     Queries, keys and values are (n, tokens, channels), and may be one tensor that holds all three;
-    the numbers are the fields of :class:`TokenAttention`.
+    the bias is (n, tokens, 1), one number for each key.  The numbers are the fields of
+    :class:`TokenAttention`; with ``first`` all tensors have their tokens first.
 
     >>> x = torch.randn(2, 5, 6)
     >>> heads_attended(x, x, x, heads=1, key_heads=1, size=2, value_size=2, query=0, key=2,
@@ -37,13 +40,36 @@ def heads_attended(query: Tensor, key: Tensor, value: Tensor, /, **numbers: Any)
     torch.Size([2, 5, 2])
     """
     one = TokenAttention(**numbers)
+    if one.first:
+        query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
+        bias = None if bias is None else bias.transpose(0, 1)
     mixed = F.scaled_dot_product_attention(
         _of_heads(query, one.query, one.heads, one.size),
         _of_heads(key, one.key, one.key_heads, one.size),
         _of_heads(value, one.values, one.key_heads, one.value_size),
+        None if bias is None else bias.transpose(1, 2)[:, None],
         is_causal=one.causal, scale=one.scale, enable_gqa=one.heads != one.key_heads,
     )  # fmt: skip
-    return mixed.transpose(1, 2).flatten(2)
+    mixed = mixed.transpose(1, 2).flatten(2)
+    return mixed.transpose(0, 1) if one.first else mixed
+
+
+def key_bias(mask: Tensor, *, left_out: bool, first: bool = False) -> Tensor:
+    """Return the bias (n, keys, 1) of a mask of (n, keys) numbers, in whatever dimensions.
+
+    Args:
+        mask: float32, what is added to scores; or bool.
+        left_out: whether True, of bool, is a key that is left out, or one that is not.
+        first: whether tokens are at the first dimension of what is returned.
+
+    >>> key_bias(torch.tensor([[False, True]]), left_out=True).flatten().tolist()
+    [0.0, -inf]
+    """
+    if mask.dtype == torch.bool:
+        out = mask if left_out else ~mask
+        mask = torch.zeros(mask.shape).masked_fill_(out, -torch.inf)
+    bias = mask.reshape(mask.shape[0], mask.shape[-1], 1)
+    return bias.transpose(0, 1) if first else bias
 
 
 def _of_heads(whole: Tensor, first: int, heads: int, size: int) -> Tensor:

@@ -39,7 +39,9 @@ class TokenShift:
 
 @dataclass(frozen=True)
 class TokenAttention:
-    """softmax(scale · q kᵀ) v for each head, over the tokens of an example.
+    """softmax(scale · q kᵀ + bias) v for each head, over the tokens of an example.
+
+    It reads queries, keys, values, and the bias where there is one: a number for each key.
 
     Attributes:
         heads: of the queries.
@@ -48,6 +50,7 @@ class TokenAttention:
         query, key, values: the first channels of these in what is read.
         scale: above 0.
         causal: whether a token sees none after it.
+        first: whether the network has its tokens at the first dimension, (tokens, n, features).
     """
 
     heads: int
@@ -59,6 +62,7 @@ class TokenAttention:
     values: int
     scale: float
     causal: bool = False
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def token_channels(name: str, operation: TokenOperation, channels: Sequence[int]
                 raise PruningError(f"{name} takes {features} features, its input has {channels[0]}")
         case TokenAttention(heads=heads, key_heads=fewer, size=size, value_size=value) as one:
             ends = one.query + heads * size, one.key + fewer * size, one.values + fewer * value
-            if any(end > own for end, own in zip(ends, channels, strict=True)):
+            biases = channels[3:]
+            if any(end > own for end, own in zip(ends, channels, strict=False)) or sum(biases) > 1:
                 raise PruningError(f"{name}: its heads need {ends} channels, there are {channels}")
             return heads * value
     return channels[0]
@@ -117,25 +122,32 @@ def single_values(steps: Sequence[Any], inputs: Mapping[str, bool]) -> set[str]:
     return single
 
 
-def strangers(steps: Sequence[Any], inputs: Sequence[str]) -> str | None:
+def misfit(steps: Sequence[Any], inputs: Sequence[str]) -> str | None:
     """Return the first step that takes values for tokens of the same examples which may not be.
 
-    Values are of the same tokens if they come of one input, or of inputs that are added.
+    Values are of the same tokens if they come of one input, or of inputs that are added.  Where
+    tokens are at the first dimension, attention is all that knows of it.
     """
+    of_tokens = [step for step in steps if isinstance(step.operation, OF_TOKENS)]
+    first = [getattr(step.operation, "first", False) for step in of_tokens]
+    if any(first) and not all(first):
+        return of_tokens[first.index(False)].target
     kin = {name: name for name in inputs}
     for step in steps:
         kin[step.target] = kin[step.reads[0]]
-        if isinstance(step.operation, TokenAttention):
-            continue
-        for other in step.reads[1:]:
-            old, new = kin[other], kin[step.target]
-            kin = {name: new if found == old else found for name, found in kin.items()}
-    of_tokens = [step for step in steps if isinstance(step.operation, OF_TOKENS)]
-    groups = {kin[name] for step in of_tokens for name in step.reads}
+        attention = isinstance(step.operation, TokenAttention)
+        for one, other in (step.reads[1::2],) if attention and step.reads[3:] else ():
+            kin = _joined(kin, one, other)  # a key and its bias
+        for other in () if attention else step.reads[1:]:
+            kin = _joined(kin, step.target, other)
     for step in of_tokens:
-        if len(groups) > 1 or len({kin[name] for name in inputs}) > 1:
+        if len({kin[name] for name in step.reads}) > 1:
             return step.target
-    return None
+    return of_tokens[0].target if of_tokens and len({kin[name] for name in inputs}) > 1 else None
+
+
+def _joined(kin: Mapping[str, str], one: str, other: str) -> dict[str, str]:
+    return {name: kin[one] if found == kin[other] else found for name, found in kin.items()}
 
 
 def check_tokens(steps: Sequence[Any], tokens: int) -> None:
