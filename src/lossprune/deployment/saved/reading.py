@@ -45,13 +45,13 @@ def load_deployed(path: str | Path) -> Deployed:
             in the cache and there is no compiler.
 
     >>> import tempfile, torch, lossprune
-    >>> network = lossprune.networks.NETWORKS["MLP"](shape=(1, 8, 8), hidden=(32,))
-    >>> mask = lossprune.Mask({"fc1.weight": torch.rand(32, 64) < 0.05})
-    >>> deployed = lossprune.deploy(network, mask, torch.randn(1, 1, 8, 8), seconds=0.01)
+    >>> network = lossprune.networks.NETWORKS["MLP"](shape=(1, 28, 28), hidden=(300,))
+    >>> mask = lossprune.Mask({"fc1.weight": torch.rand(300, 784) < 0.01})
+    >>> deployed = lossprune.deploy(network, mask, torch.randn(64, 1, 28, 28), seconds=0.01)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     deployed.save(Path(folder) / "mlp.deployed")
     ...     loaded = load_deployed(Path(folder) / "mlp.deployed")
-    >>> images = torch.randn(3, 1, 8, 8)
+    >>> images = torch.randn(3, 1, 28, 28)
     >>> torch.equal(loaded(images), deployed(images))
     True
     """
