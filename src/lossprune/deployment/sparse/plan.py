@@ -1,9 +1,11 @@
 """The compiled kernels of ``sparse_network.c``, the structs that they read, and a plan to run."""
 
+import contextlib
 import ctypes
 import dataclasses
 import enum
 import functools
+import mmap
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ SOURCE = Path(__file__).with_name("sparse_network.c")
 # the registers of every machine.
 ROW_VECTORS = 8
 SHARED = 200_000  # multiply-adds: less work than that is not worth waking another thread
+_LARGE_PAGE = 2 << 20  # bytes
 _I = ctypes.c_int64
 _P = ctypes.c_void_p
 
@@ -127,6 +130,19 @@ class Extent(NamedTuple):
     numbers: int
 
 
+def _workspace(numbers: int) -> Tensor:
+    """Return so many zeros, in large pages where there are such: maps are read all over."""
+    size = numbers * torch.float32.itemsize
+    if size < _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(numbers)
+    memory = mmap.mmap(-1, size + _LARGE_PAGE)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    space = torch.frombuffer(memory, dtype=torch.float32)
+    begin = -space.data_ptr() % _LARGE_PAGE // torch.float32.itemsize
+    return space[begin : begin + numbers]
+
+
 @dataclass(frozen=True)
 class SparsePlan:
     """Operations in memory; ``run`` may be called by several threads at once.
@@ -190,7 +206,7 @@ class SparsePlan:
         except IndexError:
             space = None
         if space is None or space.numel() < size * extent.numbers:
-            space = torch.zeros(size * extent.numbers)
+            space = _workspace(size * extent.numbers)
         library().run(
             self._address + first * _OPERATION, count, pointers, images, extent.tokens,
             extent.together, self.vectors, space.data_ptr(), self.room, extent.scratch, size,
