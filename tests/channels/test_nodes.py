@@ -22,6 +22,12 @@ POOLINGS = [
     lambda x: F.avg_pool2d(x, 3, 2, 1),
     lambda x: F.avg_pool2d(input=x, kernel_size=3, padding=1, stride=2),
 ]
+ENLARGED = [
+    nn.Upsample(scale_factor=2),
+    nn.UpsamplingNearest2d(scale_factor=2),
+    lambda x: F.interpolate(x, scale_factor=2),
+    lambda x: F.interpolate(x, None, (2.0, 2)),
+]
 IDENTITIES = [nn.Identity(), nn.Dropout(), lambda x: F.dropout(x, 0.3, False)]
 FLATTENINGS = [
     nn.Flatten(),
@@ -48,7 +54,7 @@ def test_functions_of_each_number(forms):
         assert torch.equal(operation.function(numbers.clone()), expected)
 
 
-@pytest.mark.parametrize("forms", [POOLINGS, FLATTENINGS, SUMS])
+@pytest.mark.parametrize("forms", [POOLINGS, FLATTENINGS, SUMS, ENLARGED])
 def test_operations_of_several_numbers(forms):
     first, *others = map(_read, forms)
     assert first is not None

@@ -110,21 +110,7 @@ def planned(
     for name, operation in zip(outputs, writes, strict=True):
         operation.single = name in single
     operations = [*reads, *made, *writes]
-    sums = [
-        (operation, pointed[step.target]["value"].numel())
-        for step, operation in zip(layout.steps, made, strict=True)
-        if isinstance(step.operation, SparseConvolution)
-    ]
-    if vectors == 1:
-        # Room for the largest tile of each output channel: ``with_tile`` tries others.
-        lines = [one.target.channels * LARGEST * lanes for one, _ in sums]
-    else:
-        lines = [
-            ((one.height - 1) * one.source.row + one.width + 2 * LARGEST * lanes)
-            * (one.target.channels if one.chunks > 1 else 1)
-            for one, _ in sums
-        ]
-    lines += [one.source.width * unit + lanes for one in made if one.window]
+    lines = [_line_room(one, vectors, lanes) for one in made]
     rooms = [token_room(step.operation) for step in steps]
     return SparsePlan(
         operations=(OperationStruct * len(operations))(*operations),
@@ -136,10 +122,27 @@ def planned(
         room=layout.room,
         scratch=whole_lines(max([*lines, *(own for own, _ in rooms)], default=0)),
         token_scratch=max((each for _, each in rooms), default=0),
-        work=sum(kept * one.height * one.width for one, kept in sums),
+        work=sum(
+            pointed[step.target]["value"].numel() * one.height * one.width
+            for step, one in zip(layout.steps, made, strict=True)
+            if step.target in tile_of
+        ),
         keep=tuple(tensor for tensors in pointed.values() for tensor in tensors.values()),
         spaces=deque(),
     )
+
+
+def _line_room(one: OperationStruct, vectors: int, lanes: int) -> int:
+    """Return the numbers of an operation's sums, before they are what it gives."""
+    if one.window:
+        return one.source.width * max(1, vectors * lanes) + lanes
+    if one.kind != OperationKind.CONVOLUTION:
+        return 0
+    if vectors == 1:
+        # Room for the largest tile of each output channel: ``with_tile`` tries others.
+        return one.target.channels * LARGEST * lanes
+    line = (one.height - 1) * one.source.row + one.width + 2 * LARGEST * lanes
+    return line * (one.target.channels if one.chunks > 1 else 1)
 
 
 def _between(kind: OperationKind, layout: SparseLayout, name: str, tensor: int) -> OperationStruct:

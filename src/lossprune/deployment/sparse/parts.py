@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 
 from lossprune.channels.nodes import in_place, may_be_view
 from lossprune.deployment.sparse.channels_last import moved_channels
-from lossprune.deployment.sparse.lowering import Lowered, joined, lowered, with_scales
+from lossprune.deployment.sparse.fusing import joined, with_scales
+from lossprune.deployment.sparse.lowering import Lowered, lowered
 from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.runs import Run, Steps, runs_of
 from lossprune.deployment.sparse.steps import MapJoin, SparseStep, Weights, output_shape
