@@ -1,10 +1,11 @@
 """A pruned network in a small file: the surviving values, and where they are.
 
 The file is safetensors.  For every tensor of the network's state dict that the mask covers it holds
-``values:NAME``, the kept weights in row-major order, and ``kept:NAME``, their positions (see
-``positions.py``); every other tensor is there as it is, as ``dense:NAME``.  A tensor that the
-network uses under several names is stored once.  The metadata describe each tensor, with a CRC-32
-of its bytes, and carry one of the header itself: a changed byte is noticed, wherever it is.
+``values:NAME``, the kept weights in row-major order, or where that takes less ``exponents:NAME``
+and ``rest:NAME`` (see ``exponents.py``), and ``kept:NAME``, their positions (see ``positions.py``);
+every other tensor is there as it is, as ``dense:NAME``.  A tensor that the network uses under
+several names is stored once.  The metadata describe each tensor, with a CRC-32 of its bytes, and
+carry one of the header itself: a changed byte is noticed, wherever it is.
 """
 
 import warnings
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 
 from lossprune.deployment.positions import Positions, decode, encode
 from lossprune.deployment.sparse_format import (
-    FORMAT,
+    NAME,
     crc_of,
     kind_of,
     packed,
     unpacked,
     unstorable,
 )
+from lossprune.deployment.sparse_values import bits_of, halved, parts_of, survivors_of
 from lossprune.files import check_folder_of, write_whole
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
@@ -33,7 +35,6 @@ from lossprune.pruning.wholeness import check_whole, unwrapped
 VALUES = ("exact", "float16")
 
 _LISTED = 8
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def save_sparse(model: nn.Module, mask: Mask, path: str | Path, *, values: str = "exact") -> None:
@@ -88,12 +89,12 @@ def save_sparse(model: nn.Module, mask: Mask, path: str | Path, *, values: str =
             said = {"same": same[name]}
         elif name in kept:
             where, flags = kept[name]
-            exact = _bits_of(tensor.cpu())[flags].view(tensor.dtype)
-            survivors = _halved(name, exact) if values == "float16" else exact
+            exact = bits_of(tensor.cpu())[flags].view(tensor.dtype)
+            survivors = halved(name, exact) if values == "float16" else exact
             if survivors is not exact:
                 zeros[name] = int(((survivors == 0) & (exact != 0)).sum())
             positions = encode(flags.flatten().numpy())
-            parts = {"values": survivors, "kept": torch.from_numpy(positions.code)}
+            parts = {**parts_of(survivors), "kept": torch.from_numpy(positions.code)}
             said |= {"mask": where, "stored": kind_of(survivors), "marked": positions.marked}
             said |= {"k": positions.k, "removed": positions.removed}
             _store_(stored, said, name, parts)
@@ -108,7 +109,7 @@ def is_sparse_file(path: str | Path) -> bool:
     """Whether the file says that it is one of :func:`save_sparse`; nothing else is checked."""
     with Path(path).open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        return FORMAT.encode() in file.read(min(size, 1 << 26))
+        return NAME.encode() in file.read(min(size, 1 << 26))
 
 
 def load_sparse(path: str | Path, model: nn.Module) -> Mask:
@@ -194,24 +195,6 @@ def _store_(
         said[part] = crc_of(tensor)
 
 
-def _halved(name: str, survivors: Tensor) -> Tensor:
-    """Kept weights in half precision; the same where they are of 16 bits or fewer, or integers."""
-    if survivors.is_complex():
-        raise PruningError(
-            f'{name!r} is complex, which float16 is not: save it with values="exact"'
-        )
-    if not survivors.is_floating_point() or survivors.itemsize <= 2:
-        return survivors
-    half = survivors.to(torch.float16)
-    lost = (half.isinf() & survivors.isfinite()).nonzero()
-    if len(lost):
-        raise PruningError(
-            f"{name!r} holds {float(survivors[lost[0, 0]]):g}, beyond the 65504 of float16: "
-            'save it with values="exact"'
-        )
-    return half
-
-
 def _tell_of_zeros(zeros: Mapping[str, int], kept: int) -> None:
     """Say how many kept weights float16 could not tell from 0, and where."""
     where = [f"{count:,} of {name!r}" for name, count in zeros.items() if count]
@@ -223,11 +206,6 @@ def _tell_of_zeros(zeros: Mapping[str, int], kept: int) -> None:
         )
 
 
-def _bits_of(tensor: Tensor) -> Tensor:
-    """The tensor as integers of its size: not every type can be indexed."""
-    return tensor.view(_INTEGERS[tensor.element_size()])
-
-
 def _scattered(
     path: Path, name: str, parts: Mapping[str, Any], stored: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -236,13 +214,13 @@ def _scattered(
     positions = Positions(
         stored[f"kept:{name}"].numpy(), parts["marked"], parts["k"], parts["removed"]
     )
-    values = stored[f"values:{name}"]
     weights = torch.zeros(shape, dtype=getattr(torch, parts["dtype"]))
     try:
         kept = torch.from_numpy(decode(positions, weights.numel())).view(shape)
+        values = survivors_of(name, parts, stored)
     except ValueError as error:
         raise PruningError(f"{path} contradicts itself in {name!r}: {error}") from None
-    _bits_of(weights)[kept] = _bits_of(values.to(weights.dtype))
+    bits_of(weights)[kept] = bits_of(values.to(weights.dtype))
     return kept, weights
 
 

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lossprune.deployment.exponents import EXPONENTS, rest_bytes
 from lossprune.json_text import parse_json
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask_file import check_shape, header_in, in_order
 
-FORMAT = "lossprune sparse network 1"
+NAME = "lossprune sparse network"
+# The second has exponents told apart; a file without any is one of the first.
+_FORMATS = f"{NAME} 1", f"{NAME} 2"
 
 # What is said of each tensor, by name.
 Descriptions = Mapping[str, Mapping[str, Any]]
@@ -37,7 +40,14 @@ _KINDS = {
 
 _DENSE = {"dtype", "shape", "dense"}
 _SPARSE = {"dtype", "shape", "mask", "stored", "marked", "k", "removed", "values", "kept"}
-_PARTS = {"values": "kept weights", "kept": "positions", "dense": "values"}
+_CODED = _SPARSE - {"values"} | {"exponents", "rest"}
+_PARTS = {
+    "values": "kept weights",
+    "exponents": "kept weights' exponents",
+    "rest": "kept weights",
+    "kept": "positions",
+    "dense": "values",
+}
 
 
 def packed(stored: dict[str, Tensor], described: Descriptions, criterion: str | None) -> bytes:
@@ -49,7 +59,7 @@ def packed(stored: dict[str, Tensor], described: Descriptions, criterion: str | 
     from safetensors.torch import save
 
     metadata = {
-        "format": FORMAT,
+        "format": _FORMATS[any("exponents" in said for said in described.values())],
         "tensors": json.dumps(described, separators=(",", ":")),
         "criterion": criterion or "",
         "header_crc32": _UNSIGNED,
@@ -77,10 +87,10 @@ def unpacked(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], 
         header, metadata = header_in(contents)
     except ValueError as error:
         raise PruningError(f"{path} is truncated or not safetensors: {error}") from None
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in _FORMATS:
         raise PruningError(
             f"{path} is safetensors, but not a sparse network of lossprune (format "
-            f"{str(metadata.get('format'))[:40]!r}, needed is {FORMAT!r})"
+            f"{str(metadata.get('format'))[:40]!r}, needed is {' or '.join(map(repr, _FORMATS))})"
         )
     end = _end(contents)
     signature = metadata.get("header_crc32", "")
@@ -151,7 +161,7 @@ def _descriptions(text: str, header: Mapping[str, Any]) -> dict[str, dict[str, A
             if not isinstance(said["same"], str) or said["same"] not in whole:
                 raise ValueError(f"{name!r} is said to be the same as none before it")
             continue
-        if names not in (_DENSE, _SPARSE):
+        if names not in (_DENSE, _SPARSE, _CODED):
             raise ValueError(f"{name!r} is not described as it should be")
         whole.add(name)
         parts_of_file |= {f"{part}:{name}" for part in _PARTS if part in said}
@@ -177,11 +187,21 @@ def _check_sparse(name: str, said: Mapping[str, Any], header: Mapping[str, Any])
     kept = size - marked if removed else marked
     if not 0 <= marked <= size:
         raise ValueError(f"{name!r} has {marked} positions among {size} weights")
-    _check_stored(header, f"values:{name}", _KINDS[said["stored"]], [kept])
-    positions = header.get(f"kept:{name}", {})
-    shape = positions.get("shape")
-    if positions.get("dtype") != "U8" or not isinstance(shape, list) or len(shape) != 1:
-        raise ValueError(f"{name!r} has no positions")
+    if "values" in said:
+        _check_stored(header, f"values:{name}", _KINDS[said["stored"]], [kept])
+    elif said["stored"] not in EXPONENTS:
+        raise ValueError(f"{name!r} is {said['stored']}, which has no exponents")
+    else:
+        _check_code(header, f"exponents:{name}", f"{name!r} has no exponents")
+        _check_stored(header, f"rest:{name}", "U8", [rest_bytes(kept, said["stored"])])
+    _check_code(header, f"kept:{name}", f"{name!r} has no positions")
+
+
+def _check_code(header: Mapping[str, Any], part: str, otherwise: str) -> None:
+    found = header.get(part, {})
+    shape = found.get("shape")
+    if found.get("dtype") != "U8" or not isinstance(shape, list) or len(shape) != 1:
+        raise ValueError(otherwise)
 
 
 def _check_kind(name: str, said: Mapping[str, Any]) -> None:
