@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from statistics import median
@@ -45,11 +46,12 @@ class Engines:
 
     def timed(self, problem: str, *, dense: bool) -> dict[str, Any]:
         """Time the engines on one problem, the dense ones too where told."""
-        taking = {
-            name: Ready(engine, problem)
-            for name in [*(DENSE if dense else ()), *SPARSE]
-            if (engine := self._ready(name, problem)) is not None
-        }
+        names = [*(DENSE if dense else ()), *SPARSE]
+        with ThreadPoolExecutor(2) as pool:  # only timing has to be in turn
+            ready = dict(
+                zip(names, pool.map(lambda name: self._ready(name, problem), names), strict=True)
+            )
+        taking = {name: Ready(engine, problem) for name, engine in ready.items() if engine}
         taken, lost = timed_in_turn(taking, self._options.budget)
         for name, error in lost.items():
             self._drop(name, problem, error)
