@@ -53,11 +53,12 @@ class Residual(nn.Module):
         self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
         self.down, self.skip = nn.Conv2d(8, 8, 3, 2, 1, groups=2), nn.Conv2d(8, 8, 1, 2)
         self.pool, self.head = nn.MaxPool2d(3, 1), nn.Linear(16, 5)
-        self.gate = nn.Conv2d(8, 8, 1)
+        self.gate, self.last = nn.Conv2d(8, 8, 1), nn.LayerNorm(8)
 
     def forward(self, x):
         x = torch.tanh(self.norm(torch.relu(self.stem(x))))
         x = self.pool(torch.relu(self.down(x) + self.skip(x)))
+        x = self.last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         x = x * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(x, 1)))
         x = torch.cat([F.leaky_relu(x - 1), F.avg_pool2d(x, 3, 1, 1).clamp(max=0.5)], 1)
         return self.head(x.mean((2, 3)))

@@ -210,12 +210,12 @@ class Gated(nn.Module):
 
     def forward(self, x):
         x = F.hardswish(self.stem(x))
-        y = F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)
-        y = torch.sigmoid(self.more(F.relu(self.less(y)))).view(-1, 8, 1, 1)
+        n, channels, _, _ = x.size()
+        y = F.adaptive_avg_pool2d(x, 1).view(n, channels)
+        y = torch.sigmoid(self.more(F.relu(self.less(y)))).view(n, channels, 1, 1)
         x = x * y.expand_as(x) + y
-        return self.head(
-            x.reshape(x.shape[0], -1).unsqueeze(-1).unsqueeze(-1).squeeze(3).squeeze(2)
-        )
+        x = x.reshape(x.shape[0], -1).unsqueeze(-1).unsqueeze(-1)
+        return self.head(x.squeeze(3).squeeze(2))
 
 
 @torch.no_grad()

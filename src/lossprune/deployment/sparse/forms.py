@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from lossprune.channels.nodes import read_call
+from lossprune.channels.nodes import is_shape, read_call
 from lossprune.channels.operations import Product, Sum
 
 SPREAD = (slice(None), slice(None), None, None)  # x[:, :, None, None]
@@ -37,7 +37,14 @@ def simplify_(graph: fx.GraphModule) -> None:
                 simple = graph.graph.call_function(function, (source, argument))
             simple.meta = dict(node.meta)
             _replace_(graph, node, simple)
+    for node in reversed(list(graph.graph.nodes)):
+        if not node.users and (is_shape(node) or (node.args and _of_sizes(node))):
+            graph.graph.erase_node(node)
     graph.recompile()
+
+
+def _of_sizes(node: fx.Node) -> bool:
+    return node.target is operator.getitem and is_shape(node.args[0])
 
 
 def _reshaped(node: fx.Node) -> tuple[fx.Node, Any, Any] | None:
