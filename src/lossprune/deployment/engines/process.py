@@ -104,7 +104,7 @@ class Engine:
         if status < 0:
             raise EngineError(f"it ended by {signal.Signals(-status).name}")
         said = [line.strip() for line in self._log.read_text(errors="replace").splitlines()]
-        said = [line for line in said if line] or [f"exit status {status}"]
+        said = [line for line in said if line] or [f"it ended with exit status {status}"]
         errors = [line for line in said if "error" in line.lower()]
         raise EngineError(_reason(self.name, (errors or said)[-1]))
 
