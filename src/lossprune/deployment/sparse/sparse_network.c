@@ -138,8 +138,13 @@ static void clear_halo(float *plane, const Map *m, int64_t width) {
     if (!m->halo) return;
     int64_t end = m->height * m->row;
     memset(plane, 0, (size_t)(m->origin * width) * 4);
-    for (int64_t y = 0; y < m->height; y++)
-        memset(plane + (m->origin + y * m->row + m->width) * width, 0, (size_t)(m->halo * width) * 4);
+    float *beside = plane + (m->origin + m->width) * width;
+    for (int64_t y = 0; y < m->height; y++, beside += m->row * width) {
+        if (width > 1) for (int64_t k = 0; k < m->halo * width; k += LANES) store(beside + k, (vec){0});
+        else if (m->halo == 1) *beside = 0.0f; /* a call takes longer than a few numbers */
+        else if (m->halo == 2) beside[0] = beside[1] = 0.0f;
+        else memset(beside, 0, (size_t)m->halo * 4);
+    }
     memset(plane + (m->origin + end) * width, 0, (size_t)(m->halo * m->row * width) * 4);
 }
 
