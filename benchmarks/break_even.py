@@ -218,7 +218,7 @@ def main() -> None:
         "--batches", nargs="+", type=int, help="of every network, not 1 and its own"
     )
     parser.add_argument("--budget", type=float, default=0.25, help="seconds an engine and point")
-    parser.add_argument("--patience", type=float, default=60, help="seconds for an answer")
+    parser.add_argument("--patience", type=float, default=180, help="seconds for an answer")
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment that has the others")
     parser.add_argument("--show", type=Path, metavar="FILE", help="of an earlier measurement")
     parser.add_argument("--figure", type=Path, default=FIGURE)

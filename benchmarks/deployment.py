@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--engines", nargs="*", default=OTHERS, choices=OTHERS)
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment that has the others")
-    parser.add_argument("--patience", type=float, default=60, help="seconds for an answer")
+    parser.add_argument("--patience", type=float, default=180, help="seconds for an answer")
     parser.add_argument("--out", type=Path, default=Path("measurements/deployment.json"))
     args = parser.parse_args()
     args.budget = args.seconds / (2 + len(args.engines))

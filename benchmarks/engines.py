@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--budget", type=float, default=1.5, help="seconds an engine and row")
-    parser.add_argument("--patience", type=float, default=60, help="seconds for an answer")
+    parser.add_argument("--patience", type=float, default=180, help="seconds for an answer")
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment that has the others")
     parser.add_argument("--engines", nargs="*", default=OTHERS, choices=OTHERS)
     parser.add_argument("--show", type=Path, metavar="FILE", help="of an earlier measurement")

@@ -16,6 +16,8 @@ TOLERANCE = 1e-3  # relative to the largest output; above it an engine's answer 
 WORKER = Path(__file__).with_name("worker.py")
 
 _ROUNDS = 5
+_LEAST = 3  # calls of a network, ...
+_LONGEST = 4  # unless they take so many times as long as they may
 _SAID = 120  # signs of what a process said last
 
 
@@ -150,9 +152,10 @@ def timed_in_turn(
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Time networks in turn, round after round, so that a busy machine slows all alike.
 
-    Calls that take long are made less often: each network has ``budget`` seconds, or one call where
-    that takes longer.  Before the counted calls of a round one is made that is not, where there are
-    several: caches and threads come to rest.
+    Calls that take long are made less often: each network has ``budget`` seconds, or what three
+    calls take where that is longer, but at most four times the budget, or one call.  Before the
+    counted calls of a round one is made that is not, where there are several: caches and threads
+    come to rest.
 
     Args:
         rows: what is timed, by any name.
@@ -167,7 +170,8 @@ def timed_in_turn(
     lost: dict[str, str] = {}
     for number in range(_ROUNDS):
         for name, row in list(rows.items())[:: 1 if number % 2 else -1]:
-            if name in lost or (taken[name] and spent[name] >= budget):
+            least = budget if len(taken[name]) >= _LEAST else _LONGEST * budget
+            if name in lost or (taken[name] and spent[name] >= least):
                 continue
             began = time.perf_counter()
             try:
