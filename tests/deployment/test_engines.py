@@ -59,8 +59,8 @@ def test_slow_networks_are_called_less_often_and_lost_ones_left_out(tmp_path):
         "slow": {0.02},
         "fast": {0.001},
     }
-    assert [len(taken[name]) for name in ("slower", "slow")] == [1, 3]
-    assert len(taken["fast"]) > 5
+    assert len(taken["slower"]) == 1
+    assert len(taken["slow"]) <= 3 < len(taken["fast"])
 
 
 def test_break_even_is_where_the_line_crosses_one():
