@@ -113,7 +113,7 @@ def check_outputs(program, network, counts):
 def test_blocks_of_images_and_the_rest_stay_in_their_memory(libraries):
     network, folder = libraries
     program = built(folder / "40" / "net", GCC, "-O0", "-march=native", "-g", *SANITIZED)
-    check_outputs([program], network, (40, 1, 37))
+    check_outputs([program], network, (40, 1, 33))  # 33: two whole blocks, or more, and one
 
 
 def test_threads_have_contexts_of_their_own(libraries):

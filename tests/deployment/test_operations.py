@@ -228,6 +228,32 @@ def test_reshapes_by_sizes_are_no_operations_of_their_own():
     check(network.network, model, (3, 7, 9))
 
 
+class InPlace(nn.Module):
+    """Changes values in place: one that is read again, one that is not, and a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.other = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1)
+        self.seen = nn.Parameter(torch.zeros(6, 1, 1))
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.other(x)
+        y += x
+        z = x.relu_()
+        return self.other(y * z) + self.seen.add_(1.0)
+
+
+@torch.no_grad()
+def test_what_is_changed_in_place_is_so_for_all_who_read_it():
+    torch.manual_seed(0)
+    model, images = InPlace().eval(), torch.randn(4, 3, 5, 6)
+    network, expected = lowered(copy.deepcopy(model), images), copy.deepcopy(model)
+    expected(images)  # as it was once, for the shapes
+    for _ in range(3):
+        assert torch.allclose(network(images), expected(images), rtol=0, atol=1e-5)
+
+
 class Moved(nn.Module):
     """Channels at the end, where something else happens as well."""
 
