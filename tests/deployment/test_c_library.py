@@ -180,15 +180,19 @@ def test_cmake_builds_it_and_the_example_prints_what_is_expected(libraries, tmp_
 
 
 class Tokens(nn.Module):
-    """Places, norms, attention, a perceptron, and the mean over tokens."""
+    """Patches, places, norms, attention, a perceptron, and the mean over tokens."""
 
     def __init__(self):
         super().__init__()
-        self.places = nn.Parameter(torch.randn(1, 50, 12))
+        self.patches = nn.Conv2d(3, 12, 4, 4)
+        self.first = nn.Parameter(torch.randn(1, 1, 12))
+        self.places = nn.Parameter(torch.randn(1, 51, 12))
         self.layer = nn.TransformerEncoderLayer(12, 2, 20, batch_first=True, activation="gelu")
         self.head = nn.Linear(12, 5)
 
     def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1)
         return self.head(self.layer(x + self.places).mean(1))
 
 
@@ -198,7 +202,7 @@ class Tokens(nn.Module):
 )
 def test_a_transformer_for_vectors_of_each_width(lanes, flags, tmp_path):
     torch.manual_seed(0)
-    network, examples = pruned(Tokens()), torch.randn(7, 50, 12)
+    network, examples = pruned(Tokens()), torch.randn(7, 3, 20, 41)
     lossprune.write_c(*network, examples, tmp_path / "net", lanes=lanes, seconds=0.02)
     expected = all_sparse(*network, examples)[0]
     program = built(tmp_path / "net", GCC, "-O0", *flags)

@@ -56,10 +56,11 @@ class OfTokens(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
-        self.places, self.last = nn.Parameter(torch.randn(1, 5, 8)), nn.Linear(8, 3)
+        self.places, self.last = nn.Parameter(torch.randn(1, 6, 8)), nn.Linear(8, 3)
+        self.patches = nn.Conv2d(3, 8, 2, 2)
 
     def forward(self, x):
-        x = self.norm(x + self.places)
+        x = self.norm(self.patches(x).flatten(2).transpose(1, 2) + self.places)
         x = self.attention(x, x, x)[0]
         return self.last(x[:, -1]), self.last(x.mean(1))
 
@@ -149,11 +150,11 @@ def test_every_operation_and_several_inputs(tmp_path):
     loaded = lossprune.load_deployed(tmp_path / "file")
     assert torch.equal(loaded(images(), extra), network(images(), extra))
     assert loaded.kind == "a"
-    tokens = deployed(OfTokens(), torch.randn(2, 5, 8))
+    tokens = deployed(OfTokens(), torch.randn(2, 3, 4, 6))
     tokens.save(tmp_path / "tokens")
     loaded_tokens = lossprune.load_deployed(tmp_path / "tokens")
     for n in (2, 30):
-        x = torch.randn(n, 5, 8)
+        x = torch.randn(n, 3, 4, 6)
         assert same(loaded_tokens(x), tokens(x))
     parts = [part for one in (loaded, loaded_tokens) for part in sparse_networks(one)]
     assert {type(step.operation) for part in parts for step in part.steps} == {*_READS}
@@ -262,6 +263,45 @@ def test_a_file_that_contradicts_itself_never_reaches_the_kernels(saved, tmp_pat
     path = tmp_path / "file"
     path.write_bytes(packed(*forge(*unpacked(saved[1]))))
     assert refusal(path).startswith(("contradicts itself", "is a deployed network, but damaged"))
+
+
+@pytest.fixture(scope="module")
+def of_tokens(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokens") / "file"
+    deployed(OfTokens(), torch.randn(2, 3, 4, 6)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("operation", "numbers"),
+    [
+        ("TokenAttention", {"heads": 3}),
+        ("TokenAttention", {"key": 2}),
+        ("TokenAttention", {"value_size": 2**40}),
+        ("TokenAttention", {"key_heads": 0}),
+        ("TokenAttention", {"scale": 0.0}),
+        ("TokenAttention", {"first": True}),
+        ("RowNorm", {"features": 9}),
+        ("RowNorm", {"epsilon": 0.0}),
+        ("TokenShift", {"tokens": 7}),
+        ("TokenPatches", {"size": (0, 2)}),
+        ("TokenPatches", {"channels": 4}),
+        ("TokenPatches", {"leading": 2**40}),
+    ],
+)
+def test_steps_on_tokens_never_reach_beyond_their_maps(of_tokens, tmp_path, operation, numbers):
+    network, arrays = unpacked(of_tokens)
+    (part,) = network.parts
+    steps = [
+        dataclasses.replace(step, operation=dataclasses.replace(step.operation, **numbers))
+        if type(step.operation).__name__ == operation
+        else step
+        for step in part.steps
+    ]
+    path = tmp_path / "file"
+    path.write_bytes(packed(*with_part(network, arrays, steps=tuple(steps))))
+    with pytest.raises(PruningError):
+        lossprune.load_deployed(path)(torch.randn(2, 3, 4, 6))
 
 
 def test_words_that_are_not_known_are_refused(saved, tmp_path):

@@ -71,6 +71,12 @@ class Projections(nn.Module):
 
 
 class Written(Projections):
+    """By hand, and with a look at its input as torchvision's networks have it."""
+
+    def forward(self, x):
+        torch._assert(x.dim() == 3, f"expected (n, tokens, size), got {x.shape}")
+        return super().forward(x)
+
     def mixed(self, q, k, v):
         return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1) @ v
 
@@ -236,9 +242,42 @@ PICKS = {
 def test_vision_transformers(pick):
     torch.manual_seed(0)
     network, expected = deployed(Vision(PICKS[pick]), torch.randn(2, 3, 12, 12))
-    assert {"TokenShift", "TokenMean" if pick == "mean" else "TokenPick"} < {*operations(network)}
+    assert isinstance(network.network, SparseNetwork)
+    assert {"TokenPatches", "TokenShift", "TokenMean" if pick == "mean" else "TokenPick"} < {
+        *operations(network)
+    }
     for n in (2, 1, 33, 0):
         assert_same(network, expected, torch.randn(n, 3, 12, 12))
+    assert_same(network, expected, torch.randn(3, 2, 12, 24).transpose(0, 1)[..., ::2])
+    with pytest.raises(
+        PruningError, match=r"images of shape \(3, 12, 12\) here, got \(2, 3, 8, 12"
+    ):
+        network(torch.randn(2, 3, 8, 12))
+
+
+class Cut(nn.Module):
+    """Patches that are not square, of images that they do not fill, whose number is asked for."""
+
+    def __init__(self, kernel=(2, 3), **options):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 10, kernel, **{"stride": kernel, "bias": False, **options})
+        self.mix = Projections(10, 2)
+
+    def forward(self, x):
+        x = self.patches(x)
+        x = x.reshape(x.size(0), x.size(1), -1).permute(0, 2, 1)
+        return self.mix(x).reshape(x.size(0), -1, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "cut"), [({}, True), ({"stride": (2, 2)}, False), ({"padding": 1}, False)]
+)
+def test_convolutions_of_patches(options, cut):
+    torch.manual_seed(0)
+    network, expected = deployed(Cut(**options), torch.randn(2, 3, 7, 8))
+    assert ("TokenPatches" in operations(network)) == cut
+    for n in (2, 1, 40):
+        assert_same(network, expected, torch.randn(n, 3, 7, 8))
 
 
 class Summed(nn.Module):

@@ -130,11 +130,11 @@ def _folded(node: fx.Node) -> _Fold | None:
     (q, first, count, size), (k, second, fewer, _), (v, third, _, value_size) = found
     mask = None
     if given["attn_mask"] is not None:
-        mask = _by_key(given["attn_mask"], 4, _shape(k)[1], left_out=False)
+        mask = _by_key(given["attn_mask"], 4, shape_of(k)[1], left_out=False)
         if mask is None:
             return None
     scale = 1 / math.sqrt(size) if given["scale"] is None else _number(given["scale"])
-    end = _end(node, _shape(q), count, value_size)
+    end = _end(node, shape_of(q), count, value_size)
     if end is None or scale is None or not 0 < scale < math.inf:
         return None
     if type(given["is_causal"]) is not bool:
@@ -154,7 +154,7 @@ def _of_torch(node: fx.Node) -> _Fold | None:
     ends = {user.args[1]: user for user in node.users if user.target is operator.getitem}
     if set(ends) | {0, 1} != {0, 1} or 0 not in ends or (1 in ends and ends[1].users):
         return None
-    shapes = [_shape(one) for one in (query, key, value)]
+    shapes = [shape_of(one) for one in (query, key, value)]
     if any(len(shape) != 3 for shape in shapes):
         return None
     causal = causal is True and not need_weights and padding is None
@@ -191,11 +191,11 @@ def _heads(node: Any) -> tuple[fx.Node, int, int, int] | None:
     base, view = _viewed(node)
     if base is None or view is None or view.dim() != 4:
         return None
-    n, t, channels = _shape(base)
+    n, t, channels = shape_of(base)
     _, heads, _, size = view.shape
     expected = (n, heads, t, size), (t * channels, size, channels, 1)
     first = int(view.storage_offset())
-    if not _is(view, *expected) or n * t == 1 or first + heads * size > channels:
+    if not strided(view, *expected) or n * t == 1 or first + heads * size > channels:
         return None
     return base, first, heads, size
 
@@ -207,15 +207,15 @@ def _end(node: fx.Node, tokens: tuple[int, ...], heads: int, size: int) -> fx.No
     view: Any = torch.empty(whole, device="meta").view(n, t, heads, size).transpose(1, 2)
     while len(node.users) == 1:
         (node,) = node.users
-        view = _applied(node, view)
+        view = applied(node, view)
         if not isinstance(view, Tensor):
             return None
-        if _is(view, whole, (t * whole[2], whole[2], 1)):
+        if strided(view, whole, (t * whole[2], whole[2], 1)):
             return node
     return None
 
 
-def _is(view: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+def strided(view: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether a view has these sizes and strides; those of one number may have any."""
     return view.shape == shape and all(
         size == 1 or own == stride
@@ -229,12 +229,12 @@ def _viewed(node: Any) -> tuple[fx.Node | None, Any]:
         return None, None
     if _name(node) in (*_REGROUPING, *_SAME, *_MOVING) and node.args:
         base, view = _viewed(node.args[0])
-        return base, None if view is None else _applied(node, view)
-    shape = _shape(node)
+        return base, None if view is None else applied(node, view)
+    shape = shape_of(node)
     return (node, torch.empty(shape, device="meta")) if len(shape) == 3 else (None, None)
 
 
-def _applied(node: fx.Node, view: Any) -> Any:
+def applied(node: fx.Node, view: Any) -> Any:
     """Return what a node makes of a view, or None: no view of the same numbers."""
     name = _name(node)
     others: list[fx.Node] = []
@@ -243,7 +243,7 @@ def _applied(node: fx.Node, view: Any) -> Any:
         return view
     try:
         if name in _REGROUPING:
-            return view.view(_shape(node))
+            return view.view(shape_of(node))
         if name in _MOVING and not others:
             function = operator.getitem if name == "getitem" else getattr(Tensor, name)
             return function(view, *node.args[1:], **node.kwargs)
@@ -260,7 +260,7 @@ def _name(node: fx.Node) -> str:
     return name if known else ""
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
+def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Return the shape of a float32 value; () of others."""
     known: Any = node.meta.get("tensor_meta")
     return tuple(known.shape) if getattr(known, "dtype", None) == torch.float32 else ()
@@ -277,7 +277,7 @@ def _number(value: Any) -> float | None:
         function: Any = value.target
         return None if None in numbers or value.kwargs else function(*numbers)
     tensor, place = _size_of(value)
-    shape = _shape(tensor) if isinstance(tensor, fx.Node) else ()
+    shape = shape_of(tensor) if isinstance(tensor, fx.Node) else ()
     return shape[-1] if shape and place in (-1, len(shape) - 1) else None
 
 

@@ -16,6 +16,7 @@ from lossprune.deployment.layer_by_layer import layer_by_layer
 from lossprune.deployment.layer_watch import LayerWatch
 from lossprune.deployment.opened import opened
 from lossprune.deployment.original import Original
+from lossprune.deployment.patches import fold_patches_
 from lossprune.deployment.plans import DeploymentPlan
 from lossprune.deployment.race import LONG, Budget
 from lossprune.deployment.sparse.forms import simplify_
@@ -67,6 +68,7 @@ class Graph:
         ShapeProp(self.module).propagate(*self.call.copied().inputs)
         fuse_attention_(self.module)
         fold_heads_(self.module)
+        fold_patches_(self.module)
         simplify_(self.module)
 
     def hides_layers(self) -> bool:

@@ -29,7 +29,6 @@ from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.parts import NetworkInParts, sparse_networks
 from lossprune.deployment.sparse.plan import CONSTANTS, SparsePlan
 from lossprune.deployment.sparse.plan import lanes as own_lanes
-from lossprune.deployment.sparse.steps import Shape
 from lossprune.deployment.sparse.tuning import tune_
 from lossprune.deployment.traced import TracedNetwork
 from lossprune.deployment.whole import all_sparse
@@ -164,8 +163,10 @@ def _files(
     plans = [plan]
     if plan.vectors == 1 and part.tuning.few > 1:
         plans.append(part.planned(shapes, many=False, lanes=lanes))
-    tokens = values[0].shape[1] if part.tokens else 1
-    inputs, outputs = _of_tokens(part, plan, shapes, tokens)
+    tokens = plan.count(values)
+    inputs, outputs = shapes, plan.outputs
+    if part.tokens:
+        inputs, outputs = [value.shape[1:] for value in values], _of_tokens(part, plan, tokens)
     signature = Signature(name, images, lanes, _named("input", inputs), _named("output", outputs))
     arrays, names = arrays_of(plans)
     own, *rest = (
@@ -185,16 +186,12 @@ def _files(
     return {**kernel_files(), **{file: content.encode() for file, content in texts.items()}}
 
 
-def _of_tokens(
-    part: SparseNetwork, plan: SparsePlan, shapes: Sequence[Shape], tokens: int
-) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Return the shapes of one image's inputs and outputs: (tokens, features) of tokens."""
-    if not part.tokens:
-        return list(shapes), list(plan.outputs)
-    names = [name for name, _ in part.outputs]
-    made = zip(names, plan.outputs, strict=True)
-    return [(tokens, shape[0]) for shape in shapes], [
-        (shape[0],) if name in plan.single else (tokens, shape[0]) for name, shape in made
+def _of_tokens(part: SparseNetwork, plan: SparsePlan, tokens: int) -> list[tuple[int, ...]]:
+    """Return the shapes of one example's outputs."""
+    made = zip([name for name, _ in part.outputs], plan.outputs, strict=True)
+    return [
+        (features,) if name in plan.single else (tokens, features)
+        for name, (features, _, _) in made
     ]
 
 

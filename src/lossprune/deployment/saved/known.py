@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lossprune.deployment.opened import attended
-from lossprune.deployment.sparse.token_lowering import heads_attended, key_bias
+from lossprune.deployment.sparse.token_lowering import heads_attended, key_bias, patch_rows
 
 _OPERATORS = "add sub mul truediv floordiv mod pow neg matmul getitem eq ne lt le gt ge"
 _TORCH = (
@@ -47,6 +47,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "attended": attended,
     "heads_attended": heads_attended,
     "key_bias": key_bias,
+    "patch_rows": patch_rows,
 }
 METHODS = frozenset(_METHODS.split())
 MODULES: Mapping[str, type[nn.Module]] = {name: getattr(nn, name) for name in _MODULES.split()}

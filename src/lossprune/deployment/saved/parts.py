@@ -30,6 +30,7 @@ from lossprune.deployment.sparse.token_steps import (
     RowNorm,
     TokenAttention,
     TokenMean,
+    TokenPatches,
     TokenPick,
     TokenShift,
     misfit,
@@ -55,6 +56,7 @@ _READS: Mapping[type[SparseOperation], tuple[int, ...]] = {
     TokenAttention: (3, 4),
     TokenMean: (1,),
     TokenPick: (1,),
+    TokenPatches: (1,),
 }
 _MOST = 2**31  # numbers of anything
 _FARTHEST = 2**16  # of strides, paddings, dilations and windows: maps have fewer rows
@@ -164,6 +166,11 @@ def _check_operation(step: SparseStep) -> None:
             )  # fmt: skip
         case TokenPick(place=place):
             good = place < _MOST
+        case TokenPatches(channels=channels, height=height, width=width, size=size) as one:
+            good = (
+                1 <= channels < _MOST and one.leading < _MOST
+                and 1 <= size[0] <= height <= _FARTHEST and 1 <= size[1] <= width <= _FARTHEST
+            )  # fmt: skip
     if not good:
         raise ValueError(f"{step.name!r} is an operation that the kernels do not know")
 

@@ -30,12 +30,13 @@ from lossprune.deployment.sparse.steps import (
     Weights,
     tiles,
 )
-from lossprune.deployment.sparse.token_emission import set_token_, token_room
+from lossprune.deployment.sparse.token_emission import set_patches_, set_token_, token_room
 from lossprune.deployment.sparse.token_steps import (
     OF_TOKENS,
     RowNorm,
     TokenOperation,
     TokenShift,
+    images_among,
     single_values,
 )
 from lossprune.deployment.sparse.visits import chunks_of, visits
@@ -105,8 +106,13 @@ def planned(
     for step, operation in zip(layout.steps, made, strict=True):
         operation.single = step.source in single
     tensors = enumerate(outputs, start=len(inputs))
+    images = images_among(steps)
     reads = [_between(OperationKind.READ, layout, name, k) for k, name in enumerate(inputs)]
     writes = [_between(OperationKind.WRITE, layout, name, k) for k, name in tensors]
+    for name, operation in zip(inputs, reads, strict=True):
+        if name in images:
+            target = next(step.target for step in steps if name in step.reads)
+            set_patches_(operation, images[name], MapStruct(*layout.maps[target]))
     for name, operation in zip(outputs, writes, strict=True):
         operation.single = name in single
     operations = [*reads, *made, *writes]
@@ -119,6 +125,7 @@ def planned(
         vectors=vectors,
         element=unit,
         tokens=any(isinstance(step.operation, OF_TOKENS) for step in steps),
+        patches=max((one.tokens for one in images.values()), default=0),
         room=layout.room,
         scratch=whole_lines(max([*lines, *(own for own, _ in rooms)], default=0)),
         token_scratch=max((each for _, each in rooms), default=0),

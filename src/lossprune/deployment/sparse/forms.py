@@ -29,7 +29,9 @@ def simplify_(graph: fx.GraphModule) -> None:
         graph: with the shapes of its values, as ``ShapeProp`` leaves them.
     """
     for node in list(graph.graph.nodes):
-        if node.target in _EXPANSIONS and _spreads(node):
+        if node.target is torch._assert and _of_rank(node.args[0]):
+            erase_(graph.graph, node)
+        elif node.target in _EXPANSIONS and _spreads(node):
             _replace_(graph, node, node.args[0])
         elif node.target in _RESHAPES and (found := _reshaped(node)):
             source, function, argument = found
@@ -41,6 +43,17 @@ def simplify_(graph: fx.GraphModule) -> None:
         if not node.users and (is_shape(node) or (node.args and _of_sizes(node))):
             graph.graph.erase_node(node)
     graph.recompile()
+
+
+def _of_rank(condition: Any) -> bool:
+    """Whether it is that a value has so many dimensions: the kernels look at that of their own."""
+    if not isinstance(condition, fx.Node) or condition.target is not operator.eq:
+        return False
+    rank, count = condition.args
+    if not isinstance(rank, fx.Node) or rank.target != "dim":
+        return False
+    shape = _shape(rank.args[0])
+    return shape is not None and len(shape) == count
 
 
 def _of_sizes(node: fx.Node) -> bool:

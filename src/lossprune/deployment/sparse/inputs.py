@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from lossprune.deployment.sparse.steps import Shape
+from lossprune.deployment.sparse.token_steps import TokenPatches
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import listed
 
@@ -69,23 +70,45 @@ def rows_of(inputs: Sequence[Tensor]) -> tuple[Sequence[int], tuple[Tensor, ...]
     return leading, tuple([one.reshape(rows, one.shape[-1]).contiguous() for one in whole])
 
 
-def tokens_of(inputs: Sequence[Tensor], *, first: bool) -> tuple[Sequence[int], tuple[Tensor, ...]]:
-    """Return (n, tokens), and inputs (n, tokens, features) in one piece.
+def tokens_of(
+    inputs: Sequence[Tensor], images: Sequence[TokenPatches | None], *, first: bool
+) -> tuple[Sequence[int], tuple[Tensor, ...]]:
+    """Return (n, tokens), and inputs (n, tokens, features) or images in one piece.
 
-    They are given as that, or as (tokens, n, features) where tokens are ``first``.
+    Args:
+        inputs: as the network takes them.
+        images: for each, how it is cut into patches, where it is images.
+        first: whether tokens are given as (tokens, n, features).
 
     Raises:
         PruningError: they are of other dimensions, or different ones.
     """
-    for tensor in inputs:
-        if tensor.dim() != 3:
-            wanted = "(tokens, n, features)" if first else "(n, tokens, features)"
-            raise PruningError(
-                f"a deployed network takes {wanted}, got shape {tuple(tensor.shape)}"
-            )
-    turned = [tensor.transpose(0, 1) for tensor in inputs] if first else inputs
-    leading, matrices = rows_of(turned)
-    return leading, tuple([one.view(*leading, one.shape[-1]) for one in matrices])
+    wanted = "(tokens, n, features)" if first else "(n, tokens, features)"
+    rows = []
+    for tensor, patches in zip(inputs, images, strict=True):
+        shape = tensor.shape
+        if patches is not None:
+            own = patches.channels, patches.height, patches.width
+            if tensor.dim() != 4 or shape[1:] != own:
+                raise PruningError(
+                    f"a deployed network takes images of shape {own} here, got {tuple(shape)}"
+                )
+            # A row of no numbers for each token, whose examples others are to have.
+            tensor = tensor.new_empty(shape[0], patches.tokens, 0)
+        elif tensor.dim() != 3:
+            raise PruningError(f"a deployed network takes {wanted}, got shape {tuple(shape)}")
+        elif first:
+            tensor = tensor.transpose(0, 1)
+        rows.append(tensor)
+    leading, matrices = rows_of(rows)
+    return leading, tuple(
+        [
+            matrix.view(*leading, matrix.shape[-1])
+            if patches is None
+            else tensor.resolve_neg().expand(leading[0], *tensor.shape[1:]).contiguous()
+            for tensor, matrix, patches in zip(inputs, matrices, images, strict=True)
+        ]
+    )
 
 
 def check_input(tensor: object, *, rows: bool) -> None:

@@ -27,7 +27,7 @@ from lossprune.deployment.sparse.steps import (
     Weights,
     flattened,
 )
-from lossprune.deployment.sparse.token_steps import OF_TOKENS, check_tokens
+from lossprune.deployment.sparse.token_steps import OF_TOKENS, check_tokens, images_among
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import listed
 
@@ -88,6 +88,7 @@ class SparseNetwork(nn.Module):
         self.steps, self.rows = tuple(steps), rows
         of_tokens = [step.operation for step in steps if isinstance(step.operation, OF_TOKENS)]
         self.tokens = bool(of_tokens)
+        self.images = images_among(steps)
         self.first = any(getattr(operation, "first", False) for operation in of_tokens)
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.tuning = Tuning()
@@ -149,7 +150,8 @@ class SparseNetwork(nn.Module):
     def aligned(self, inputs: Sequence[Tensor]) -> tuple[Sequence[int], tuple[Tensor, ...]]:
         """Return the dimensions of examples, or rows, and inputs in one piece with one such."""
         if self.tokens:
-            return tokens_of(inputs, first=self.first)
+            images = [self.images.get(name) for name in self.inputs]
+            return tokens_of(inputs, images, first=self.first)
         return (rows_of if self.rows else images_of)(inputs)
 
     def empty(self, plan: SparsePlan, leading: Sequence[int]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from lossprune.deployment.sparse.lowering import Lowered, lowered
 from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.runs import Run, Steps, runs_of
 from lossprune.deployment.sparse.steps import MapJoin, SparseStep, Weights, output_shape
-from lossprune.deployment.sparse.token_steps import OF_TOKENS, misfit, single_values
+from lossprune.deployment.sparse.token_steps import OF_TOKENS, images_among, misfit, single_values
 from lossprune.pruning.errors import PruningError
 
 
@@ -181,7 +181,8 @@ def _unfit_tokens(run: Run, steps: Sequence[SparseStep]) -> str | None:
     if not of_tokens:
         return None
     inputs = dict.fromkeys((node.name for node in run.reads), False)
-    if any(len(node.meta["tensor_meta"].shape) != 3 for node in run.reads):
+    images = images_among(steps)
+    if any(len(node.meta["tensor_meta"].shape) != 3 + (node.name in images) for node in run.reads):
         return of_tokens[0]
     for count, step in enumerate(steps, start=1):
         try:

@@ -52,6 +52,8 @@ class OperationKind(enum.IntEnum):
     TOKEN = 14
     TOKEN_MEAN = 15
     TOKEN_SHIFT = 16
+    PATCHES = 17
+    NOTHING = 18
 
 
 # Macros of the kernels.
@@ -155,6 +157,7 @@ class SparsePlan:
             element is one number.
         element: how many images, or rows, it holds.
         tokens: whether images are examples of rows, (n, tokens, features).
+        patches: how many tokens each has where they are patches of images; else 0.
         room: numbers in a thread's workspace for the maps of a block, or piece of it.
         scratch: numbers in it for a line of sums.
         token_scratch: more of these for each token of an example.
@@ -170,6 +173,7 @@ class SparsePlan:
     vectors: int
     element: int
     tokens: bool
+    patches: int
     room: int
     scratch: int
     token_scratch: int
@@ -193,7 +197,7 @@ class SparsePlan:
         # Small networks take fifteen microseconds in all: what can be known before a call is.
         first, count = (0, len(self.operations)) if only is None else (only, 1)
         images = inputs[0].shape[0]
-        extent = self.extent(inputs[0].shape[1] if self.tokens else 1)
+        extent = self.extent(self.count(inputs))
         # Threads that wait for each other cost microseconds; less work than that is one's alone.
         size, pool = torch.get_num_threads(), None
         if size > 1 and (self.amount(inputs) <= shared or (pool := threads.pool()) is None):
@@ -220,7 +224,11 @@ class SparsePlan:
 
     def amount(self, inputs: Sequence[Tensor]) -> int:
         """Return the multiply-adds of a call."""
-        return self.work * inputs[0].shape[: 2 if self.tokens else 1].numel()
+        return self.work * inputs[0].shape[0] * self.count(inputs)
+
+    def count(self, inputs: Sequence[Tensor]) -> int:
+        """Return how many tokens an example has; 1 where there are none."""
+        return self.patches or inputs[0].shape[1] if self.tokens else 1
 
     def extent(self, tokens: int) -> Extent:
         """Return how much is computed at once, of examples of so many tokens; 1 of images."""

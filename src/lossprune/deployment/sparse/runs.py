@@ -10,7 +10,7 @@ from lossprune.deployment.sparse.forms import permutes
 from lossprune.deployment.sparse.inputs import image_shape, row_shape
 from lossprune.deployment.sparse.lowering import Lowered, of_rows
 from lossprune.deployment.sparse.steps import Shape, SparseConvolution
-from lossprune.deployment.sparse.token_steps import RowNorm, TokenShift
+from lossprune.deployment.sparse.token_steps import RowNorm, TokenPatches, TokenShift
 
 Steps = Mapping[str, Lowered | str]  # what each node lowers to, by its name
 
@@ -119,7 +119,7 @@ def _append_(runs: list[Run], sparse: bool, nodes: tuple[fx.Node, ...]) -> None:
 
 def _begins(step: Lowered | str) -> bool:
     """Whether the kernels take a step though torch computes what is before it."""
-    kinds = SparseConvolution | RowNorm | TokenShift
+    kinds = SparseConvolution | RowNorm | TokenShift | TokenPatches
     return not isinstance(step, str) and isinstance(step[0].operation, kinds)
 
 

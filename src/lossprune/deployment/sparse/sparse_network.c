@@ -687,6 +687,11 @@ static void run_rows(const Job *job, const Operation *o, const Block *b, int64_t
         case NORM:
         case ROOT_NORM: norm(o, space, ROWS, (n + LANES - 1) / LANES, team); break;
         case TOKEN_SHIFT: shift_tokens(o, b, space, row, n, team); break;
+        case PATCHES: {
+            int64_t one = o->source.channels / (o->stride_y * o->stride_x) * o->height * o->width;
+            read_patches(o, b, job->tensors[o->tensor] + image * one, space, row, n, team);
+            break;
+        }
         case READ:
         case WRITE: {
             float *matrix = job->tensors[o->tensor] + (image * each + row) * o->source.channels;

@@ -1,12 +1,13 @@
 """What the kernels read of norms, and of steps on tokens."""
 
-from lossprune.deployment.sparse.plan import OperationKind, OperationStruct
+from lossprune.deployment.sparse.plan import MapStruct, OperationKind, OperationStruct
 from lossprune.deployment.sparse.steps import MapNorm, SparseOperation
 from lossprune.deployment.sparse.token_steps import (
     RowNorm,
     TokenAttention,
     TokenMean,
     TokenOperation,
+    TokenPatches,
     TokenPick,
     TokenShift,
 )
@@ -47,3 +48,12 @@ def set_token_(made: OperationStruct, operation: TokenOperation | MapNorm) -> No
             made.kind = OperationKind.TOKEN_MEAN
         case TokenShift():
             made.kind = OperationKind.TOKEN_SHIFT
+        case TokenPatches():
+            made.kind = OperationKind.NOTHING  # as what reads the input does it
+
+
+def set_patches_(made: OperationStruct, patches: TokenPatches, target: MapStruct) -> None:
+    """Let what reads an input read patches of images into a map."""
+    made.kind, made.source, made.target = OperationKind.PATCHES, target, target
+    made.height, made.width, made.place = patches.height, patches.width, patches.leading
+    made.stride_y, made.stride_x = patches.size

@@ -316,3 +316,20 @@ static void shift_tokens(const Operation *o, const Block *b, float *piece, int64
         }
     }
 }
+
+/* The numbers of patches of images, channel by channel; those of the first tokens are 0. */
+static void read_patches(const Operation *o, const Block *b, const float *images, float *piece,
+                         int64_t begin, int64_t n, Team team) {
+    int64_t height = o->stride_y, width = o->stride_x, across = o->width / width;
+    int64_t channels = o->target.channels / (height * width), area = o->height * o->width;
+    for (int64_t k = n * team.rank / team.size; k < n * (team.rank + 1) / team.size; k++) {
+        int64_t example = (begin + k) / b->tokens, token = (begin + k) % b->tokens - o->place;
+        int64_t place = token / across * height * o->width + token % across * width;
+        const float *image = images + example * channels * area + (token < 0 ? 0 : place);
+        float *to = piece + PIECE(&o->target, 0) + k;
+        for (int64_t c = 0; c < channels; c++)
+            for (int64_t y = 0; y < height; y++)
+                for (int64_t x = 0; x < width; x++, to += ROWS)
+                    *to = token < 0 ? 0.0f : image[c * area + y * o->width + x];
+    }
+}

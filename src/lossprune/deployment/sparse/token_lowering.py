@@ -17,6 +17,7 @@ from lossprune.deployment.sparse.token_steps import (
     RowNorm,
     TokenAttention,
     TokenMean,
+    TokenPatches,
     TokenPick,
     TokenShift,
 )
@@ -72,6 +73,21 @@ def key_bias(mask: Tensor, *, left_out: bool, first: bool = False) -> Tensor:
     return bias.transpose(0, 1) if first else bias
 
 
+def patch_rows(images: Tensor, *, size: tuple[int, int], leading: int = 0) -> Tensor:
+    """Return the numbers of an image's patches, (n, leading + patches, channels · size).
+
+    Args:
+        images: (n, channels, height, width); what fills no patch at the lower right is left out.
+        size: (vertical, horizontal) of a patch.
+        leading: tokens of zeros that come first.
+
+    >>> patch_rows(torch.arange(8.0).view(1, 1, 2, 4), size=(2, 2)).tolist()
+    [[[0.0, 1.0, 4.0, 5.0], [2.0, 3.0, 6.0, 7.0]]]
+    """
+    rows = F.unfold(images, size, stride=size).transpose(1, 2)
+    return F.pad(rows, (0, 0, leading, 0))
+
+
 def _of_heads(whole: Tensor, first: int, heads: int, size: int) -> Tensor:
     own = whole[..., first : first + heads * size]
     return own.unflatten(-1, (heads, size)).transpose(1, 2)
@@ -84,7 +100,7 @@ def token_step(graph: fx.GraphModule, node: fx.Node) -> tuple[SparseStep, Weight
         graph: with the shapes of its values.
         node: of it.
     """
-    for read in (_norm, _attention, _reduced, _shifted):
+    for read in (_norm, _attention, _reduced, _shifted, _patches):
         found = read(graph, node)
         if found is not None:
             reads, operation, weights = found
@@ -221,3 +237,15 @@ def _shifted(graph: fx.GraphModule, node: fx.Node) -> _Found | None:
     if isinstance(read, Sum) and [*own.shape] == [*tokens, features]:
         return (source,), TokenShift(*own.shape), Weights(shift=own.t().reshape(-1).clone())
     return None
+
+
+def _patches(_: fx.GraphModule, node: fx.Node) -> _Found | None:
+    if node.target is not patch_rows:
+        return None
+    (image,) = node.args
+    numbers: Any = dict(node.kwargs)
+    if _rank(image) != 4:
+        return None
+    assert isinstance(image, fx.Node)
+    operation = TokenPatches(*image.meta["tensor_meta"].shape[1:], **numbers)
+    return (image,), operation, Weights()

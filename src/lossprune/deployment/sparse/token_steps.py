@@ -78,8 +78,32 @@ class TokenPick:
     back: bool = False
 
 
-TokenOperation = RowNorm | TokenShift | TokenAttention | TokenMean | TokenPick
-OF_TOKENS = (TokenShift, TokenAttention, TokenMean, TokenPick)
+@dataclass(frozen=True)
+class TokenPatches:
+    """The numbers of patches of an image, channel by channel, row by row: a token is a patch.
+
+    It reads an input, (n, channels, height, width), which nothing else reads.
+
+    Attributes:
+        channels, height, width: of an image.
+        size: (vertical, horizontal) of a patch.
+        leading: tokens of zeros before those of the patches.
+    """
+
+    channels: int
+    height: int
+    width: int
+    size: tuple[int, int]
+    leading: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Of an image."""
+        return self.leading + self.height // self.size[0] * (self.width // self.size[1])
+
+
+TokenOperation = RowNorm | TokenShift | TokenAttention | TokenMean | TokenPick | TokenPatches
+OF_TOKENS = (TokenShift, TokenAttention, TokenMean, TokenPick, TokenPatches)
 
 
 def token_channels(name: str, operation: TokenOperation, channels: Sequence[int]) -> int:
@@ -98,7 +122,16 @@ def token_channels(name: str, operation: TokenOperation, channels: Sequence[int]
             if any(end > own for end, own in zip(ends, channels, strict=False)) or sum(biases) > 1:
                 raise PruningError(f"{name}: its heads need {ends} channels, there are {channels}")
             return heads * value
+        case TokenPatches(channels=own, size=(height, width)):
+            return own * height * width
     return channels[0]
+
+
+def images_among(steps: Sequence[Any]) -> dict[str, TokenPatches]:
+    """Return the inputs that are images, by name, and how they are cut into patches."""
+    return {
+        step.reads[0]: step.operation for step in steps if isinstance(step.operation, TokenPatches)
+    }
 
 
 def single_values(steps: Sequence[Any], inputs: Mapping[str, bool]) -> set[str]:
@@ -132,6 +165,11 @@ def misfit(steps: Sequence[Any], inputs: Sequence[str]) -> str | None:
     first = [getattr(step.operation, "first", False) for step in of_tokens]
     if any(first) and not all(first):
         return of_tokens[first.index(False)].target
+    images = images_among(steps)
+    for step in steps:
+        patches = isinstance(step.operation, TokenPatches)
+        if images.keys() & {*step.reads} and not (patches and {*step.reads} <= {*inputs}):
+            return step.target
     kin = {name: name for name in inputs}
     for step in steps:
         kin[step.target] = kin[step.reads[0]]

@@ -90,7 +90,8 @@ def _tuned_tokens(
     """The same for examples of tokens, of which there is one way: a block for each thread."""
     threads = torch.get_num_threads()
     count = len(args[0])
-    most = threads * part.plan(args).extent(args[0].shape[1]).together
+    plan = part.plan(args)
+    most = threads * plan.extent(plan.count(args)).together
     sample = tuple(tensor[:most] for tensor in args)
     seconds = _step_seconds(part, sample, budget.part(_STEPS))
     seconds = {target: taken * count / len(sample[0]) for target, taken in seconds.items()}
@@ -165,7 +166,8 @@ def _fastest_sharing(part: SparseNetwork, args: tuple[Tensor, ...], budget: Budg
 def _prepared(part: SparseNetwork, args: tuple[Tensor, ...]) -> tuple[SparsePlan, list[Tensor]]:
     """Return what runs on ``args``, and room for its outputs."""
     plan = part.plan(args)
-    return plan, part.empty(plan, args[0].shape[:-1] if part.rows else args[0].shape[:1])
+    leading = args[0].shape[:-1] if part.rows else args[0].shape[:1]
+    return plan, part.empty(plan, (len(args[0]), plan.count(args)) if part.tokens else leading)
 
 
 def _step_seconds(part: SparseNetwork, args: tuple[Tensor, ...], budget: Budget) -> _Seconds:
