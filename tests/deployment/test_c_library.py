@@ -205,7 +205,7 @@ def test_a_transformer_for_vectors_of_each_width(lanes, flags, tmp_path):
     network, examples = pruned(Tokens()), torch.randn(7, 3, 20, 41)
     lossprune.write_c(*network, examples, tmp_path / "net", lanes=lanes, seconds=0.02)
     expected = all_sparse(*network, examples)[0]
-    program = built(tmp_path / "net", GCC, "-O0", *flags)
+    program = built(tmp_path / "net", GCC, "-O0", "-march=native", *flags)
     for count in (7, 1):
         found, given = outputs([program], examples[:count]), expected(examples[:count])
         assert torch.allclose(found, given, rtol=0, atol=1e-5)
