@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import lossprune
+from lossprune.deployment.candidates import Candidates
 from lossprune.deployment.sparse.network import SparseNetwork
 from lossprune.deployment.sparse.parts import sparse_networks
+from lossprune.deployment.ways import add_sparse_ways
 from lossprune.deployment.whole import all_sparse
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning import PruningError
@@ -389,10 +391,13 @@ def test_deployed_with_plans_and_layers():
     found = lossprune.deploy(model, mask, example, seconds=0.05)
     assert "sparse" in found.seconds
     assert not any("left out" in note for note in found.notes)
+    assert next(layer for layer in found.layers if layer.name == "patches").dense_seconds > 0
     expected = mask.apply_(copy.deepcopy(model)).double()
     assert_same(found, expected, example)
-    again = lossprune.deploy(model, mask, example, seconds=0.05)
-    assert torch.equal(again(example), found(example))
+    assert_same(lossprune.deploy(model, mask, example, seconds=0.05), expected, example)
+    with torch.no_grad():
+        ways, _ = add_sparse_ways(Candidates(mask.apply_(model), example, 0.05), model)
+    assert isinstance(ways["sparse"].network.network, SparseNetwork)
 
 
 def test_calls_that_do_not_fit_are_refused():

@@ -1,6 +1,7 @@
 """The ways to compute a compacted network: from its graph, or with layers replaced one by one."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -63,9 +64,13 @@ class Graph:
         """Return what is called as the network is."""
         return TracedNetwork(parts, self.arguments, self.original)
 
-    def prepare_(self) -> None:
-        """Give values their shapes in the call, and what the kernels know its usual form."""
-        ShapeProp(self.module).propagate(*self.call.copied().inputs)
+    def prepare_(self, watch: LayerWatch | None = None) -> None:
+        """Give values their shapes in the call, and what the kernels know its usual form.
+
+        The call is one that ``watch`` sees.
+        """
+        with watch or nullcontext():
+            ShapeProp(self.module).propagate(*self.call.copied().inputs)
         fuse_attention_(self.module)
         fold_heads_(self.module)
         fold_patches_(self.module)
@@ -136,8 +141,7 @@ def _graph(candidates: Candidates, small: nn.Module) -> Graph | None:
 
 def _from_graph(graph: Graph, watch: LayerWatch, budget: Budget) -> dict[str, Way]:
     """Return all layers sparse, and those alone that are then faster than torch's."""
-    with watch:
-        graph.prepare_()
+    graph.prepare_(watch)
     sparse = in_parts(graph.module)
     if not sparse_networks(sparse):
         return {}
