@@ -253,7 +253,7 @@ DAMAGES = {
     "another format": lambda text: json.dumps(
         with_digest({**json.loads(text), "format": "another"})
     ).encode(),
-    "another object": lambda text: json.dumps(with_digest({"format": "lossprune plan 1"})).encode(),
+    "another object": lambda text: json.dumps(with_digest({"format": "lossprune plan 2"})).encode(),
     "a list": lambda text: b"[1]",
     "no digest": lambda text: json.dumps(
         {key: value for key, value in json.loads(text).items() if key != "sha256"}

@@ -24,7 +24,7 @@ from lossprune.files import cache_folder, write_whole
 from lossprune.json_text import parse_digested, with_digest
 from lossprune.kernels.compiler import NoCompiler
 
-_FORMAT = "lossprune plan 1"  # another number where plans are made in another way
+_FORMAT = "lossprune plan 2"  # another number where plans are made in another way
 _MOST = 256  # files, of which each takes a few kilobytes
 _PLAIN = (int, float, str, bool, type(None))
 
