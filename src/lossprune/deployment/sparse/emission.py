@@ -1,7 +1,7 @@
 """Steps as a plan: the layout's values in the structs that the compiled kernels read."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from lossprune.deployment.sparse.token_steps import (
     OF_TOKENS,
     RowNorm,
     TokenOperation,
+    TokenPatches,
     TokenShift,
     images_among,
     single_values,
@@ -105,16 +106,12 @@ def planned(
     single = single_values(steps, dict.fromkeys(inputs, False))
     for step, operation in zip(layout.steps, made, strict=True):
         operation.single = step.source in single
-    tensors = enumerate(outputs, start=len(inputs))
     images = images_among(steps)
-    reads = [_between(OperationKind.READ, layout, name, k) for k, name in enumerate(inputs)]
-    writes = [_between(OperationKind.WRITE, layout, name, k) for k, name in tensors]
-    for name, operation in zip(inputs, reads, strict=True):
-        if name in images:
-            target = next(step.target for step in steps if name in step.reads)
-            set_patches_(operation, images[name], MapStruct(*layout.maps[target]))
-    for name, operation in zip(outputs, writes, strict=True):
-        operation.single = name in single
+    reads, writes = _ends(layout, list(inputs), outputs, single)
+    for step in steps:
+        if isinstance(step.operation, TokenPatches):
+            place = MapStruct(*layout.maps[step.target])
+            set_patches_(reads[list(inputs).index(step.source)], step.operation, place)
     operations = [*reads, *made, *writes]
     lines = [_line_room(one, vectors, lanes) for one in made]
     rooms = [token_room(step.operation) for step in steps]
@@ -150,6 +147,18 @@ def _line_room(one: OperationStruct, vectors: int, lanes: int) -> int:
         return one.target.channels * LARGEST * lanes
     line = (one.height - 1) * one.source.row + one.width + 2 * LARGEST * lanes
     return line * (one.target.channels if one.chunks > 1 else 1)
+
+
+def _ends(
+    layout: SparseLayout, inputs: Sequence[str], outputs: Sequence[str], single: Collection[str]
+) -> tuple[list[OperationStruct], list[OperationStruct]]:
+    """Return what reads each input, and what writes each output."""
+    tensors = enumerate(outputs, start=len(inputs))
+    reads = [_between(OperationKind.READ, layout, name, k) for k, name in enumerate(inputs)]
+    writes = [_between(OperationKind.WRITE, layout, name, k) for k, name in tensors]
+    for name, operation in zip(outputs, writes, strict=True):
+        operation.single = name in single
+    return reads, writes
 
 
 def _between(kind: OperationKind, layout: SparseLayout, name: str, tensor: int) -> OperationStruct:
