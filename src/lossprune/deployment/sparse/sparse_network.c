@@ -72,6 +72,10 @@ typedef struct {
     int64_t rank, size;
 } Team;
 
+typedef struct {
+    int64_t first, last; /* not this one */
+} Span;
+
 EXPORTED int64_t lanes(void) { return LANES; }
 
 /* Keeps NaN. */
@@ -132,6 +136,14 @@ static int64_t first_channel(const Operation *o, int64_t channels, int64_t rank,
         else high = middle;
     }
     return low;
+}
+
+/* Whether each of a team takes as many rows of a map, whole tiles of them; and which one does. */
+static int shares_rows(int64_t height, int64_t tile, Team team, Span *rows) {
+    int64_t share = height / team.size;
+    if (team.size == 1 || !share || share * team.size != height || share % tile) return 0;
+    *rows = (Span){share * team.rank, share * (team.rank + 1)};
+    return 1;
 }
 
 static void clear_halo(float *plane, const Map *m, int64_t width) {
@@ -232,38 +244,45 @@ static Tile *find_tile(int64_t ty, int64_t tx, int64_t sx) {
 /* Sums of a tile are gathered chunk by chunk of the input channels, whose part of the map then
    stays in a near cache while the output channels go by.  Those with as many kept weights follow
    one another, so that the processor foresees where the loop over these ends. */
-static void convolve_channels(const Operation *o, float *space, float *sums, int64_t first,
-                              int64_t last) {
+static void convolve_tiles(const Operation *o, float *space, float *sums, Span channels,
+                           Span rows) {
     Tile *visit = find_tile(o->tile_y, o->tile_x, o->stride_x);
     const float *source = space + (o->source.offset + o->source.origin) * LANES;
     float *target = space + (o->target.offset + o->target.origin) * LANES;
     const float *other = space + (o->other.offset + o->other.origin) * LANES;
     /* The last tile of a row or column is moved back to end with the map. */
-    for (int64_t y0 = 0; y0 < o->height; y0 += o->tile_y) {
+    for (int64_t y0 = rows.first; y0 < rows.last; y0 += o->tile_y) {
         int64_t y = y0 + o->tile_y > o->height ? o->height - o->tile_y : y0;
         for (int64_t x0 = 0; x0 < o->width; x0 += o->tile_x) {
             int64_t x = x0 + o->tile_x > o->width ? o->width - o->tile_x : x0;
             Part part = {
                 source + (y * o->stride_y * o->source.row + x * o->stride_x) * LANES, sums,
                 target + (y / o->pool * o->target.row + x / o->pool) * LANES,
-                o->other.plane ? other + (y * o->other.row + x) * LANES : NULL, 0, first, last,
+                o->other.plane ? other + (y * o->other.row + x) * LANES : NULL, 0, channels.first,
+                channels.last,
             };
             for (; part.chunk < o->chunks; part.chunk++) visit(o, &part);
         }
     }
-    for (int64_t c = first; c < last; c++)
-        clear_halo(space + (o->target.offset + c * o->target.plane) * LANES, &o->target, LANES);
 }
 
 /* Channels that read others than those before, as in a depthwise convolution, go over the whole map
-   one after the other, and find what they read in a near cache. */
+   one after the other, and find what they read in a near cache.  Where they read the same, a team
+   shares the rows, if these are enough: each then reads its part of the map alone. */
 static void convolve_block(const Operation *o, float *space, float *sums, Team team) {
-    int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
-    int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
+    Span own = {first_channel(o, o->target.channels, team.rank, team.size),
+                first_channel(o, o->target.channels, team.rank + 1, team.size)};
+    Span every = {0, o->target.channels}, rows = {0, o->height};
     int once = o->tile_y >= o->height && o->tile_x >= o->width;
     int64_t step = o->chunks > 1 || once ? o->target.channels : o->alike;
-    for (int64_t c = first; c < last; c += step)
-        convolve_channels(o, space, sums, c, c + step < last ? c + step : last);
+    if (step >= every.last && shares_rows(o->height, o->tile_y, team, &rows))
+        convolve_tiles(o, space, sums, every, rows);
+    else
+        for (int64_t c = own.first; c < own.last; c += step)
+            convolve_tiles(o, space, sums, (Span){c, c + step < own.last ? c + step : own.last},
+                           rows);
+    for (int64_t c = own.first; c < own.last; c++)
+        clear_halo(space + (o->target.offset + c * o->target.plane) * LANES, &o->target, LANES);
 }
 
 /* ---- vectors along the positions ----------------------------------------------------------- */
@@ -398,12 +417,14 @@ INLINE vec combined(const Operation *o, int64_t c, vec one, vec two) {
 
 /* target = activation(scale * source + shift), or that of source and other, number by number. */
 static void combine(const Operation *o, float *space, int64_t width, Team team) {
-    int64_t first = first_channel(o, o->target.channels, team.rank, team.size);
-    int64_t last = first_channel(o, o->target.channels, team.rank + 1, team.size);
     const Map *s = &o->source, *t = &o->target, *r = &o->other;
+    int64_t first = first_channel(o, t->channels, team.rank, team.size);
+    int64_t last = first_channel(o, t->channels, team.rank + 1, team.size);
+    Span channels = {first, last}, rows = {0, t->height};
+    if (width > 1 && shares_rows(t->height, 1, team, &rows)) channels = (Span){0, t->channels};
     int single = width == 1 && t->plane == 1, two = r->plane != 0;
     int64_t across = o->spread && t->width > 1 ? 0 : 1, down = o->spread ? 0 : r->row;
-    for (int64_t c = first; c < last; c++) {
+    for (int64_t c = channels.first; c < channels.last; c++) {
         const float *from = space + (s->offset + c * s->plane + s->origin) * width;
         const float *with = space + (r->offset + c * r->plane + r->origin) * width;
         float *to = space + (t->offset + c * t->plane + t->origin) * width;
@@ -411,14 +432,15 @@ static void combine(const Operation *o, float *space, int64_t width, Team team) 
             *to = combined(o, c, broadcast(*from), broadcast(two ? *with : 0.0f))[0];
             continue;
         }
-        for (int64_t y = 0; y < t->height; y++)
+        for (int64_t y = rows.first; y < rows.last; y++)
             for (int64_t x = 0; x < t->width * width; x += LANES) {
                 vec v = load(from + y * s->row * width + x), other = v;
                 if (two && o->spread && width == 1) other = broadcast(*with);
                 else if (two) other = load(with + y * down * width + x * across);
                 store(to + y * t->row * width + x, finished(combined(o, c, v, other), o));
             }
-        clear_halo(space + (t->offset + c * t->plane) * width, t, width);
+        if (c >= first && c < last)
+            clear_halo(space + (t->offset + c * t->plane) * width, t, width);
     }
     if (single) activate_line(space + t->offset + t->origin + first, last - first, o);
 }
