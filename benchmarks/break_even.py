@@ -173,20 +173,23 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8.4, 2.9 * lines + 0.5), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
     for axes, (network, batches) in zip(panels, cases.items(), strict=False):
-        for place, (batch, some) in enumerate(batches.items()):
+        for place, some in enumerate(batches.values()):
             for engine in SPARSE:
-                draw_line(axes, speed_ups(some, engine), engine, f"{engine}, {batch}", place)
+                draw_line(axes, speed_ups(some, engine), engine, place)
         axes.axhline(1, color="0.4", linewidth=0.8)
-        axes.set(title=network, xscale="log", yscale="log", xlim=(1.1, 0.018))
+        title = f"{network}, batches of {' and '.join(map(str, batches))}"
+        axes.set_title(title, fontsize=10)
+        axes.set(xscale="log", yscale="log", xlim=(1.1, 0.018))
         axes.set_xticks(KEPT, [f"{1 - kept:g}" for kept in KEPT])
         low, high = axes.get_ylim()
         ticks = [tick for tick in TIMES if low <= tick <= high]
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, title="batch", title_fontsize=8, loc="upper left")
     for axes in panels[len(cases) :]:
         axes.set_axis_off()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8.5, frameon=False)
     figure.supxlabel("sparsity")
     figure.supylabel("times as fast as the best dense engine")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,12 +197,13 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     print(f"drawn in {path}")
 
 
-def draw_line(axes: Any, ratios: dict[float, float], engine: str, label: str, place: int) -> None:
+def draw_line(axes: Any, ratios: dict[float, float], engine: str, place: int) -> None:
     """Draw one engine's line, and where lossprune breaks even."""
     if not ratios:
         return
     colour, style = COLOURS[engine], "-" if place == 0 else "--"
     kept = [1 - sparsity for sparsity in ratios]
+    label = f"{engine}, {'larger' if place else 'smaller'} batch"
     axes.plot(kept, list(ratios.values()), style, marker=".", label=label, color=colour)
     even = break_even(ratios)
     if engine == "lossprune" and even:
