@@ -31,7 +31,7 @@ def deployed(network, example, density=0.05, seed=0, **named):
         {name: torch.rand(shapes[name], generator=generator) < density for name in sorted(shapes)}
     )
     masked = mask.apply_(copy.deepcopy(network)).eval()
-    return lossprune.deploy(network, mask, example, seconds=0.01, **named), masked
+    return lossprune.deploy(network, mask, example, seconds=0.05, **named), masked
 
 
 def assert_same(deployed, masked, *inputs, **named):

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -34,6 +34,7 @@ from tests.training.stacks import random_mask, seeded
 pytestmark = pytest.mark.skipif(not compiler_available(), reason="no C compiler here")
 
 GRADIENT = 1e-5  # relative to the largest gradient: a saturated tanh has few digits of its own
+LEAST = 1e-3  # a smaller one is through tanh's derivative 1 - t², right to 1e-7 of 1, not of itself
 CURVE = 2e-4  # absolute, of a weight after three epochs in float32
 
 
@@ -110,14 +111,23 @@ def sparse_gradients(
     left=st.sampled_from([0.05, 0.3, 1.0]),
     seed=st.integers(0, 1000),
 )
+@example(
+    shape=(1, 4, 4),
+    hidden=[24, 24, 18],
+    activation=nn.Tanh,
+    bias=False,
+    examples=3,
+    left=0.05,
+    seed=1,
+)  # fmt: skip
 def test_gradients_are_the_dense_masked_ones(shape, hidden, activation, bias, examples, left, seed):
-    """Whole panels and parts of them, dead units, empty layers, images of any size."""
+    """Whole panels and parts of them, dead units, empty layers, images of any size; saturated."""
     dataset = random_data(shape, examples, 3, seed)
     network = perceptron([math.prod(shape), *hidden, 3], activation, bias, seed)
     mask = random_mask(network, left, seed)
     mask.apply_(network)
     expected = oracle(network, mask, dataset)
-    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    largest = max(LEAST, *(float(gradient.abs().max()) for gradient in expected.values()))
     for name, gradient in sparse_gradients(network, mask, dataset, examples).items():
         error = (gradient.double() - expected[name]).abs().max()
         assert float(error) <= GRADIENT * largest, name
