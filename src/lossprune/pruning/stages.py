@@ -13,22 +13,20 @@ from lossprune.pruning.compensation import CompensationRecord
 from lossprune.pruning.criteria import find_criterion
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.estimators import find_estimator
-from lossprune.pruning.curvature.examples import take
-from lossprune.pruning.curvature.losses import find_loss
 from lossprune.pruning.curvature.measure import Objective
-from lossprune.pruning.curvature.probe import checked_memory
 from lossprune.pruning.curvature.running import outside_inference
 from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.moving import Moving
 from lossprune.pruning.names import listed, together
+from lossprune.pruning.objectives import objective_of
 from lossprune.pruning.pace import Forecast, Pace
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.scoring import Scoring
 from lossprune.pruning.settings import Pruning
 from lossprune.pruning.skipped import Skipped, find_skipped, left_out
-from lossprune.pruning.terms import TERMS
+from lossprune.pruning.terms import term_of
 
 # Names that a warning gives in full.
 MOST_NAMED = 4
@@ -208,7 +206,8 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         began = time.perf_counter()
         objective = self._objective(stage)
         given = self._pruning.data is not None
-        term = self._term(objective, mask)  # first, as it may find the loss on its way
+        # First, as it may find the loss on its way.
+        term = term_of(self._criterion, objective, mask)
         statistics = self._measure(objective, mask, stage) if given else None
         marked, predicted = self._choose(mask, sparsity, statistics, term)
         reached = Mask(
@@ -237,24 +236,11 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         )
 
     def _objective(self, stage: int) -> Objective:
-        """The loss over the examples of a stage: none where there is no data."""
-        pruning = self._pruning
-        batches = []
-        if pruning.data is not None:
-            with distributed.together(pruning.network.device):
-                batches = list(
-                    take(pruning.data, pruning.examples, pruning.forward, sharded=pruning.sharded)
-                )
-        self._pace.begin(distributed.own_examples(batches, sharded=pruning.sharded))
-        return Objective(
-            self._moving.network,
-            batches,
-            find_loss(pruning.loss),
-            memory=checked_memory(pruning.memory, pruning.network.device),
-            generator=lambda: _generator(pruning.seed, stage),
-            sharded=pruning.sharded,
-            heard=self._pace,
-        )
+        """The loss over the examples of a stage, of which the pace is told."""
+        objective = objective_of(self._pruning, self._moving.network, stage, heard=self._pace)
+        sharded = self._pruning.sharded
+        self._pace.begin(distributed.own_examples(objective.batches, sharded=sharded))
+        return objective
 
     def _measure(self, objective: Objective, mask: Mask, stage: int) -> Statistics:
         estimator = find_estimator(self._pruning.estimator) if self._criterion.curvature else None
@@ -265,17 +251,6 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         if self._unused is None:
             self._unused = statistics.unused
         return statistics
-
-    def _term(self, objective: Objective, mask: Mask) -> Mapping[str, Tensor] | None:
-        """What the criterion ranks by instead of the curvature, if anything."""
-        if self._criterion.statistic is None:
-            return None
-        term = TERMS[self._criterion.statistic]
-        with distributed.together(objective.network.device):
-            found = term.compute(objective, mask)
-        found = {name: values.contiguous() for name, values in found.items()}
-        distributed.as_the_first_has_(found.values())
-        return found
 
     @torch.no_grad()
     def _choose(
@@ -291,11 +266,3 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         count = pruning.selection.count(sparsity) - mask.removed
         marked = pruning.selection.mark(scoring.saliencies(pruning.penalty), mask, count)
         return marked, scoring.predicted_change(marked)
-
-
-def _generator(seed: int | None, stage: int) -> torch.Generator:
-    """What a stage draws from: torch's global generator, or one of the stage's own."""
-    if seed is None:
-        return torch.default_generator
-    # A seed far from those of other stages and of seeds close by.
-    return torch.Generator().manual_seed((int(seed) * 1_000_003 + stage * 998_244_353) % 2**63)

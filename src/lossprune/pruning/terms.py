@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lossprune.pruning.criteria import Criterion
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.estimators import EmpiricalFisher
@@ -161,3 +162,20 @@ TERMS: dict[str, Term] = {
     "uniform": Term(uniform, needs_data=False),
 }
 STATISTICS = TERMS  # the name in the public API
+
+
+def term_of(
+    criterion: Criterion, objective: Objective, mask: Mapping[str, Tensor]
+) -> Mapping[str, Tensor] | None:
+    """Return what the criterion ranks by instead of the curvature at θ ⊙ m, if anything.
+
+    Of several processes all get what the first one has found.
+    """
+    if criterion.statistic is None:
+        return None
+    term = TERMS[criterion.statistic]
+    with distributed.together(objective.network.device):
+        found = term.compute(objective, mask)
+    found = {name: values.contiguous() for name, values in found.items()}
+    distributed.as_the_first_has_(found.values())
+    return found
