@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lossprune
-from lossprune.pruning.selection import select_smallest
+from lossprune.pruning.smallest import select_smallest
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

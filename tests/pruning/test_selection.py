@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lossprune.pruning.selection import select_smallest
+from lossprune.pruning.smallest import select_smallest
 
 
 def by_sorting(saliencies, kept, count):
@@ -85,6 +85,33 @@ def test_nested(drawn, data):
         assert not (mark & ~more[name]).any()
 
 
+def by_adding_up(saliencies, kept, amount, costs):
+    """The smallest kept entries, one after the other, until they cost the amount."""
+    everything = sum(int(k.sum()) for k in kept.values())
+    spent = [
+        sum(costs[name] * int(mark.sum()) for name, mark in by_sorting(saliencies, kept, n).items())
+        for n in range(everything + 1)
+    ]
+    count = next(n for n, cost in enumerate(spent) if cost >= amount)
+    return by_sorting(saliencies, kept, count)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(layers(few_values), st.data())
+def test_the_fewest_that_cost_the_amount(drawn, data):
+    saliencies, kept, _ = drawn
+    costs = {name: data.draw(st.integers(0, 9)) for name in saliencies}
+    everything = sum(c * int(kept[name].sum()) for name, c in costs.items())
+    amount = data.draw(st.integers(0, everything))
+    expected = by_adding_up(saliencies, kept, amount, costs)
+    marked = select_smallest(saliencies, kept, amount, costs)
+    free = [name for name, cost in costs.items() if cost == 0]
+    for name in marked.keys() - free:
+        np.testing.assert_array_equal(marked[name].numpy(), expected[name])
+    for name in free:  # all of a saliency go together where they cost nothing
+        assert not (torch.from_numpy(expected[name]) & ~marked[name]).any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_count_of_one_layer(dtype):
     saliencies = {"a": torch.tensor([2.0, -0.0, 0.0, -3.0, 2.0, torch.inf, 1.0], dtype=dtype)}
@@ -106,10 +133,12 @@ def test_nothing_and_everything():
 
 
 @pytest.mark.parametrize("count", [-1, 4])
-def test_count_out_of_range(count):
+def test_amount_out_of_range(count):
     saliencies = {"a": torch.ones(4)}
     kept = {"a": torch.tensor([True, True, True, False])}
-    with pytest.raises(ValueError, match=rf"between 0 and the 3 kept weights, got {count}"):
+    with pytest.raises(
+        ValueError, match=rf"between 0 and the 3 that the kept weights cost, got {count}"
+    ):
         select_smallest(saliencies, kept, count)
 
 

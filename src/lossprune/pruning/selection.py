@@ -1,12 +1,6 @@
-"""Which weights a stage removes: the smallest saliencies, of what scope and pattern let go.
+"""Which weights a stage removes: the smallest saliencies, of what scope and pattern let go."""
 
-The k-th smallest of N saliencies is found by counting, not by sorting: the bits of a float, read as
-an integer, order as the float does, so a histogram of their leading 16 bits tells in which of
-65,536 bins the k-th smallest lies, and further ones refine it (2 passes for float32, 4 for
-float64).  Each pass is linear in N, takes one layer at a time in chunks, never joins the layers,
-and counts integers, so the answer is the same on every device.
-"""
-
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,16 +10,15 @@ from torch import Tensor
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.patterns import Pattern
 from lossprune.pruning.scopes import Scope, quotas
-
-_DIGIT_BITS = 16
-_DIGITS = 1 << _DIGIT_BITS
-_CHUNK = 1 << 24
-_INTEGER = {torch.float32: (torch.int32, 32), torch.float64: (torch.int64, 64)}
+from lossprune.pruning.smallest import select_smallest
 
 
 @dataclass(frozen=True)
 class Selection:
-    """How many weights are removed at a sparsity, and which.
+    """How much is removed at a sparsity, and which weights that are.
+
+    An amount is a number of weights or, where they have costs, the sum of those.  The weights that
+    go then cost what is asked for or more, by less than the last of them costs.
 
     Attributes:
         scope: whether weights compete globally, or in which layers how many go.
@@ -35,6 +28,10 @@ class Selection:
         dense: name of the layer that the scope keeps dense, if any.
         stacked: names of the weights that are a matrix for each expert: layers of their own, alike,
             where a scope goes by the shape of a layer.
+        costs: c ≥ 0, what a weight of each parameter costs, by name; None: 1 each.
+        prices: what the saliencies of each parameter are divided by, by name, so that weights
+            compete per price; weights without a price go first.  None: by nothing.
+        unit: what an amount is a number of.
     """
 
     scope: Scope
@@ -43,6 +40,9 @@ class Selection:
     inputs: Mapping[str, int]
     dense: str | None = None
     stacked: frozenset[str] = frozenset()
+    costs: Mapping[str, int] | None = None
+    prices: Mapping[str, float] | None = None
+    unit: str = "weights"
 
     @property
     def _sizes(self) -> dict[str, int]:
@@ -61,35 +61,55 @@ class Selection:
             most = {n: (self.pattern.of - self.pattern.keep) * g for n, g in groups.items()}
         return {name: 0 if name == self.dense else count for name, count in most.items()}
 
-    def count(self, sparsity: float) -> int:
-        """Return how many weights are gone at this sparsity: round(κ · N).
+    def amount(self, sparsity: float) -> int:
+        """Return how much is gone at this sparsity: round(κ · N), of N in all.
 
         With a pattern, N is the number of weights that have it.
         """
-        return round(sparsity * self._counted())
+        return round(sparsity * self.whole)
 
-    def _counted(self) -> int:
-        """N."""
+    @property
+    def whole(self) -> int:
+        """N: what all weights come to."""
         sizes = self._sizes
         if self.pattern is not None and self.dense is not None:
             del sizes[self.dense]
-        return sum(sizes.values())
+        return self._cost(sizes)
 
-    def sparsity(self, removed: int) -> float:
-        """Return the sparsity at which so many weights are gone, the reverse of :meth:`count`."""
-        return removed / max(1, self._counted())
+    def sparsity(self, amount: int) -> float:
+        """Return the sparsity at which so much is gone, the reverse of :meth:`amount`."""
+        return amount / max(1, self.whole)
+
+    def lost(self, kept: Mapping[str, Tensor]) -> int:
+        """Return how much a mask has removed."""
+        return self._cost(_lost(kept))
+
+    def reaches(self, kept: Mapping[str, Tensor], sparsity: float) -> bool:
+        """Whether stages that end with this sparsity may come to a mask with so much removed."""
+        if self.costs is None:
+            return self.lost(kept) <= self.amount(sparsity)
+        # By less than the last weight costs it may be more; of quotas each layer's last is one.
+        last = max if self.scope.share is None else sum
+        return self.lost(kept) < self.amount(sparsity) + max(1, last(self.costs.values()))
+
+    def _cost(self, counts: Mapping[str, int]) -> int:
+        if self.costs is None:
+            return sum(counts.values())
+        return sum(self.costs[name] * count for name, count in counts.items())
 
     def check(self, sparsity: float) -> None:
         """Raise unless the pattern fits the layers, and this sparsity is one they can have."""
         if self.pattern is not None:
             patterned = {n: shape for n, shape in self.shapes.items() if n != self.dense}
             self.pattern.check_shapes(patterned, self.inputs)
-        total, most = self.total, sum(self._most().values())
-        if self.count(sparsity) >= total:
-            raise PruningError(f"sparsity {sparsity} leaves none of the {total} prunable weights")
-        if self.count(sparsity) > most:
+        amount, most = self.amount(sparsity), self._cost(self._most())
+        if self.costs is None and amount >= self.total:
             raise PruningError(
-                f"sparsity {sparsity} removes {self.count(sparsity)} weights, but scope "
+                f"sparsity {sparsity} leaves none of the {self.total} prunable weights"
+            )
+        if amount > most:
+            raise PruningError(
+                f"sparsity {sparsity} removes {amount} {self.unit}, but scope "
                 f"{self.scope.name!r} keeps {self.dense!r} dense and so can remove {most} at most"
             )
 
@@ -109,9 +129,16 @@ class Selection:
                     )
 
     def mark(
-        self, saliencies: Mapping[str, Tensor], kept: Mapping[str, Tensor], count: int
+        self, saliencies: Mapping[str, Tensor], kept: Mapping[str, Tensor], amount: int
     ) -> dict[str, Tensor]:
-        """Mark ``count`` more weights to remove, of those that are kept: bool, by name."""
+        """Mark so much more to remove, of the weights that are kept: bool, by name.
+
+        Marked are the fewest, in the order of the scope, that cost at least ``amount``; none where
+        that is 0 or less.
+        """
+        amount = max(0, amount)
+        if self.prices is not None:
+            saliencies = {name: _per(self.prices[name], s) for name, s in saliencies.items()}
         free = kept
         if self.pattern is not None:
             free = {
@@ -121,20 +148,28 @@ class Selection:
                 for name, saliency in saliencies.items()
             }
         if self.scope.share is None:
-            return select_smallest(saliencies, free, count)
+            return select_smallest(saliencies, free, amount, self.costs)
         lost = _lost(kept)
-        quota = quotas(
-            self._sizes,
-            {name: self._share(name, tuple(shape)) for name, shape in self.shapes.items()},
-            sum(lost.values()) + count,
-            removed=lost,
-            most=self._most(),
-        )
+        quota = self._quotas(lost, amount)
         marked = {}
         for name, saliency in saliencies.items():
             one = {name: saliency}
             marked |= select_smallest(one, {name: free[name]}, quota[name] - lost[name])
         return marked
+
+    def _quotas(self, lost: Mapping[str, int], amount: int) -> dict[str, int]:
+        """How many weights each layer has lost when so much more is gone."""
+        shares = {name: self._share(name, tuple(shape)) for name, shape in self.shapes.items()}
+        sizes, most, gone = self._sizes, self._most(), sum(lost.values())
+
+        def after(count: int) -> dict[str, int]:
+            return quotas(sizes, shares, gone + count, removed=lost, most=most)
+
+        if self.costs is None:
+            return after(amount)
+        target = self._cost(lost) + amount
+        counts = range(sum(most.values()) - gone)
+        return after(bisect_left(counts, target, key=lambda count: self._cost(after(count))))
 
     def _share(self, name: str, shape: tuple[int, ...]) -> float:
         assert self.scope.share is not None
@@ -147,90 +182,5 @@ def _lost(kept: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: mask.numel() - int(mask.sum()) for name, mask in kept.items()}
 
 
-def select_smallest(
-    saliencies: Mapping[str, Tensor], kept: Mapping[str, Tensor], count: int
-) -> dict[str, Tensor]:
-    """Mark the ``count`` kept weights of smallest saliency, over all parameters together.
-
-    Args:
-        saliencies: by parameter name, floating, without NaN; compared in the widest dtype given.
-        kept: by parameter name, bool: the weights that may still be removed.
-        count: how many to mark, at most the number kept.
-
-    Returns:
-        By parameter name, bool: exactly ``count`` entries are True.  Equal saliencies are marked
-        by position: first parameter first, then in row-major order.
-
-    >>> s = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([1.0, 2.0])}
-    >>> everything = {"a": torch.ones(2, dtype=torch.bool), "b": torch.ones(2, dtype=torch.bool)}
-    >>> select_smallest(s, everything, 1)
-    {'a': tensor([False,  True]), 'b': tensor([False, False])}
-    """
-    available = sum(int(mask.sum()) for mask in kept.values())
-    if not 0 <= count <= available:
-        raise ValueError(f"count must be between 0 and the {available} kept weights, got {count}")
-    if count == 0:
-        return {name: torch.zeros_like(kept[name]) for name in saliencies}
-    dtype = torch.float32
-    for saliency in saliencies.values():
-        dtype = torch.promote_types(dtype, saliency.dtype)
-    threshold, ties = _find_threshold(saliencies, kept, count, dtype)
-    marked = {}
-    for name, saliency in saliencies.items():
-        keys = _ordered_integers(saliency, dtype)
-        mark = (keys < threshold) & kept[name]
-        if ties > 0:
-            tied = ((keys == threshold) & kept[name]).flatten().nonzero().flatten()[:ties]
-            mark.view(-1)[tied] = True
-            ties -= len(tied)
-        marked[name] = mark
-    return marked
-
-
-def _ordered_integers(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Integers that order as the floats do."""
-    integer, bits = _INTEGER[dtype]
-    keys = (values.to(dtype) + 0.0).contiguous().view(integer)  # + 0 turns −0 into +0
-    # A negative float's magnitude bits order backwards: flip them, leave the sign.
-    return torch.where(keys < 0, keys ^ ((1 << (bits - 1)) - 1), keys)
-
-
-def _find_threshold(
-    saliencies: Mapping[str, Tensor], kept: Mapping[str, Tensor], count: int, dtype: torch.dtype
-) -> tuple[int, int]:
-    """Return the key of the ``count``-th smallest, and how many of that very key to take."""
-    prefix, rank = None, count
-    for shift in range(_INTEGER[dtype][1] - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        below = _histogram(saliencies, kept, dtype, prefix, shift).cumsum(0)
-        digit = int(torch.searchsorted(below, rank))
-        rank -= int(below[digit - 1]) if digit > 0 else 0
-        prefix = digit - _DIGITS // 2 if prefix is None else (prefix << _DIGIT_BITS) | digit
-    assert prefix is not None
-    return prefix, rank
-
-
-def _histogram(
-    saliencies: Mapping[str, Tensor],
-    kept: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    prefix: int | None,
-    shift: int,
-) -> Tensor:
-    """Count the digits at ``shift`` of kept weights whose digits before it are ``prefix``.
-
-    None: there are none before it.  This leading digit has the sign, the others are plain bits.
-    """
-    total = torch.zeros(_DIGITS, dtype=torch.int64)
-    for name, saliency in saliencies.items():
-        flat, alive = saliency.reshape(-1), kept[name].reshape(-1)
-        for start in range(0, flat.numel(), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            keys = _ordered_integers(flat[chunk][alive[chunk]], dtype)
-            if prefix is None:
-                digits = (keys >> shift) + _DIGITS // 2
-            else:
-                keys = keys[(keys >> (shift + _DIGIT_BITS)) == prefix]
-                digits = (keys >> shift) & (_DIGITS - 1)
-            if digits.numel():
-                total += torch.bincount(digits, minlength=_DIGITS).cpu()
-    return total
+def _per(price: float, saliency: Tensor) -> Tensor:
+    return saliency / price if price > 0 else torch.full_like(saliency, -torch.inf)

@@ -106,7 +106,7 @@ class Pruning:
         if self.start is not None:
             _check_start(self.start, weights, selection, final)
             # above it by less than one weight
-            began = min(final, selection.sparsity(self.start.removed))
+            began = min(final, selection.sparsity(selection.lost(self.start)))
             steps = sparsities(self.schedule, final, stages, began)
         compensation = _compensation(self.compensate)
         found = {
@@ -194,11 +194,11 @@ class Pruning:
         """Raise a ``ValueError`` unless stages can go on from this mask after so many."""
         _check_is_mask(mask, self.network.weights)
         self.selection.check_start(mask)
-        count = self.selection.count(self.steps[completed])
-        if mask.removed > count:
+        selection, sparsity = self.selection, self.steps[completed]
+        if not selection.reaches(mask, sparsity):
             raise ValueError(
-                f"start has {mask.removed} weights removed, but stage {completed + 1} removes "
-                f"{count} in all"
+                f"start has {selection.lost(mask)} {selection.unit} removed, but stage "
+                f"{completed + 1} removes {selection.amount(sparsity)} in all"
             )
 
 
@@ -216,10 +216,10 @@ def _check_start(
     start: Mask, weights: dict[str, Tensor], selection: Selection, sparsity: float
 ) -> None:
     _check_is_mask(start, weights)
-    if start.removed > selection.count(sparsity):
+    if not selection.reaches(start, sparsity):
         raise ValueError(
             f"start has {start.removed} of {start.total} weights removed, but sparsity "
-            f"{sparsity} is {selection.count(sparsity)} of them: it must be at least "
+            f"{sparsity} is {selection.amount(sparsity)} of them: it must be at least "
             f"{selection.sparsity(start.removed)}"
         )
 

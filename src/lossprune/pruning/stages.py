@@ -263,6 +263,6 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         """The weights that go next, and the change of the loss that is predicted for it."""
         pruning = self._pruning
         scoring = Scoring(self._criterion, self._moving.network.weights, statistics, term)
-        count = pruning.selection.count(sparsity) - mask.removed
-        marked = pruning.selection.mark(scoring.saliencies(pruning.penalty), mask, count)
+        amount = pruning.selection.amount(sparsity) - pruning.selection.lost(mask)
+        marked = pruning.selection.mark(scoring.saliencies(pruning.penalty), mask, amount)
         return marked, scoring.predicted_change(marked)
