@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from lossprune.pruning import Mask as Mask
     from lossprune.pruning import PruningError as PruningError
     from lossprune.pruning import PruningResult as PruningResult
+    from lossprune.pruning import Sensitivity as Sensitivity
     from lossprune.pruning import StageRecord as StageRecord
     from lossprune.pruning import Statistics as Statistics
     from lossprune.pruning import measure as measure
     from lossprune.pruning import prune as prune
     from lossprune.pruning import prune_by_stage as prune_by_stage
     from lossprune.pruning import recalibrate as recalibrate
+    from lossprune.pruning import sensitivity as sensitivity
     from lossprune.pruning import sparsities as sparsities
     from lossprune.training.convolution.model import SparseModel as SparseModel
     from lossprune.training.convolution.model import sparse as sparse
@@ -51,7 +53,8 @@ _NAMES = {
     "deployment.saved.reading": "load_deployed",
     "deployment.sparse_file": "load_sparse save_sparse",
     "pruning": "CRITERIA Compensation CompensationRecord Criterion Mask PruningError "
-    "PruningResult StageRecord Statistics measure prune prune_by_stage recalibrate sparsities",
+    "PruningResult Sensitivity StageRecord Statistics measure prune prune_by_stage recalibrate "
+    "sensitivity sparsities",
     "training.convolution.model": "SparseModel sparse",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}

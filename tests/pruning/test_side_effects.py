@@ -101,6 +101,7 @@ USES = {
         )
         for criterion in lossprune.CRITERIA
     },
+    "sensitivity": lambda network: lossprune.sensitivity(network, batches()),
     "MP without data": lambda network: lossprune.prune(network, "MP", sparsity=0.5),
 }
 

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from lossprune.pruning.interoperation import remove_masks_ as remove_masks_
     from lossprune.pruning.interoperation import write_parametrizations_ as write_parametrizations_
     from lossprune.pruning.interoperation import write_torch_pruning_ as write_torch_pruning_
+    from lossprune.pruning.layer_curves import LayerSensitivity as LayerSensitivity
+    from lossprune.pruning.layer_curves import Sensitivity as Sensitivity
+    from lossprune.pruning.layer_curves import SensitivityPoint as SensitivityPoint
+    from lossprune.pruning.layer_scan import sensitivity as sensitivity
     from lossprune.pruning.mask import LayerCounts as LayerCounts
     from lossprune.pruning.mask import Mask as Mask
     from lossprune.pruning.pace import Forecast as Forecast
@@ -61,6 +65,8 @@ _NAMES = {
     "errors": "PruningError",
     "interoperation": "MaskParametrization read_mask remove_masks_ "
     "write_parametrizations_ write_torch_pruning_",
+    "layer_curves": "LayerSensitivity Sensitivity SensitivityPoint",
+    "layer_scan": "sensitivity",
     "mask": "LayerCounts Mask",
     "pace": "Forecast LongPruningWarning",
     "prunable": "prunable_weights",

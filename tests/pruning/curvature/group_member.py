@@ -174,6 +174,12 @@ def compensated(*, sharded):
     }
 
 
+def scanned(*, sharded):
+    data = divided() if sharded else batches()
+    found = lossprune.sensitivity(network(), data, "EF-OBD", sparsities=(0.5, 0.9), sharded=sharded)
+    return {"loss": found.loss, "examples": found.examples, "rows": found.rows()}
+
+
 def one_example():
     """Fewer examples than processes: some have nothing to do."""
     inputs, targets = batches()[0]
@@ -217,6 +223,8 @@ def outcomes():
         "QM, recalibrated": plain(pruned_and_recalibrated()),
         "compensated": compensated(sharded=False),
         "compensated in shares": compensated(sharded=True),
+        "sensitivity": scanned(sharded=False),
+        "sensitivity in shares": scanned(sharded=True),
         "recalibrated": recalibrated(sharded=False),
         "recalibrated in shares": recalibrated(sharded=True),
         "in shares": plain(measured_in_shares()),

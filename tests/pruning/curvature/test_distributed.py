@@ -80,6 +80,18 @@ def test_recalibrated_statistics_are_those_of_one_process(alone, group, what):
             torch.testing.assert_close(member[what][name], tensor, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("what", ["sensitivity", "sensitivity in shares"])
+def test_sensitivity_is_that_of_one_process(alone, group, what):
+    expected = alone[what]
+    for member in group:
+        assert member[what] == group[0][what]
+        assert member[what]["examples"] == expected["examples"]
+        for found, row in zip(member[what]["rows"], expected["rows"], strict=True):
+            assert found["removed"] == row["removed"]
+            for value in ("loss", "predicted_change"):
+                assert found[value] == pytest.approx(row[value], rel=1e-10)
+
+
 def test_moved_weights_are_those_of_one_process(alone, group):
     expected = alone["compensated"]
     assert any(expected["moved"])

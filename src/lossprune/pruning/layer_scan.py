@@ -1,0 +1,288 @@
+"""The call: prune one layer at a time, to several sparsities, and see what the loss does."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lossprune.progress import Progress
+from lossprune.pruning.choices import Choices
+from lossprune.pruning.criteria import CRITERIA, Criterion, find_criterion
+from lossprune.pruning.curvature import distributed
+from lossprune.pruning.curvature.batch import Forward
+from lossprune.pruning.curvature.estimators import Estimator, find_estimator
+from lossprune.pruning.curvature.losses import AnyFunction, Loss, LossFunction, find_loss
+from lossprune.pruning.curvature.measure import Objective
+from lossprune.pruning.curvature.running import outside_inference
+from lossprune.pruning.curvature.statistics import Statistics
+from lossprune.pruning.errors import PruningError
+from lossprune.pruning.layer_curves import LayerSensitivity, Sensitivity, SensitivityPoint
+from lossprune.pruning.objectives import objective_of
+from lossprune.pruning.pace import Pace
+from lossprune.pruning.patterns import Pattern
+from lossprune.pruning.randomness import PrivateRandomness
+from lossprune.pruning.scoring import Scoring
+from lossprune.pruning.settings import Pruning
+from lossprune.pruning.terms import term_of
+from lossprune.pruning.watching import check_watching, shown, warning_here, warning_of_long
+
+SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+_PREDICTING = CRITERIA["QM"]  # whose change of the loss is that of the quadratic diagonal model
+
+
+def sensitivity(
+    model: nn.Module,
+    data: Iterable[Any],
+    criterion: str | Criterion = "QM",
+    *,
+    sparsities: Sequence[float] | None = None,
+    examples: int | None = None,
+    reg: float | None = None,
+    parameters: Choices | None = None,
+    exclude: Choices | None = None,
+    pattern: str | None = "unstructured",
+    loss: str | Loss | LossFunction = "cross_entropy",
+    forward: Forward | None = None,
+    estimator: str | Estimator | None = "exact",
+    memory: int | None = None,
+    seed: int | None = None,
+    sharded: bool = False,
+    validation: Iterable[Any] | None = None,
+    progress: bool | None = None,
+) -> Sensitivity:
+    r"""Prune each layer of ``model`` alone, to several sparsities, and measure the loss.
+
+    Of a layer with n weights the round(κ · n) of smallest saliency + ½ λ θ² are taken as 0, all
+    other layers stay dense, and L is measured: as many forward passes over the examples as there
+    are layers times sparsities.  Beside it is what the quadratic model with a diagonal Hessian
+    predicts for the same weights,
+
+        ΔL = Σ −g θ + ½ h θ²,
+
+    whatever the criterion; g and h are measured once, at the dense network.  Removals of several
+    layers at once cost more than the sum of each: the model of one layer says nothing of that.
+
+    Under an initialised ``torch.distributed`` group every process must call this, as
+    :func:`lossprune.measure`; all return the same.
+
+    Args:
+        model: left unchanged.  Its weights that are 0 already go first.
+        data: iterable of batches, as in :func:`lossprune.prune`; read once.
+        criterion: a name in ``lossprune.CRITERIA`` or a :class:`Criterion`.
+        sparsities: κ of each layer, rising numbers in (0, 1); 0.5, 0.7, 0.8, 0.9, 0.95 and 0.98 if
+            not given.  An N:M pattern has one, 1 − N/M.
+        examples: how many to read, exactly; None reads all.
+        reg: λ ≥ 0; if not given, what the criterion says.
+        parameters: which weights are layers here, as in :func:`lossprune.prune`, and
+        exclude: which of them not.
+        pattern: ``"unstructured"``, or ``"N:M"``, as there.
+        loss: as there.
+        forward: as there.
+        estimator: of the GGN diagonal, as there; None measures none, so that nothing is predicted.
+            Of a loss that is a plain function no curvature is known but the empirical Fisher: by
+            criteria that do without, its networks are pruned without a prediction.
+        memory: as there.
+        seed: as there.
+        sharded: as there.
+        validation: batches to measure the losses on, the dense one as well, in the place of the
+            examples that g and h are measured on; all are read.
+        progress: as there.
+
+    Raises:
+        ValueError: an argument out of range.
+        PruningError: the data does not do (see :func:`lossprune.measure`); a loss, gradient,
+            curvature or saliency is not finite; of a pruned layer it is named, with the sparsity.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    >>> found = sensitivity(model, [(torch.randn(32, 8), torch.arange(32) % 4)])
+    >>> found
+    Sensitivity(QM, 2 layers at 6 sparsities, loss ..., 32 examples)
+    >>> [point.removed for point in found["2.weight"].points]
+    [32, 45, 51, 58, 61, 63]
+    """
+    check_watching(progress, None)
+    if data is None:
+        raise ValueError("sensitivity needs data: an iterable of (inputs, targets)")
+    pruning = Pruning(
+        model,
+        criterion,
+        sparsity=0.0 if pattern in (None, "unstructured") else None,
+        data=data,
+        examples=examples,
+        stages=1,
+        reg=reg,
+        parameters=parameters,
+        exclude=exclude,
+        pattern=pattern,
+        loss=loss,
+        forward=forward,
+        estimator="exact" if estimator is None else estimator,
+        memory=memory,
+        seed=seed,
+        sharded=sharded,
+    )
+    # All are checked before anything is measured.
+    held = None
+    if validation is not None:
+        with _naming("validation"):
+            held = replace(pruning, data=validation, examples=None)
+    steps = _checked_sparsities(sparsities, pruning.selection.pattern)
+    no_prediction = _no_prediction(pruning, estimator)
+    warn = warning_here()
+    randomness = PrivateRandomness(distributed.shared_random_state())
+    with shown(progress) as told, outside_inference(), randomness:
+        pace = Pace(1, told, warning_of_long(warn))
+        scan = _measured(pruning, held, pace, predicts=not no_prediction)
+        layers = tuple(scan.layers(steps, told))
+    return Sensitivity(
+        criterion=find_criterion(criterion).name,
+        loss=scan.dense.loss,
+        examples=scan.dense.examples,
+        layers=layers,
+        unused=scan.statistics.unused,
+        no_prediction=no_prediction,
+    )
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What is known of the dense network, and the loss at any other.
+
+    Attributes:
+        pruning: what is asked for.
+        statistics: at the dense network.
+        term: what the criterion ranks by instead of the curvature, if anything.
+        objective: the loss over the examples of every point.
+        dense: that of the dense network.
+        predicts: whether gradient and curvature are known.
+    """
+
+    pruning: Pruning
+    statistics: Statistics
+    term: Mapping[str, Tensor] | None
+    objective: Objective
+    dense: Statistics
+    predicts: bool
+
+    def layers(self, sparsities: Sequence[float], told: Progress) -> Iterator[LayerSensitivity]:
+        """Prune every layer alone to all sparsities."""
+        names = self.pruning.network.names
+        told.advance("layer", 0, len(names))
+        for done, name in enumerate(names, start=1):
+            layer = self._layer(name, sparsities)
+            last = layer.points[-1]
+            text = f"loss {last.realised_change:+.3g} at {last.sparsity:g}, {name}"
+            told.advance("layer", done, len(names), text)
+            yield layer
+
+    @torch.no_grad()
+    def _layer(self, name: str, sparsities: Sequence[float]) -> LayerSensitivity:
+        pruning, weight = self.pruning, self.pruning.network.weights[name]
+        criterion = find_criterion(pruning.criterion)
+        scoring = Scoring(criterion, {name: weight}, self.statistics, self.term)
+        saliencies = scoring.saliencies(pruning.penalty)
+        predicting = Scoring(_PREDICTING, {name: weight}, self.statistics, None)
+        selection = replace(pruning.selection, shapes={name: weight.shape})
+        everything = {name: torch.ones_like(weight, dtype=torch.bool)}
+        alone = self.objective.at(self.objective.network.of([name]))
+        points = []
+        for sparsity in sparsities:
+            marked = selection.mark(saliencies, everything, selection.amount(sparsity))
+            with _naming(f"{name!r} at sparsity {sparsity:g}"):
+                loss = alone.measure({name: ~marked[name]}).loss
+            points.append(
+                SensitivityPoint(
+                    sparsity=sparsity,
+                    removed=int(marked[name].sum()),
+                    loss=loss,
+                    realised_change=loss - self.dense.loss,
+                    predicted_change=predicting.predicted_change(marked) if self.predicts else None,
+                )
+            )
+        return LayerSensitivity(name, tuple(weight.shape), tuple(points))
+
+
+def _measured(pruning: Pruning, held: Pruning | None, pace: Pace, *, predicts: bool) -> _Scan:
+    """Measure what the criterion and the prediction need, once; the loss is that of ``held``."""
+    criterion = find_criterion(pruning.criterion)
+    objective = objective_of(pruning, pruning.network, 1, heard=pace)
+    pace.begin(distributed.own_examples(objective.batches, sharded=pruning.sharded))
+    weights = pruning.network.weights
+    mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+    term = term_of(criterion, objective, mask)
+    curvature = criterion.curvature or predicts
+    statistics = objective.measure(
+        mask,
+        gradient=criterion.gradient or predicts,
+        estimator=find_estimator(pruning.estimator) if curvature else None,
+    )
+    if held is not None:
+        with _naming("validation"):
+            objective = objective_of(held, held.network, 1, heard=pace)
+        pace.begin(distributed.own_examples(objective.batches, sharded=pruning.sharded))
+    # Measured as every point is, so that where nothing changes the change is 0 to the bit.
+    dense = objective.measure(mask)
+    pace.end()
+    return _Scan(pruning, statistics, term, objective, dense, predicts)
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Say of what was wrong that it is wrong of this."""
+    try:
+        yield
+    except ValueError as error:
+        raise PruningError(f"{what}: {error}") from error
+
+
+def _no_prediction(pruning: Pruning, estimator: str | Estimator | None) -> str:
+    """Why nothing is predicted; empty where it is.
+
+    Raises:
+        ValueError: the criterion needs what is not measured.
+        PruningError: a weight is complex, and something is to be predicted of it.
+    """
+    criterion, loss = find_criterion(pruning.criterion), find_loss(pruning.loss)
+    if estimator is None:
+        if criterion.curvature:
+            raise ValueError(
+                f"criterion {criterion.name!r} needs the curvature, which estimator=None leaves out"
+            )
+        return "no curvature was asked for"
+    if isinstance(loss, AnyFunction) and estimator == "exact" and not criterion.curvature:
+        return f"the curvature of {loss.name}, a plain function, is not known"
+    for name, weight in pruning.network.weights.items():
+        if weight.is_complex():
+            raise PruningError(
+                f"{name!r} is complex, of {weight.dtype}, and nothing can be predicted of it: give "
+                f"MP or random with estimator=None, or exclude={name!r}"
+            )
+    return ""
+
+
+def _checked_sparsities(
+    sparsities: Sequence[float] | None, pattern: Pattern | None
+) -> tuple[float, ...]:
+    if pattern is not None:
+        if sparsities is not None and list(sparsities) != [pattern.sparsity]:
+            raise ValueError(
+                f"sparsities must be that of pattern {str(pattern)!r} alone, "
+                f"({pattern.sparsity},), or left out, got {sparsities!r}"
+            )
+        return (pattern.sparsity,)
+    if sparsities is None:
+        return SPARSITIES
+    steps = tuple(sparsities) if isinstance(sparsities, Iterable) else ()
+    numbers = all(isinstance(step, Real) and 0 < step < 1 for step in steps)
+    if not (steps and numbers and all(low < high for low, high in pairwise(steps))):
+        raise ValueError(
+            f"sparsities must be rising numbers between 0 and 1, such as (0.5, 0.9), got "
+            f"{sparsities!r}"
+        )
+    return tuple(map(float, steps))
