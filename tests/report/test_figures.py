@@ -6,7 +6,8 @@ import matplotlib as mpl
 import pytest
 from matplotlib.text import Text
 
-from lossprune.report.figures import STYLE, drawn_figures
+from lossprune.report.figure_files import STYLE
+from lossprune.report.figures import drawn_figures
 from lossprune.report.reading import read_results
 from tests.report.conftest import Maker
 
