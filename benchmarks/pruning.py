@@ -29,7 +29,7 @@ import lossprune
 from benchmarks.hardware import hardware, write_json
 from benchmarks.published import gradient_and_ggn_diagonal
 from lossprune.data import Dataset, load
-from lossprune.experiment.prepare import StageExamples
+from lossprune.experiment.stage_examples import StageExamples
 from lossprune.pruning import prune_by_stage
 
 SPARSITY, REG, TIMED = 0.956, 1e-3, 100

@@ -77,7 +77,7 @@ def sentence(answer) -> str:
         ("--nepoch 3", "unknown flag --nepoch; did you mean --nepochs?"),
         ("--zzz 3", "unknown flag --zzz; see --help"),
         ("fast", "unexpected argument 'fast': flags begin with --"),
-        ("--pr 0.999999", "sparsity 0.999999 leaves none of the 50200 prunable weights"),
+        ("--pr 0.999999", "--pr 0.999999 leaves none of the 50200 prunable weights"),
         # What no machine can do, or would do for ever in silence.
         ("--threads 100000", "--threads must be a whole number from 1 to "),
         ("--pi 1000000000", "--pi must be a whole number from 1 to 1,000,000, got 1000000000"),

@@ -247,6 +247,15 @@ def read_bytes(flag: str, value: str) -> int:
     return size
 
 
+def listed_names(names: str) -> list[str]:
+    """Return names that are joined by commas.
+
+    >>> listed_names("fc1, conv*")
+    ['fc1', 'conv*']
+    """
+    return [name.strip() for name in names.split(",")]
+
+
 def check_threads(value: int | None) -> None:
     """Check a number of threads."""
     check_whole("threads", value, 1, MOST_THREADS)

@@ -14,7 +14,7 @@ from lossprune.data import load
 from lossprune.experiment import RunConfig
 from lossprune.experiment.folder import MASK
 from lossprune.experiment.network_file import load_weights_, read_network
-from lossprune.experiment.prepare import StageExamples
+from lossprune.experiment.stage_examples import StageExamples
 from lossprune.pruning import Mask
 from lossprune.pruning.settings import RECALIBRATED
 from tests.experiment.test_resume import result, the_run

@@ -124,7 +124,7 @@ def test_one_plan_is_of_all_sparsities_of_a_network(command, maker, tmp_path):
 
 def test_a_plan_tells_with_and_without_compensation_apart(command, maker, tmp_path):
     start = f"results/{maker.baseline(1111).name}/best_model.pt"
-    for moved, best in (({}, 0.1), ({"compensate": True, "finish": 2}, 0.0)):
+    for moved, best in (({}, 0.1), ({"compensate": True, "finish": 2, "exclude": "fc3"}, 0.0)):
         for reg in (0.0, 0.1):
             maker.run("QM", 5, reg, valid_loss=1.0 if reg == best else 2.0, start=start, **moved)
     (plan,) = write_plans(read_results(maker.root).runs, tmp_path)
@@ -132,8 +132,9 @@ def test_a_plan_tells_with_and_without_compensation_apart(command, maker, tmp_pa
     assert lines[-1] == "3 runs: 1 baseline, 2 prunings"
     folders = [Path(line).name for line in lines if line.startswith("results/")]
     flags = [dict(part.split("=") for part in folder.split(",")) for folder in folders]
-    chosen = {(run["reg"], run.get("compensate"), run.get("finish")) for run in flags[1:]}
-    assert chosen == {("0.1", None, None), ("0.0", "True", "2")}
+    named = ("reg", "compensate", "finish", "exclude")
+    chosen = {tuple(run.get(name) for name in named) for run in flags[1:]}
+    assert chosen == {("0.1", None, None, None), ("0.0", "True", "2", "fc3")}
 
 
 def test_the_table_is_what_the_records_say(digits_results):

@@ -4,12 +4,16 @@ import shlex
 
 import pandas as pd
 import pytest
+import torch
 
 from lossprune.experiment import RunConfig
+from lossprune.experiment.folder import MASK
 from lossprune.flags import parse
+from lossprune.pruning import Mask
 from lossprune.report.choice import BEST, BEST_TUNED, ZERO, best_reg_after_pruning
+from lossprune.report.page_data import page_data
 from lossprune.report.reading import read_results
-from lossprune.report.series import stage_changes, training_curves
+from lossprune.report.series import layers, stage_changes, training_curves
 from lossprune.report.settings import command_of
 from lossprune.report.table import to_csv, to_latex, to_markdown
 from lossprune.report.tables import all_tables
@@ -205,6 +209,43 @@ def test_where_weights_move_it_is_another_line_of_the_same_table(maker):
     for row in results.runs.to_dict("records"):
         config = parse(RunConfig, shlex.split(command_of(row, "results"))[2:])
         assert config.name == row["folder"]
+
+
+def test_where_other_weights_compete_it_is_another_line_of_the_same_table(maker):
+    asked = [{}, {"scope": "layer"}, {"exclude": "first and last"}, {"parameters": "fc1,fc2"}]
+    for loss, changes in enumerate(asked, start=1):
+        for seed in (1, 2):
+            maker.run("QM", seed=seed, loss=loss, **changes)
+    results = read_results(maker.root)
+    assert results.runs["network"].nunique() == 1
+    pruning, _, pairs = tables(maker)
+    names = ["QM", "QM+exclude=first and last", "QM+parameters=fc1,fc2", "QM+scope=layer"]
+    means = pruning.frame.query("choice == @BEST")[["criterion", "n", "mean"]]
+    assert means.to_numpy().tolist() == [
+        [name, 2, loss - 0.25] for name, loss in zip(names, (1, 3, 4, 2), strict=True)
+    ]
+    data = page_data(results, (pairs,), [])
+    rows = [row for row in data["tables"][0]["rows"] if row["cells"][3] == "criteria"]
+    compared = {criterion for row in rows for criterion in row["criterion"]}
+    assert compared == set(names)
+    assert {count for row in rows for count in row["stages"]} == {14}
+    for row in results.runs.to_dict("records"):
+        config = parse(RunConfig, shlex.split(command_of(row, "results"))[2:])
+        assert config.name == row["folder"]
+
+
+def test_a_layer_keeps_its_place_where_runs_leave_others_out(maker):
+    for exclude, names in (("fc1", ("fc2", "fc3")), ("none", ("fc1", "fc2", "fc3"))):
+        folder = maker.run("QM", 1, exclude=exclude)
+        Mask({f"{name}.weight": torch.ones(2, 2, dtype=torch.bool) for name in names}).save(
+            folder / MASK
+        )
+    places = layers(read_results(maker.root))[["layer", "position"]].drop_duplicates()
+    assert dict(places.to_numpy().tolist()) == {
+        "fc1.weight": 0,
+        "fc2.weight": 1,
+        "fc3.weight": 2,
+    }
 
 
 def test_small_seeds_are_not_found_in_other_settings(maker):

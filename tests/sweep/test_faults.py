@@ -145,7 +145,7 @@ def test_a_run_that_fails_by_itself_is_retried_on_request(tmp_path, command):
     )
     answer = command("sweep", "own.toml")
     assert answer.status == 2
-    assert "pr=0.999999: failed: sparsity 0.999999 leaves none of" in answer.err
+    assert "pr=0.999999: failed: --pr 0.999999 leaves none of" in answer.err
     assert "1 of 2 finished, 1 failed" in answer.err
     again = command("sweep", "own.toml")
     assert again.status == 2
@@ -158,7 +158,7 @@ def test_a_run_that_fails_by_itself_is_retried_on_request(tmp_path, command):
     assert (folder / "error.json").stat().st_mtime_ns > failed_at
     status = command("status", "results")
     assert "1 finished, 1 failed" in status.out
-    assert "sparsity 0.999999 leaves none of" in status.out
+    assert "--pr 0.999999 leaves none of" in status.out
 
 
 def test_a_run_whose_worker_always_dies_is_given_up(tmp_path, command, monkeypatch):

@@ -37,6 +37,7 @@ from lossprune.flags import (
     check_threads,
     check_whole,
     flag,
+    listed_names,
     read_bytes,
 )
 from lossprune.progress import Progress, shown_progress
@@ -228,7 +229,7 @@ def _prune(
     progress: Progress,
 ) -> "tuple[Mask, list[dict[str, Any]], Stages]":
     """Prune the network, moving its weights where that is asked for."""
-    from lossprune.experiment.prepare import StageExamples
+    from lossprune.experiment.stage_examples import StageExamples
     from lossprune.pruning import Compensation, Mask, prune_by_stage
 
     pruning = prune_by_stage(
@@ -240,8 +241,8 @@ def _prune(
         stages=config.stages,
         schedule=config.schedule,
         reg=config.reg,
-        parameters=_listed(config.parameters),
-        exclude=_listed(config.exclude),
+        parameters=config.parameters and listed_names(config.parameters),
+        exclude=config.exclude and listed_names(config.exclude),
         scope=config.scope,
         pattern=config.pattern,
         estimator=config.estimator,
@@ -275,10 +276,6 @@ def _start(path: Path | None) -> "Mask | None":
         return Mask.load(path)
     except (FileNotFoundError, PruningError) as error:
         raise ValueError(f"--start: {error}") from error
-
-
-def _listed(names: str | None) -> Any:
-    return None if names is None else [name.strip() for name in names.split(",")]
 
 
 def _settings(config: PruneConfig, build: str) -> dict[str, Any]:

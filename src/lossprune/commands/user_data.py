@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lossprune.data import Dataset, load
-from lossprune.experiment.prepare import StageExamples
+from lossprune.experiment.stage_examples import StageExamples
 from lossprune.user_code import Batches, find_function
 
 _BATCH = 1000

@@ -6,6 +6,7 @@ Flags keep their published spelling (``--pr``); the code uses the field's names
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,26 @@ from lossprune.flags import (
     check_whole,
     declared_flags,
     flag,
+    listed_names,
 )
 from lossprune.networks import NETWORKS
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS, find_estimator
+from lossprune.pruning.patterns import final_sparsity, find_pattern
 from lossprune.pruning.schedules import MOST_STAGES
+from lossprune.pruning.scopes import SCOPES
 
 DEVICES = ("auto", "cpu", "cuda")
 TRAININGS = ("auto", "dense", "sparse")
 AMPS = ("off", "bf16")
 RECALIBRATIONS = ("no", "stages", "end")
 LEAST_EXAMPLES = 5  # of a stage that compensates
+_LONGEST_NAMES = 80  # of what is named: it is part of a folder's name
+_NAMES = re.compile(rf"(?=.{{1,{_LONGEST_NAMES}}}$)[\w.*?!\[\] -]+(,[\w.*?!\[\] -]+)*")
+
+
+class Unsaid(float):
+    """A number that stands where none is given."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,12 @@ class RunConfig:
     image_size: int = flag(
         0, "image_size", "height and width of inputs, for imagenet; 0: 224", "changed"
     )
-    sparsity: float = flag(0.956, "pr", "fraction of the weights to remove, in [0, 1)", "always")
+    sparsity: float = flag(
+        Unsaid(0.956),
+        "pr",
+        "fraction of the weights to remove, in [0, 1); with --pattern what that says",
+        "always",
+    )
     criterion: str = flag(
         "MP",
         "pm",
@@ -95,6 +110,17 @@ class RunConfig:
         f"of the curvature: {', '.join(ESTIMATORS)}; a value may follow, as in monte-carlo:20",
         "changed",
     )
+    scope: str = flag("global", "scope", f"which weights compete: {', '.join(SCOPES)}", "asked")
+    pattern: str = flag(
+        "unstructured", "pattern", "unstructured, or N:M such as 2:4, without --pr", "asked"
+    )
+    parameters: str = flag(
+        "all",
+        "parameters",
+        "which weights to prune: all, or names or patterns, joined by commas",
+        "asked",
+    )
+    exclude: str = flag("none", "exclude", "which of them not, in the same way, or none", "asked")
     compensate: bool = flag(
         False,
         "compensate",
@@ -159,7 +185,10 @@ class RunConfig:
             find_estimator(self.estimator)
         except ValueError as error:
             raise ValueError(f"--estimator {self.estimator}: {error}") from None
-        check_fraction("pr", self.sparsity)
+        check_one_of("scope", self.scope, SCOPES)
+        self._settle_sparsity()
+        for name in ("parameters", "exclude"):
+            object.__setattr__(self, name, _checked_names(name, getattr(self, name)))
         check_whole("pi", self.stages, 1, MOST_STAGES)
         check_whole("pe", self.prune_epoch, -1, MOST_EPOCHS)
         check_not_negative("reg", self.reg, MOST_REG)
@@ -192,6 +221,25 @@ class RunConfig:
                 f"--train sparse with {given}: sparse training computes in float32 by its own "
                 "kernels; give --train dense or auto"
             )
+
+    def _settle_sparsity(self) -> None:
+        """Check sparsity and pattern together; of one alone, take the other from it."""
+        check_fraction("pr", self.sparsity)
+        asked = None if isinstance(self.sparsity, Unsaid) else self.sparsity
+        try:
+            pattern = find_pattern(self.pattern)
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
+        try:
+            final_sparsity(0.0 if pattern is None else asked, pattern)
+        except ValueError:
+            assert pattern is not None
+            raise ValueError(
+                f"--pr {asked} with --pattern {pattern}: such a pattern removes "
+                f"{pattern.sparsity:g} of the weights; leave --pr out"
+            ) from None
+        settled = float(self.sparsity) if pattern is None else pattern.sparsity
+        object.__setattr__(self, "sparsity", settled)
 
     @property
     def plain(self) -> bool:
@@ -242,7 +290,9 @@ class RunConfig:
             default = defaults.get(name, declared.default)
             if declared.named == "changed" and parts[name] == default:
                 del parts[name]
-        return ",".join(f"{name}={value}" for name, value in parts.items())
+        # Commas part the flags.
+        told = {name: str(value).replace(",", "+") for name, value in parts.items()}
+        return ",".join(f"{name}={value}" for name, value in told.items())
 
     @property
     def folder(self) -> Path:
@@ -258,6 +308,21 @@ def check_finish(finish: int, *, compensate: bool) -> None:
             f"--finish {finish} without --compensate: these stages remove nothing, they only move "
             "weights; give --compensate as well"
         )
+
+
+def _checked_names(flag: str, names: str) -> str:
+    """Return the names without spaces at commas; they become part of a folder's name.
+
+    >>> _checked_names("exclude", "fc1, fc2*")
+    'fc1,fc2*'
+    """
+    joined = ",".join(listed_names(names))
+    if not _NAMES.fullmatch(joined):
+        raise ValueError(
+            f"--{flag} must be names of parameters or modules, or patterns of them, joined by "
+            f"commas, of at most {_LONGEST_NAMES} signs, got {names!r}"
+        )
+    return joined
 
 
 def implied_dataset(arch: str) -> str | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,23 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from lossprune.data import Dataset, load
+from lossprune.experiment.asked_pruning import check_pruning
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.environment import choose_device, environment_of
 from lossprune.experiment.network_file import read_network, weights_sha256
-from lossprune.experiment.own_code import build_network, code_of, criterion_of
+from lossprune.experiment.own_code import build_network, code_of
 from lossprune.experiment.ranks import current
 from lossprune.experiment.record import RunRecord, Start
 from lossprune.experiment.start import begin_
 from lossprune.kernels.compiler import compiler_available
 from lossprune.pruning import Mask
-from lossprune.pruning.compensation import Compensation
-from lossprune.pruning.settings import Pruning
 from lossprune.training.choice import check_sparse
 from lossprune.training.precision import check_compiler
 
 T = TypeVar("T")
-
-_EXAMPLES_PER_BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -96,28 +93,6 @@ class Cache:
         return value
 
 
-class StageExamples:
-    """The training examples of each pruning stage, drawn from the seed and the stage alone.
-
-    So a run that resumes at a stage measures on the very examples it would have seen.  Without
-    augmentation; all of them where there are fewer; ``stage`` is set by whoever prunes.
-    """
-
-    def __init__(self, dataset: Dataset, examples: int, seed: int) -> None:
-        self.dataset = dataset
-        self.examples = min(examples, len(dataset.train))
-        self.seed = seed
-        self.stage = 1
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # Seeds that are close together would meet those of the epochs, seed + epoch.
-        mixed = (self.seed * 1_000_003 + self.stage * 998_244_353 + 0x5EED) % 2**63
-        generator = torch.Generator().manual_seed(mixed)
-        train = self.dataset.train
-        order = torch.randperm(len(train), generator=generator)[: self.examples]
-        return self.dataset.batches(train, _EXAMPLES_PER_BATCH, order=order)
-
-
 def prepare(
     config: RunConfig, unfinished: RunRecord | None = None, cache: Cache | None = None
 ) -> PreparedRun:
@@ -141,7 +116,7 @@ def prepare(
     )
     network = build_network(config, dataset)
     begun = begin_(network, config.arch, config.start, partial(_read_kept, cache))
-    _check_pruning(config, dataset, network, begun.mask)
+    check_pruning(config, dataset, network, begun.mask)
     network = network.to(device)
     _check_training(config, dataset, network, begun.mask)
     _check_forward(config, device)
@@ -194,44 +169,6 @@ def _read_kept(cache: Cache, path: Path) -> tuple[dict[str, Tensor], dict[str, A
     stat = path.stat()
     key = (str(path.absolute()), stat.st_ino, stat.st_mtime_ns, stat.st_size)
     return cache.get("network", key, lambda: read_network(path))
-
-
-def pruning_of(
-    config: RunConfig, network: nn.Module, examples: StageExamples, start: Mask | None
-) -> Pruning:
-    """Return what a run's pruning is to do, from a mask on; nothing is computed yet.
-
-    Raises:
-        ValueError: this network cannot be pruned so.
-    """
-    return Pruning(
-        network,
-        criterion_of(config),
-        sparsity=config.sparsity,
-        data=examples,
-        examples=examples.examples,
-        stages=config.stages,
-        schedule=config.schedule,
-        reg=config.reg,
-        estimator=config.estimator,
-        seed=config.seed,
-        start=start,
-        compensate=config.compensate and Compensation(finish=config.finish),
-        recalibrate=None if config.recalibrate == "no" else config.recalibrate,
-    )
-
-
-def _check_pruning(
-    config: RunConfig, dataset: Dataset, network: nn.Module, start: Mask | None
-) -> None:
-    if not config.prunes:
-        return
-    try:
-        pruning_of(config, network, StageExamples(dataset, config.examples, config.seed), start)
-    except ValueError as error:
-        if start is None:
-            raise
-        raise ValueError(f"--model_0 {config.start} is pruned already: {error}") from error
 
 
 def _check_training(

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from lossprune.experiment.asked_pruning import weights_of
 from lossprune.experiment.prepare import PreparedRun, dataset_key
 from lossprune.experiment.ranks import Ranks
 from lossprune.experiment.record import RunRecord, Scores
 from lossprune.experiment.record_builder import RecordBuilder
 from lossprune.experiment.store import Checkpoint
 from lossprune.progress import Progress
-from lossprune.pruning.prunable import prunable_weights
 from lossprune.training import (
     CompactedTraining,
     DivergedError,
@@ -46,7 +46,8 @@ class RunState(RecordBuilder):
         self.ranks = ranks
         self.progress = progress
         self.start_mask = self.mask = prepared.mask
-        weights = {**prunable_weights(prepared.network), **(prepared.mask or {})}.values()
+        weights = weights_of(prepared.config, prepared.network)
+        weights = {**weights, **(prepared.mask or {})}.values()
         super().__init__(
             RunRecord(
                 config=prepared.config.settings,
@@ -101,7 +102,8 @@ class RunState(RecordBuilder):
         self.network.load_state_dict(dict(saved.network))
         if saved.mask is not None:
             self.mask = saved.mask
-        if saved.record.after_pruning is not None or self.start_mask is not None:
+        begun = saved.record.after_pruning is not None or self.start_mask is not None
+        if begun and not self.prunes_now:  # else the way to train is chosen after pruning
             self.restart_optimizer()
             self._keep_training()
         self.optimizer.load_state_dict(dict(saved.optimizer))

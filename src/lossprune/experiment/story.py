@@ -7,11 +7,13 @@ The run tells what it needs (:class:`Request`), and whoever drives it gives it t
 from collections.abc import Callable, Generator
 from enum import Enum, auto
 
+from lossprune.experiment.asked_pruning import joined, part_of, pruning_of
 from lossprune.experiment.log import in_words, stage_in_words
 from lossprune.experiment.network_file import weights_sha256
 from lossprune.experiment.own_code import criterion_of
-from lossprune.experiment.prepare import Cache, StageExamples, pruning_of
+from lossprune.experiment.prepare import Cache
 from lossprune.experiment.record import EpochRecord, RunStatus, Scores, stage_dict
+from lossprune.experiment.stage_examples import StageExamples
 from lossprune.experiment.state import RunState, check_finite
 from lossprune.experiment.store import RunStore
 from lossprune.pruning import Statistics
@@ -171,7 +173,7 @@ def _prune_stages(state: RunState, store: RunStore, cache: Cache) -> None:
     before = state.record.stages[-1].get("compensation") if completed else None
     stages = Stages(
         pruning,
-        state.mask,
+        state.mask and part_of(state.mask, pruning.network.weights),
         completed,
         recall,
         state.progress,
@@ -180,9 +182,9 @@ def _prune_stages(state: RunState, store: RunStore, cache: Cache) -> None:
     )
     state.progress.advance("stage", completed, config.stages_in_all)
     for mask, stage in stages:
-        state.mask = mask
+        state.mask = joined(mask, state.start_mask)
         done = stage_dict(stage)
-        state.change(stages=(*state.record.stages, done), removed=mask.removed)
+        state.change(stages=(*state.record.stages, done), removed=state.mask.removed)
         if store.due:
             store.save(state.checkpoint())
         state.progress.advance("stage", stage.stage, config.stages_in_all, stage_in_words(done))
@@ -212,6 +214,6 @@ def _measured(state: RunState) -> tuple[object, ...]:
         weights_sha256(state.network.state_dict()),
         None if state.start_mask is None else weights_sha256(state.start_mask),
         (criterion.gradient, criterion.curvature, state.config.examples),
-        state.config.estimator,
+        (state.config.estimator, state.config.parameters, state.config.exclude),
         *state.conditions(),
     )

@@ -16,11 +16,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lossprune.pruning.names import did_you_mean, listed
+
+if TYPE_CHECKING:  # the flags read what is written here, without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -60,23 +61,23 @@ class Pattern:
                 f"{self.of}; exclude the others: {listed(misfits, most=len(misfits))}"
             )
 
-    def candidates(self, saliency: Tensor, kept: Tensor, inputs: int) -> Tensor:
+    def candidates(self, saliency: "Tensor", kept: "Tensor", inputs: int) -> "Tensor":
         """Which kept weights may go now, so that N are left in every group: a bool tensor.
 
         In a group with k kept, those are the k − N of smallest saliency, of equal ones the first.
         """
         groups = self._grouped(kept, inputs)
-        scores = self._grouped(saliency, inputs).masked_fill(~groups, torch.inf)
+        scores = self._grouped(saliency, inputs).masked_fill(~groups, math.inf)
         rank = scores.argsort(dim=-1, stable=True).argsort(dim=-1)
         free = groups.sum(-1, keepdim=True) - self.keep
         marked = (groups & (rank < free)).flatten(-2).movedim(-1, inputs)
         return marked.reshape(kept.shape).contiguous()
 
-    def fewest(self, kept: Tensor, inputs: int) -> int:
+    def fewest(self, kept: "Tensor", inputs: int) -> int:
         """Return how many weights are kept in the group that keeps fewest."""
         return int(self._grouped(kept, inputs).sum(-1).min())
 
-    def _grouped(self, tensor: Tensor, inputs: int) -> Tensor:
+    def _grouped(self, tensor: "Tensor", inputs: int) -> "Tensor":
         return tensor.movedim(inputs, -1).unflatten(-1, (-1, self.of))
 
 

@@ -3,9 +3,10 @@
 A *network* is all that must be equal for two prunings to be comparable: architecture, data set,
 sparsity, where pruning comes, what it measures on and what it starts from.  A *dense network* is
 that at whatever sparsity.  A *method* is what is compared: criterion, number of stages π, schedule
-and λ.  Where weights or running statistics move beside the mask, that is part of the criterion's
-name, as in ``QM+compensate+finish=5``.  A *tuning* is how the pruned network is trained on.  What
-is left is the seed, over which means are taken.
+and λ.  Where weights or running statistics move beside the mask, or other weights compete than all,
+that is part of the criterion's name, as in ``QM+compensate+finish=5`` or ``QM+scope=layer``.  A
+*tuning* is how the pruned network is trained on.  What is left is the seed, over which means are
+taken.
 """
 
 import re

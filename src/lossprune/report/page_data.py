@@ -178,8 +178,8 @@ def _filter_keys(row: dict[str, Any]) -> dict[str, list[Any]]:
     if "criterion" in row:
         methods, regs = [(row["criterion"], row["stages"])], [float(row["reg"])]
     else:  # the two sides of a difference, or a statement about all runs
-        labels = [row[side].split() for side in ("first", "second") if side in row]
-        methods, regs = [(criterion, stages) for criterion, _, stages, *_ in labels], []
+        labels = [row[side].rpartition(" π ") for side in ("first", "second") if side in row]
+        methods, regs = [(criterion, rest.split()[0]) for criterion, _, rest in labels], []
     return {
         "criterion": [criterion for criterion, _ in methods],
         "stages": [int(stages) for _, stages in methods],

@@ -142,13 +142,21 @@ def _along(
 
 
 def layers(results: Results) -> pd.DataFrame:
-    """Return the sparsity of each layer at the best λ, run by run, where there is a mask."""
-    rows = []
+    """Return the sparsity of each layer at the best λ, run by run, where there is a mask.
+
+    Its ``position`` is among all layers of its network, of which a run may leave some out.
+    """
     chosen = at_best_reg(results.runs)[["folder", *_RUN_KEYS]]
-    layers = results.source.layers(chosen["folder"].tolist())
-    for row, sparsities in zip(rows_of(chosen), layers, strict=True):
-        rows += [
-            {**row, "position": position, "layer": name, "sparsity": sparsity}
-            for position, (name, sparsity) in enumerate((sparsities or {}).items())
-        ]
+    sparsities = results.source.layers(chosen["folder"].tolist())
+    of_runs = [(row, of or {}) for row, of in zip(rows_of(chosen), sparsities, strict=True)]
+    places: dict[str, dict[str, int]] = {}
+    for row, of in sorted(of_runs, key=lambda pair: -len(pair[1])):
+        names = places.setdefault(row["network"], {})
+        for name in of:
+            names.setdefault(name, len(names))
+    rows = [
+        {**row, "position": places[row["network"]][name], "layer": name, "sparsity": sparsity}
+        for row, of in of_runs
+        for name, sparsity in of.items()
+    ]
     return pd.DataFrame(rows, columns=[*_RUN_KEYS, "position", "layer", "sparsity"])

@@ -222,7 +222,8 @@ function gapFigure(shown) {
 function layerFigure(shown) {
   const parts = partsOf(DATA.layers, shown);
   const colours = methodColours(parts);
-  const names = unique(parts.flatMap((part) => part.names));
+  const longest = [...parts].sort((a, b) => b.names.length - a.names.length); // some lack a layer
+  const names = unique(longest.flatMap((part) => part.names));
   const places = names.map((_, place) => place);
   const x = categories(places, (place) => names[place].replace(/\.weight$/, ""));
   const y = log(parts.flatMap((part) => part.kept.map((kept) => 100 * Math.max(kept, 1e-5))));
