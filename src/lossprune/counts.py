@@ -20,7 +20,7 @@ class Count:
 
     what: str
     done: int
-    total: int
+    total: int | None
     text: str
     began: float
     first: int = field(init=False)
@@ -29,14 +29,19 @@ class Count:
     def __post_init__(self) -> None:
         self.first, self.changed = self.done, self.began
 
-    def advance(self, done: int, total: int, text: str, now: float) -> None:
+    def advance(self, done: int, total: int | None, text: str, now: float) -> None:
         """Take note that so many are done."""
         self.done, self.total, self.changed = done, total, now
         self.text = text or self.text
 
+    @property
+    def told(self) -> str:
+        """How many of how many."""
+        return of_all(self.done, self.total)
+
     def seconds_left(self, now: float) -> float | None:
         """Return for how long it will go on, if the others take as long as those done so far."""
-        if self.done <= self.first:
+        if self.total is None or self.done <= self.first:
             return None
         each = (self.changed - self.began) / (self.done - self.first)
         return max(each * (self.total - self.done) - (now - self.changed), 0.0)
@@ -45,7 +50,7 @@ class Count:
 class Counts(dict[str, Count]):
     """What is counted, the ones begun later within the others."""
 
-    def advance(self, what: str, done: int, total: int, text: str) -> None:
+    def advance(self, what: str, done: int, total: int | None, text: str) -> None:
         """Take note that so many are done; of fewer than before, that they begin anew."""
         counted, now = self.get(what), time.monotonic()
         if counted is None or done < counted.done:
@@ -79,14 +84,16 @@ def bar_lines(counts: Sequence[Count], width: int, now: float, signs: str = "━
     """
     names = [" " * 2 * depth + count.what for depth, count in enumerate(counts)]
     widest = max(map(len, names), default=0)
-    places = max((len(f"{count.total}/{count.total}") for count in counts), default=0)
+    places = max(
+        (len(of_all(count.total or count.done, count.total)) for count in counts), default=0
+    )
     lines = []
     for name, count in zip(names, counts, strict=True):
         left = count.seconds_left(now)
         fixed = [
             f"{name:<{widest}}",
             _bar(count, 24 if width >= WIDE else 10, signs),
-            f"{f'{count.done}/{count.total}':>{places}}",
+            f"{count.told:>{places}}",
             f"{'' if left is None else f'{rough_duration(left)} left':<11}",
         ]
         line = "  ".join(fixed)
@@ -95,8 +102,19 @@ def bar_lines(counts: Sequence[Count], width: int, now: float, signs: str = "━
 
 
 def _bar(count: Count, width: int, signs: str) -> str:
+    if count.total is None:
+        return " " * width
     whole, half = divmod(round(2 * width * count.done / max(count.total, 1)), 2)
     return (signs[0] * whole + signs[1] * half).ljust(width, signs[2])
+
+
+def of_all(done: int, total: int | None) -> str:
+    """Return how many of how many; how many, where nobody knows of how many.
+
+    >>> of_all(3, 14), of_all(3, None)
+    ('3/14', '3')
+    """
+    return str(done) if total is None else f"{done}/{total}"
 
 
 def _fitting(text: str, width: int) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Final, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from lossprune.spelling import nearest
 
@@ -26,6 +26,7 @@ MOST_BATCH = 1_000_000
 MOST_RUNS = 100_000  # of a plan: to list them takes seconds
 MOST_REG = 1e30  # times θ² it is still a number in single precision
 
+AUTO: Final = "auto"  # in the place of a number that is to be found
 _LONGEST_OWN = 80  # of a name that is part of a folder's name
 _CPUS = os.cpu_count() or 1
 # A thread beyond the CPUs only waits for another.  Not fewer than a large machine has, as a run may
@@ -57,7 +58,8 @@ class Flag:
     Attributes:
         name: its spelling, without the dashes.
         field: what the code calls it.
-        kinds: the types that a value may have, such as ``(int, NoneType)``.
+        kinds: the types that a value may have, such as ``(int, NoneType)``; where ``str`` stands
+            beside a number's, of all text the word ``auto`` alone.
         default, help, named: as :func:`flag` says.
     """
 
@@ -76,13 +78,18 @@ def declared_flags(config: type) -> Mapping[str, Flag]:
     declared = [
         Flag(
             field=item.name,
-            kinds=get_args(hints[item.name]) or (hints[item.name],),
+            kinds=_kinds(hints[item.name]),
             default=item.default,
             **item.metadata,
         )
         for item in fields(config)
     ]
     return {flag.name: flag for flag in declared}
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    kinds = get_args(hint) or (hint,)
+    return tuple(str if get_origin(kind) is Literal else kind for kind in kinds)
 
 
 def parse(config: type[T], words: Sequence[str]) -> T:
@@ -126,9 +133,12 @@ def _read(flag: Flag, text: str, apart: bool) -> Any:
         return None
     for kind, accepted in ((int, "a whole number"), (float, "a number")):
         if kind in flag.kinds:
+            if str in flag.kinds and text == AUTO:
+                return AUTO
             try:
                 return kind(text)
             except ValueError:
+                accepted += f" or {AUTO}" * (str in flag.kinds)
                 raise ValueError(f"--{flag.name} must be {accepted}, got {text!r}") from None
     if apart and text.startswith("-") and text[1:2].isalpha():  # a flag of one dash, it seems
         raise ValueError("the flags could not be read; see --help")
@@ -158,7 +168,9 @@ def help_text(config: type, usage: str) -> str:
     """Return what ``--help`` says: usage, the first line of the docstring, every flag."""
     told = {"-h, --help": "show this help message and exit"}
     for flag in declared_flags(config).values():
-        kinds = "|".join(_KIND_NAMES[kind] for kind in flag.kinds if kind is not bool)
+        numeric = int in flag.kinds or float in flag.kinds
+        names = _KIND_NAMES | ({str: AUTO} if numeric else {})
+        kinds = "|".join(names[kind] for kind in flag.kinds if kind is not bool)
         told[f"--{flag.name} {kinds}".rstrip()] = flag.help + _default(flag)
     return "\n".join(
         [f"usage: {usage} [-h] [FLAGS]", "", *_to_width(first_line(config)), "", *entries(told)]
@@ -196,6 +208,12 @@ def check(flag: str, value: object, good: bool, accepted: str) -> None:
     """Raise a ValueError that says what ``--flag`` accepts, unless its value is ``good``."""
     if not good:
         raise ValueError(f"--{flag} must be {accepted}, got {value!r}")
+
+
+def check_auto(flag: str, value: object, accepted: str) -> None:
+    """Check that text in the place of a number is the word ``auto``."""
+    if isinstance(value, str):
+        check(flag, value, value == AUTO, f"{accepted} or {AUTO}")
 
 
 def check_whole(flag: str, value: int | None, least: int, most: int | None = None) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from lossprune.counts import WIDE, Counts, bar_lines
+from lossprune.counts import WIDE, Counts, bar_lines, of_all
 
 _LINES = 30  # of one count, a line each; from then on one every so often, and the last
 _LINE_SECONDS = 2.0
@@ -28,13 +28,13 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Say one thing."""
 
-    def advance(self, what: str, done: int, total: int, text: str = "") -> None:
+    def advance(self, what: str, done: int, total: int | None, text: str = "") -> None:
         """Say that ``done`` of ``total`` are done, such as epochs, and how the last one went.
 
         Args:
             what: the name of one: ``epoch``.
             done: 0: the first has begun.
-            total: how many there will be.
+            total: how many there will be; None: nobody knows yet.
             text: parts with a comma between them, the one that matters most first: where there is
                 little space, the last ones are left out.
         """
@@ -49,7 +49,7 @@ class Silent:
     def note(self, text: str) -> None:
         """Say nothing."""
 
-    def advance(self, what: str, done: int, total: int, text: str = "") -> None:
+    def advance(self, what: str, done: int, total: int | None, text: str = "") -> None:
         """Say nothing."""
 
     def close(self, what: str) -> None:
@@ -66,7 +66,7 @@ class Within:
     def note(self, text: str) -> None:
         """Say nothing."""
 
-    def advance(self, what: str, done: int, total: int, text: str = "") -> None:
+    def advance(self, what: str, done: int, total: int | None, text: str = "") -> None:
         """Say how many are done."""
         self._whole.advance(what, done, total)
 
@@ -84,7 +84,7 @@ class ProgressLines:
         self._said = time.monotonic()
         print(text, file=sys.stderr, flush=True)
 
-    def advance(self, what: str, done: int, total: int, text: str = "") -> None:
+    def advance(self, what: str, done: int, total: int | None, text: str = "") -> None:
         """Print ``epoch 3/200: …``, unless there has been a line of it just now."""
         lines, silent = self._lines.get(what, 0), time.monotonic() - self._said
         if text:
@@ -93,7 +93,7 @@ class ProgressLines:
             due = done > 0 and silent >= _SILENT_SECONDS
         if due and time.monotonic() >= self._first:
             self._lines[what] = lines + 1
-            self.note(f"{what} {done}/{total}" + (f": {text}" if text else ""))
+            self.note(f"{what} {of_all(done, total)}" + (f": {text}" if text else ""))
 
     def close(self, what: str) -> None:
         """Print nothing."""
@@ -114,7 +114,7 @@ class OneLine:
         """Print the text instead of the line, which goes on below."""
         print(text.ljust(self._width), file=sys.stderr, flush=True)
 
-    def advance(self, what: str, done: int, total: int, text: str = "") -> None:
+    def advance(self, what: str, done: int, total: int | None, text: str = "") -> None:
         """Write how far the outermost count is, and what is within it."""
         self._counts.advance(what, done, total, text)
         if time.monotonic() >= self._next:
@@ -133,7 +133,7 @@ class OneLine:
         now = time.monotonic()
         self._next = now + 1 / _REDRAWS
         outer, *others = self._counts.values()
-        within = [f"{count.what} {count.done}/{count.total}" for count in others]
+        within = [f"{count.what} {count.told}" for count in others]
         line = ", ".join([*bar_lines([outer], WIDE, now), *within])
         print(line.ljust(self._width), end=end, file=sys.stderr, flush=True)
         self._width = len(line)
@@ -169,7 +169,7 @@ class Bars:
             # A folder longer than that is left whole, so that it can be copied.
             self._console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
-    def advance(self, what: str, done: int, total: int, text: str = "") -> None:
+    def advance(self, what: str, done: int, total: int | None, text: str = "") -> None:
         """Move the bar of ``what``."""
         self._counts.advance(what, done, total, text)
         # Not before there is something to draw: until then others may draw bars, as of a download.

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lossprune.flags import Flag, did_you_mean, entries
+from lossprune.flags import AUTO, Flag, did_you_mean, entries
 from lossprune.sweep.plan import FLAGS, Choices, Plan
 
 # What is said of a sweep as a whole, by flags of the command.
@@ -158,8 +158,12 @@ def _axis(flag: str, value: Any, name: str) -> tuple[Any, ...]:
 def check_value(flag: str, value: Any, where: str) -> Any:
     """Return the value as the type of its flag, or raise a ValueError that says what it must be."""
     kinds = _flag(flag, where).kinds
+    numeric = int in kinds or float in kinds
     if isinstance(value, bool) or bool in kinds:
         if isinstance(value, bool) and bool in kinds:
+            return value
+    elif isinstance(value, str) and numeric:
+        if str in kinds and value == AUTO:
             return value
     elif isinstance(value, (int, float)) and float in kinds:
         return float(value)
@@ -167,7 +171,8 @@ def check_value(flag: str, value: Any, where: str) -> Any:
         return Path(value)
     elif isinstance(value, tuple(kinds)):
         return value
-    accepted = " or ".join(_KIND_NAMES[kind] for kind in kinds)
+    names = _KIND_NAMES | ({str: f'"{AUTO}"'} if numeric else {})
+    accepted = " or ".join(names[kind] for kind in kinds)
     raise ValueError(f"{where}: {flag} must be {accepted}, got {value!r}")
 
 
