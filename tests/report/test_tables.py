@@ -234,6 +234,13 @@ def test_where_other_weights_compete_it_is_another_line_of_the_same_table(maker)
         assert config.name == row["folder"]
 
 
+def test_results_that_ask_for_no_later_flag_have_no_column_of_it(maker):
+    maker.run("QM", 14, 0.01)
+    columns = set(read_results(maker.root).runs.columns)
+    assert {"compensate", "finish", "recalibrate"} <= columns
+    assert not {"scope", "pattern", "parameters", "exclude"} & columns
+
+
 def test_a_layer_keeps_its_place_where_runs_leave_others_out(maker):
     for exclude, names in (("fc1", ("fc2", "fc3")), ("none", ("fc1", "fc2", "fc3"))):
         folder = maker.run("QM", 1, exclude=exclude)

@@ -15,7 +15,6 @@ from lossprune.report.layout import METHOD, dense_names, rows_of
 from lossprune.report.settings import ASKED, SETTINGS
 
 _TRAINING = ("epochs", "batch_size", "lr", "decay", "decay_every", "l2")
-_MOVES = tuple(flag.field for flag in ASKED.values())
 _METHOD_FIELDS = ("criterion", "stages", "exponential", "reg")
 _FIELDS = {flag.field: name for name, flag in SETTINGS.items() if name != "model_0"}
 
@@ -43,12 +42,14 @@ def _plan(pruned: pd.DataFrame, runs: pd.DataFrame) -> str | None:
         return None
     first = rows_of(pruned.sort_values("epochs"))[0]
     sparsities = sorted(pruned["sparsity"].unique().tolist())
-    moved = [flag.field for flag in ASKED.values() if any(pruned[flag.field] != flag.default)]
+    asked = [flag for flag in ASKED.values() if flag.field in pruned]
+    moves = [flag.field for flag in asked]
+    moved = [flag.field for flag in asked if any(pruned[flag.field] != flag.default)]
     of_the_method = (*_METHOD_FIELDS, *moved, *(["sparsity"] if len(sparsities) > 1 else []))
-    methods = pruned[["network", *METHOD, "pm", "exponential", *_MOVES, "sparsity"]]
+    methods = pruned[["network", *METHOD, "pm", "exponential", *moves, "sparsity"]]
     best = best_reg_after_pruning(pruned).merge(methods.drop_duplicates(), on=["network", *METHOD])
     best["criterion"] = best["pm"]
-    fields = [name for name in _FIELDS if name in first and name not in _MOVES]
+    fields = [name for name in _FIELDS if name in first and name not in moves]
     axes: dict[str, Any] = {_FIELDS[name]: first[name] for name in fields}
     axes["seed"] = sorted(int(seed) for seed in pruned["seed"].unique())
     for name in of_the_method:

@@ -150,7 +150,7 @@ def _criteria(runs: pd.DataFrame) -> list[str]:
     """Return the criterion of each run, and the flags by which more than the mask moves."""
     names = runs["criterion"].tolist()
     for name, flag in ASKED.items():
-        for place, value in enumerate(runs[flag.field]):
+        for place, value in enumerate(runs.get(flag.field, ())):
             if value != flag.default and runs["prunes"].iloc[place]:
                 names[place] += f"+{name}" + ("" if value is True else f"={value}")
     return names

@@ -24,7 +24,7 @@ from lossprune.experiment.record import (
 )
 from lossprune.report.layout import arrange
 from lossprune.report.records_file import RecordsFile
-from lossprune.report.settings import ASKED, RECORDED, SETTINGS
+from lossprune.report.settings import ASKED, RECORDED, SETTINGS, unasked
 from lossprune.report.source import ResultsFolder
 
 _SCORES = tuple(item.name for item in fields(Scores))
@@ -104,7 +104,8 @@ def read_results(path: Path, epochs: int | None = None) -> Results:
     if not rows:
         first = left_out[0].reason if left_out else "there is none"
         raise ValueError(f"none of the {len(left_out)} records in {path} can be used: {first}")
-    return Results(source, arrange(pd.DataFrame(rows)), histories, tuple(left_out))
+    runs = pd.DataFrame(rows).drop(columns=unasked(rows))
+    return Results(source, arrange(runs), histories, tuple(left_out))
 
 
 def source_of(path: Path) -> RunSource:

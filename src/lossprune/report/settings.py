@@ -25,6 +25,15 @@ FLAG_OF = {flag.field: name for name, flag in _FLAGS.items()}
 DEFAULTS = {name: flag.default for name, flag in _FLAGS.items()}
 
 
+_FIRST_ASKED = ("compensate", "finish", "recalibrate")  # columns that every table of runs has
+
+
+def unasked(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the columns of later flags that none of the rows asks for."""
+    later = [flag for flag in ASKED.values() if flag.field not in _FIRST_ASKED]
+    return [flag.field for flag in later if all(row[flag.field] == flag.default for row in rows)]
+
+
 def command_of(row: Mapping[str, Any], path: str) -> str:
     """Return the ``lossprune run`` command of a row of :class:`lossprune.report.Results`.
 
