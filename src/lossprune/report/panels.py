@@ -42,9 +42,12 @@ def in_lines(title: str) -> str:
     return "\n".join(lines)
 
 
-def apart(values: list[float]) -> list[float]:
-    """Return those of falling values whose labels have room on a logarithmic axis."""
-    least = _APART * np.log(values[0] / values[-1])
+def apart(values: list[float], share: float = _APART) -> list[float]:
+    """Return those of falling values whose labels have room on a logarithmic axis.
+
+    They take this share of it.
+    """
+    least = share * np.log(values[0] / values[-1])
     found = values[:1]
     for value in values[1:]:
         if np.log(found[-1] / value) >= least:
