@@ -1,6 +1,6 @@
 """The call: prune one layer at a time, to several sparsities, and see what the loss does."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,9 +21,10 @@ from lossprune.pruning.curvature.measure import Objective
 from lossprune.pruning.curvature.running import outside_inference
 from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.guessing import told_guess
 from lossprune.pruning.layer_curves import LayerSensitivity, Sensitivity, SensitivityPoint
 from lossprune.pruning.objectives import objective_of
-from lossprune.pruning.pace import Pace
+from lossprune.pruning.pace import Forecast, Pace
 from lossprune.pruning.patterns import Pattern
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.scoring import Scoring
@@ -106,26 +107,49 @@ def sensitivity(
     >>> [point.removed for point in found["2.weight"].points]
     [32, 45, 51, 58, 61, 63]
     """
+    settings = locals()  # each is an argument of scan_layers, but for this one
+    del settings["progress"]
     check_watching(progress, None)
+    warn = warning_here()
+    with shown(progress) as told:
+        return scan_layers(
+            **settings,
+            progress=told,
+            on_long=warning_of_long(warn),
+            on_guess=lambda text: warn(UserWarning(text)),
+        )
+
+
+def scan_layers(
+    model: nn.Module,
+    data: Iterable[Any],
+    criterion: str | Criterion,
+    *,
+    sparsities: Sequence[float] | None,
+    estimator: str | Estimator | None,
+    pattern: str | None,
+    validation: Iterable[Any] | None,
+    progress: Progress,
+    on_long: Callable[[Forecast], Any],
+    on_guess: Callable[[str], Any],
+    **settings: Any,
+) -> Sensitivity:
+    """Do as :func:`sensitivity`, and tell who asks how far it is.
+
+    ``on_long(forecast)`` is called where exact curvature will take long, ``on_guess(text)`` where
+    the network knows no more than chance; ``settings`` are the other arguments.
+    """
     if data is None:
         raise ValueError("sensitivity needs data: an iterable of (inputs, targets)")
     pruning = Pruning(
         model,
         criterion,
-        sparsity=0.0 if pattern in (None, "unstructured") else None,
         data=data,
-        examples=examples,
+        sparsity=0.0 if pattern in (None, "unstructured") else None,
         stages=1,
-        reg=reg,
-        parameters=parameters,
-        exclude=exclude,
         pattern=pattern,
-        loss=loss,
-        forward=forward,
         estimator="exact" if estimator is None else estimator,
-        memory=memory,
-        seed=seed,
-        sharded=sharded,
+        **settings,
     )
     # All are checked before anything is measured.
     held = None
@@ -134,12 +158,11 @@ def sensitivity(
             held = replace(pruning, data=validation, examples=None)
     steps = _checked_sparsities(sparsities, pruning.selection.pattern)
     no_prediction = _no_prediction(pruning, estimator)
-    warn = warning_here()
-    randomness = PrivateRandomness(distributed.shared_random_state())
-    with shown(progress) as told, outside_inference(), randomness:
-        pace = Pace(1, told, warning_of_long(warn))
-        scan = _measured(pruning, held, pace, predicts=not no_prediction)
-        layers = tuple(scan.layers(steps, told))
+    with outside_inference(), PrivateRandomness(distributed.shared_random_state()):
+        scan = _measured(pruning, held, Pace(1, progress, on_long), predicts=not no_prediction)
+        if guess := scan.told_guess():
+            on_guess(guess)
+        layers = tuple(scan.layers(steps, progress))
     return Sensitivity(
         criterion=find_criterion(criterion).name,
         loss=scan.dense.loss,
@@ -169,6 +192,11 @@ class _Scan:
     objective: Objective
     dense: Statistics
     predicts: bool
+
+    def told_guess(self) -> str | None:
+        """Return what to tell of a network that knows no more than chance."""
+        before_training = find_criterion(self.pruning.criterion).before_training
+        return None if before_training else told_guess(self.dense.loss, self.objective.chance)
 
     def layers(self, sparsities: Sequence[float], told: Progress) -> Iterator[LayerSensitivity]:
         """Prune every layer alone to all sparsities."""

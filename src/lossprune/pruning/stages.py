@@ -1,6 +1,5 @@
 """The stage loop: measure → score → select → move what is left."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from lossprune.pruning.curvature.measure import Objective
 from lossprune.pruning.curvature.running import outside_inference
 from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.guessing import told_guess
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.moving import Moving
 from lossprune.pruning.names import listed, together
@@ -30,8 +30,6 @@ from lossprune.pruning.terms import term_of
 
 # Names that a warning gives in full.
 MOST_NAMED = 4
-# A loss of this share of that of guessing has learned no more than noise may be.
-_KNOWS_NOTHING = 0.95
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         self._criterion = find_criterion(pruning.criterion)
         self._recall = recall or (lambda stage, measure: measure())
         self._unused: tuple[str, ...] | None = None  # known after the first stage, given data
-        self._guess: tuple[float, float] | None = None  # as well
+        self._guess: tuple[float, float | None] | None = None  # as well
         self._pace = Pace(len(pruning.steps) - completed, progress or Silent(), on_long)
         self._results = self._run(mask.to(pruning.network.device), completed)
 
@@ -180,14 +178,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         """
         if self._guess is None or self._criterion.before_training:
             return None
-        loss, chance = self._guess
-        if loss < _KNOWS_NOTHING * chance:
-            return None
-        return (
-            f"the network's loss before pruning is {loss:.4g}, and that of guessing among "
-            f"{math.exp(chance):,.0f} classes {chance:.4g}: is it trained, and are its weights "
-            "loaded?"
-        )
+        return told_guess(*self._guess)
 
     def _run(self, mask: Mask, completed: int) -> Iterator[tuple[Mask, StageRecord]]:
         steps = self._pruning.steps
@@ -221,8 +212,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         after = objective.measure(reached).loss if given else None
         self._pace.end()
         if before is not None and stage == 1 and self._pruning.start is None:
-            chance = objective.chance
-            self._guess = None if chance is None else (before, chance)
+            self._guess = before, objective.chance
         return reached, StageRecord(
             stage=stage,
             sparsity=reached.sparsity,

@@ -115,8 +115,9 @@ def _draw_layer(axes: Axes, layer: LayerSensitivity, middle: np.ndarray) -> dict
     (median,) = axes.plot(kept, middle, **_MEDIAN)
     (solid,) = axes.plot(kept, realised, "o-", color=_COLOUR, ms=3)
     drawn = {"realised": solid}
-    predicted = [point.predicted_change for point in layer.points]
-    if None not in predicted:
+    changes = [point.predicted_change for point in layer.points]
+    predicted = [change for change in changes if change is not None]
+    if len(predicted) == len(kept):
         (drawn["predicted"],) = axes.plot(kept, predicted, ls="--", color=_COLOUR, lw=1.3)
     return {**drawn, "realised, median of the layers": median}
 
