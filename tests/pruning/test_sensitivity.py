@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -102,6 +103,16 @@ def test_examples_are_read_once_and_losses_may_be_on_others(network):
         for point, on_the_same in zip(layer.points, alone[name].points, strict=True):
             assert point.predicted_change == on_the_same.predicted_change
             assert point.realised_change == point.loss - found.loss
+
+
+def test_a_network_that_guesses_is_asked_whether_it_is_trained(network):
+    told = r"before pruning is [\d.]+, and that of guessing among 3 classes 1.099: is it trained"
+    with pytest.warns(UserWarning, match=told) as warned:
+        lossprune.sensitivity(network, batches(), "LM")
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lossprune.sensitivity(network, batches(), "random", estimator=None)
 
 
 def test_weights_that_are_zero_go_first_and_cost_nothing(network):

@@ -1,39 +1,31 @@
 """The call: prune one layer at a time, to several sparsities, and see what the loss does."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from numbers import Real
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lossprune.progress import Progress
 from lossprune.pruning.choices import Choices
-from lossprune.pruning.criteria import CRITERIA, Criterion, find_criterion
+from lossprune.pruning.criteria import Criterion, find_criterion
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Forward
-from lossprune.pruning.curvature.estimators import Estimator, find_estimator
+from lossprune.pruning.curvature.estimators import Estimator
 from lossprune.pruning.curvature.losses import AnyFunction, Loss, LossFunction, find_loss
-from lossprune.pruning.curvature.measure import Objective
 from lossprune.pruning.curvature.running import outside_inference
-from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.errors import PruningError
-from lossprune.pruning.guessing import told_guess
-from lossprune.pruning.layer_curves import LayerSensitivity, Sensitivity, SensitivityPoint
-from lossprune.pruning.objectives import objective_of
+from lossprune.pruning.layer_curves import Sensitivity
+from lossprune.pruning.layer_losses import measure_layers, naming
 from lossprune.pruning.pace import Forecast, Pace
 from lossprune.pruning.patterns import Pattern
 from lossprune.pruning.randomness import PrivateRandomness
-from lossprune.pruning.scoring import Scoring
 from lossprune.pruning.settings import Pruning
-from lossprune.pruning.terms import term_of
 from lossprune.pruning.watching import check_watching, shown, warning_here, warning_of_long
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
-_PREDICTING = CRITERIA["QM"]  # whose change of the loss is that of the quadratic diagonal model
 
 
 def sensitivity(
@@ -99,6 +91,7 @@ def sensitivity(
         PruningError: the data does not do (see :func:`lossprune.measure`); a loss, gradient,
             curvature or saliency is not finite; of a pruned layer it is named, with the sparsity.
 
+    >>> import torch
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
     >>> found = sensitivity(model, [(torch.randn(32, 8), torch.arange(32) % 4)])
@@ -154,12 +147,12 @@ def scan_layers(
     # All are checked before anything is measured.
     held = None
     if validation is not None:
-        with _naming("validation"):
+        with naming("validation"):
             held = replace(pruning, data=validation, examples=None)
     steps = _checked_sparsities(sparsities, pruning.selection.pattern)
     no_prediction = _no_prediction(pruning, estimator)
     with outside_inference(), PrivateRandomness(distributed.shared_random_state()):
-        scan = _measured(pruning, held, Pace(1, progress, on_long), predicts=not no_prediction)
+        scan = measure_layers(pruning, held, Pace(1, progress, on_long), predicts=not no_prediction)
         if guess := scan.told_guess():
             on_guess(guess)
         layers = tuple(scan.layers(steps, progress))
@@ -171,102 +164,6 @@ def scan_layers(
         unused=scan.statistics.unused,
         no_prediction=no_prediction,
     )
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """What is known of the dense network, and the loss at any other.
-
-    Attributes:
-        pruning: what is asked for.
-        statistics: at the dense network.
-        term: what the criterion ranks by instead of the curvature, if anything.
-        objective: the loss over the examples of every point.
-        dense: that of the dense network.
-        predicts: whether gradient and curvature are known.
-    """
-
-    pruning: Pruning
-    statistics: Statistics
-    term: Mapping[str, Tensor] | None
-    objective: Objective
-    dense: Statistics
-    predicts: bool
-
-    def told_guess(self) -> str | None:
-        """Return what to tell of a network that knows no more than chance."""
-        before_training = find_criterion(self.pruning.criterion).before_training
-        return None if before_training else told_guess(self.dense.loss, self.objective.chance)
-
-    def layers(self, sparsities: Sequence[float], told: Progress) -> Iterator[LayerSensitivity]:
-        """Prune every layer alone to all sparsities."""
-        names = self.pruning.network.names
-        told.advance("layer", 0, len(names))
-        for done, name in enumerate(names, start=1):
-            layer = self._layer(name, sparsities)
-            last = layer.points[-1]
-            text = f"loss {last.realised_change:+.3g} at {last.sparsity:g}, {name}"
-            told.advance("layer", done, len(names), text)
-            yield layer
-
-    @torch.no_grad()
-    def _layer(self, name: str, sparsities: Sequence[float]) -> LayerSensitivity:
-        pruning, weight = self.pruning, self.pruning.network.weights[name]
-        criterion = find_criterion(pruning.criterion)
-        scoring = Scoring(criterion, {name: weight}, self.statistics, self.term)
-        saliencies = scoring.saliencies(pruning.penalty)
-        predicting = Scoring(_PREDICTING, {name: weight}, self.statistics, None)
-        selection = replace(pruning.selection, shapes={name: weight.shape})
-        everything = {name: torch.ones_like(weight, dtype=torch.bool)}
-        alone = self.objective.at(self.objective.network.of([name]))
-        points = []
-        for sparsity in sparsities:
-            marked = selection.mark(saliencies, everything, selection.amount(sparsity))
-            with _naming(f"{name!r} at sparsity {sparsity:g}"):
-                loss = alone.measure({name: ~marked[name]}).loss
-            points.append(
-                SensitivityPoint(
-                    sparsity=sparsity,
-                    removed=int(marked[name].sum()),
-                    loss=loss,
-                    realised_change=loss - self.dense.loss,
-                    predicted_change=predicting.predicted_change(marked) if self.predicts else None,
-                )
-            )
-        return LayerSensitivity(name, tuple(weight.shape), tuple(points))
-
-
-def _measured(pruning: Pruning, held: Pruning | None, pace: Pace, *, predicts: bool) -> _Scan:
-    """Measure what the criterion and the prediction need, once; the loss is that of ``held``."""
-    criterion = find_criterion(pruning.criterion)
-    objective = objective_of(pruning, pruning.network, 1, heard=pace)
-    pace.begin(distributed.own_examples(objective.batches, sharded=pruning.sharded))
-    weights = pruning.network.weights
-    mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    term = term_of(criterion, objective, mask)
-    curvature = criterion.curvature or predicts
-    statistics = objective.measure(
-        mask,
-        gradient=criterion.gradient or predicts,
-        estimator=find_estimator(pruning.estimator) if curvature else None,
-    )
-    if held is not None:
-        with _naming("validation"):
-            objective = objective_of(held, held.network, 1, heard=pace)
-        pace.begin(distributed.own_examples(objective.batches, sharded=pruning.sharded))
-    # Measured as every point is, so that where nothing changes the change is 0 to the bit.
-    dense = objective.measure(mask)
-    pace.end()
-    return _Scan(pruning, statistics, term, objective, dense, predicts)
-
-
-@contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Say of what was wrong that it is wrong of this."""
-    try:
-        yield
-    except ValueError as error:
-        raise PruningError(f"{what}: {error}") from error
 
 
 def _no_prediction(pruning: Pruning, estimator: str | Estimator | None) -> str:
