@@ -362,7 +362,7 @@ def test_an_interrupt_is_one_line_and_the_run_goes_on(tmp_path):
 def test_alone_it_says_what_there_is(command):
     answer = command()
     assert (answer.status, answer.err) == (0, "")
-    for word in ("run", "prune", "deploy", "data", "demo"):
+    for word in ("run", "prune", "sensitivity", "deploy", "data", "demo"):
         assert re.search(rf"^  {word} ", answer.out, re.MULTILINE)
 
 

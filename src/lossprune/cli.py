@@ -21,6 +21,7 @@ from lossprune.commands import (
     prune,
     report,
     run,
+    sensitivity,
     status,
     sweep,
 )
@@ -73,6 +74,12 @@ COMMANDS = {
     "prune": Command(
         prune.PruneConfig,
         prune.do,
+        argument="MODULE:BUILD",
+        needs="MODULE:BUILD, such as mine.networks:build",
+    ),
+    "sensitivity": Command(
+        sensitivity.SensitivityConfig,
+        sensitivity.do,
         argument="MODULE:BUILD",
         needs="MODULE:BUILD, such as mine.networks:build",
     ),

@@ -17,7 +17,6 @@ from lossprune.commands.pruned_folder import (
     SPARE,
     moves_of,
     notes_of,
-    origin_of,
     outcome_of,
     rows_of,
     table_of,
@@ -167,7 +166,13 @@ def do(config: PruneConfig, build: str) -> int:
     from lossprune.channels.compaction import count_live
     from lossprune.commands.evaluation import told_tests
     from lossprune.commands.user_data import UsersData
-    from lossprune.commands.user_network import build_network, on_device, users_forward, users_loss
+    from lossprune.commands.user_network import (
+        build_network,
+        on_device,
+        origin_of,
+        users_forward,
+        users_loss,
+    )
     from lossprune.torch_state import seeded, using_threads
     from lossprune.user_code import blaming_users_code
 

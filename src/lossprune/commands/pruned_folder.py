@@ -127,16 +127,6 @@ def moves_of(
     return told
 
 
-def origin_of(network: "nn.Module") -> dict[str, str]:
-    """Return what the record tells of the network that is to be pruned."""
-    from lossprune.experiment.network_file import weights_sha256
-
-    return {
-        "class": type(network).__name__,
-        "weights_sha256": weights_sha256(network.state_dict()),
-    }
-
-
 def outcome_of(
     network: "nn.Module", origin: Mapping[str, str], mask: "Mask", found: "Connectivity"
 ) -> dict[str, Any]:

@@ -16,7 +16,7 @@ _BATCH = 1000
 
 @dataclass(frozen=True)
 class UsersData:
-    """What flags of ``lossprune prune`` name.
+    """What flags of ``lossprune prune`` and ``lossprune sensitivity`` name.
 
     Attributes:
         train: batches to prune on, if any.
@@ -37,11 +37,13 @@ class UsersData:
     def of(cls, settings: Mapping[str, Any], data_path: Path) -> "UsersData":
         """Return what ``--data``, ``--test`` or ``--dataset`` names; nothing is asked for yet.
 
+        A command need not have ``--test``.
+
         Raises:
             ValueError, FileNotFoundError: there is no such function or data set.
         """
         if (name := settings["dataset"]) is None:
-            train, test = (batches_of(settings[flag], f"--{flag}") for flag in ("data", "test"))
+            train, test = (batches_of(settings.get(flag), f"--{flag}") for flag in ("data", "test"))
             return cls(train, test)
         seed = settings["seed"]
         dataset = load(name, data_path, seed=seed)

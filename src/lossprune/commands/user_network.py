@@ -9,7 +9,7 @@ from torch import nn
 
 from lossprune.deployment.sparse_file import is_sparse_file, load_sparse
 from lossprune.experiment.environment import choose_device
-from lossprune.experiment.network_file import load_weights_, read_network
+from lossprune.experiment.network_file import load_weights_, read_network, weights_sha256
 from lossprune.pruning import LOSSES
 from lossprune.user_code import call, find_function, find_object, offering
 
@@ -57,6 +57,14 @@ def on_device(network: nn.Module, device: str) -> nn.Module:
     if kinds <= {chosen.type} or (device == "auto" and kinds != {"cpu"}):
         return network
     return network.to(chosen)
+
+
+def origin_of(network: nn.Module) -> dict[str, str]:
+    """Return what the record tells of the network that is to be pruned."""
+    return {
+        "class": type(network).__name__,
+        "weights_sha256": weights_sha256(network.state_dict()),
+    }
 
 
 def users_forward(named: str | None) -> Callable[..., Any] | None:

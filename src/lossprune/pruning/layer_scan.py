@@ -115,7 +115,7 @@ def sensitivity(
 
 def scan_layers(
     model: nn.Module,
-    data: Iterable[Any],
+    data: Iterable[Any] | None,
     criterion: str | Criterion,
     *,
     sparsities: Sequence[float] | None,
