@@ -22,6 +22,7 @@ from tests.processes import Processes
 PAGES = (
     "README.md",
     "docs/guide.md",
+    "docs/sensitivity.md",
     "docs/compensation.md",
     "docs/finetuning.md",
     "docs/deployment.md",

@@ -6,7 +6,7 @@ import pytest
 
 import lossprune
 from lossprune.pruning import LayerSensitivity, SensitivityPoint
-from lossprune.report.sensitivity_figure import draw_sensitivity
+from lossprune.report import draw_sensitivity
 
 STEPS = (0.5, 0.8, 0.95)
 

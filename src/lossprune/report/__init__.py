@@ -1,8 +1,9 @@
 """From records of runs to tables, figures, one page, and comparisons.
 
 ``read_results`` reads and checks; ``tables`` and ``series`` are pure functions of what was read;
-``write_report`` and ``compare`` put it where people look.  All is imported on first use, so that
-the command line's help needs none of it.
+``write_report`` and ``compare`` put it where people look.  ``draw_sensitivity`` draws what
+``lossprune.sensitivity`` found.  All is imported on first use, so that the command line's help
+needs none of it.
 """
 
 from importlib import import_module
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from lossprune.report.comparison import compare as compare
     from lossprune.report.reading import Results as Results
     from lossprune.report.reading import read_results as read_results
+    from lossprune.report.sensitivity_figure import draw_sensitivity as draw_sensitivity
 
 _HOMES = {
     "Written": "build",
@@ -21,6 +23,7 @@ _HOMES = {
     "compare": "comparison",
     "Results": "reading",
     "read_results": "reading",
+    "draw_sensitivity": "sensitivity_figure",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
