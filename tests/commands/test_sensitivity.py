@@ -15,10 +15,22 @@ from tests.terminal import screens
 
 MODULE = """
 import lossprune
+import torch
 from torch import nn
 
 def build(shape=(1, 8, 8), classes=10):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, classes))
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Parameter(torch.eye(64))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.mix
+
+def build_mixed():
+    return nn.Sequential(Mixed(), nn.Linear(64, 10))
 
 def batches():
     digits = lossprune.data.load("digits", seed=1111)
@@ -140,11 +152,13 @@ def test_flags_reach_the_library(command, layers, tmp_path):
     assert [layer["points"][0]["sparsity"] for layer in other["layers"]] == [0.5, 0.5]
 
 
-def test_a_network_that_guesses_is_told(command, layers):
+def test_a_network_that_guesses_and_matrices_left_out_are_told(command, layers):
     flags = "--dataset digits --examples 100 --sparsities 0.5 --estimator monte-carlo"
     answer = command("sensitivity", "layers:build", *flags.split())
     assert answer.status == 0, answer.err
     assert "is it trained, and are its weights loaded? (--weights FILE)\n" in answer.out
+    answer = command("sensitivity", "layers:build_mixed", *flags.split(), "--overwrite")
+    assert "no layers here; --parameters '*,0.mix' takes them in\n" in answer.out
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,25 @@ def test_a_network_that_guesses_is_asked_whether_it_is_trained(network):
         lossprune.sensitivity(network, batches(), "random", estimator=None)
 
 
+def test_matrices_that_are_no_layers_by_default_are_told():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Parameter(torch.eye(25, dtype=torch.float64))
+            self.head = nn.Linear(25, 3).double()
+
+        def forward(self, x):
+            return self.head(x[:, 0].flatten(1) @ self.mix)
+
+    settings = {"sparsities": (0.5,), "estimator": None}
+    with pytest.warns(UserWarning, match="^mix: matrices that are not pruned .* in parameters="):
+        found = lossprune.sensitivity(Mixed(), batches(), "MP", **settings)
+    assert (list(found), found.left_out) == (["head.weight"], ("mix",))
+    for chosen, names in ((["*", "mix"], ["mix", "head.weight"]), ("*", ["head.weight"])):
+        found = lossprune.sensitivity(Mixed(), batches(), "MP", parameters=chosen, **settings)
+        assert (list(found), found.left_out) == (names, ())
+
+
 def test_weights_that_are_zero_go_first_and_cost_nothing(network):
     mask = lossprune.prune(network, "MP", sparsity=0.6, scope="layer").mask
     mask.apply_(network)

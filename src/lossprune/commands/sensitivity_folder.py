@@ -86,6 +86,9 @@ def notes_of(found: "Sensitivity", guesses: Sequence[str]) -> list[str]:
     if found.unused:
         names = ", ".join(found.unused)
         notes.append(f"note: the outputs do not depend on {names}: removing these changes nothing")
+    if found.left_out:
+        names = ",".join(["*", *found.left_out])
+        notes.append(f"note: {found.told_left_out()}; --parameters '{names}' takes them in")
     return [*notes, *(f"note: {guess} (--weights FILE)" for guess in guesses)]
 
 

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lossprune.pruning.names import counted, did_you_mean
+from lossprune.pruning.names import counted, did_you_mean, listed
 
 _CELL = 11  # signs of a column of the table
+_MOST_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Sensitivity(Mapping[str, LayerSensitivity]):
         unused: names of the weights that the outputs do not depend on, as in
             :class:`PruningResult`: their removal changes nothing.
         no_prediction: why no point has a predicted change; empty where they have.
+        left_out: names of matrices that are no layers here, as they are not pruned by default;
+            empty where they are few, or which weights are layers was asked for.
 
     >>> point = SensitivityPoint(0.5, 2, 1.3, 0.1, 0.08)
     >>> found = Sensitivity("QM", 1.2, 100, (LayerSensitivity("fc.weight", (2, 2), (point,)),))
@@ -99,6 +102,7 @@ class Sensitivity(Mapping[str, LayerSensitivity]):
     layers: tuple[LayerSensitivity, ...]
     unused: tuple[str, ...] = ()
     no_prediction: str = ""
+    left_out: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> LayerSensitivity:
         for layer in self.layers:
@@ -139,6 +143,11 @@ class Sensitivity(Mapping[str, LayerSensitivity]):
         What several layers cost together is more than that of each, and is not in it.
         """
         return {layer.name: layer.within(max_loss_increase) for layer in self.layers}
+
+    def told_left_out(self) -> str:
+        """Return what to tell of the matrices left out, in one sentence without its end."""
+        named = listed(self.left_out, most=_MOST_NAMED)
+        return f"{named}: matrices that are not pruned by default, and no layers here"
 
     def rows(self) -> list[dict[str, Any]]:
         """Return all points, each with its layer and the number of weights there: for a frame."""

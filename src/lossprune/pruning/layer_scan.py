@@ -23,6 +23,7 @@ from lossprune.pruning.pace import Forecast, Pace
 from lossprune.pruning.patterns import Pattern
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.settings import Pruning
+from lossprune.pruning.skipped import find_skipped, left_out
 from lossprune.pruning.watching import check_watching, shown, warning_here, warning_of_long
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -105,12 +106,16 @@ def sensitivity(
     check_watching(progress, None)
     warn = warning_here()
     with shown(progress) as told:
-        return scan_layers(
+        found = scan_layers(
             **settings,
             progress=told,
             on_long=warning_of_long(warn),
             on_guess=lambda text: warn(UserWarning(text)),
         )
+    if found.left_out:
+        instead = "name them in parameters= to take them in; parameters='*' leaves them out unsaid"
+        warn(UserWarning(f"{found.told_left_out()}; {instead}"))
+    return found
 
 
 def scan_layers(
@@ -163,7 +168,15 @@ def scan_layers(
         layers=layers,
         unused=scan.statistics.unused,
         no_prediction=no_prediction,
+        left_out=_left_out(pruning),
     )
+
+
+def _left_out(pruning: Pruning) -> tuple[str, ...]:
+    """Return the names of considerable matrices that nobody has asked to leave out."""
+    if pruning.parameters is not None or pruning.exclude is not None:
+        return ()
+    return left_out(find_skipped(pruning.model, pruning.network.names), pruning.selection.total)
 
 
 def _no_prediction(pruning: Pruning, estimator: str | Estimator | None) -> str:
