@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossprune.pruning import PruningError
+from lossprune.pruning import validation
 from lossprune.pruning.curvature.batch import Batch, Forward
-from lossprune.pruning.curvature.cross_entropy import CrossEntropy
-from lossprune.pruning.curvature.elementwise import BinaryCrossEntropy
 from lossprune.pruning.curvature.forms import default_forward
 from lossprune.pruning.curvature.losses import find_loss
 from lossprune.pruning.curvature.running import described, run
@@ -61,42 +59,16 @@ def loss_and_error(
             the targets are not what the loss takes.
     """
     known, called = find_loss(loss), forward or default_forward
-    asked = getattr(known, "loss", known)  # what find_loss has completed
     tensors = itertools.chain(network.parameters(), network.buffers())
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
-    total = amount = wrong = counted = 0.0
-    examples, graded = 0, True
+
+    def result(given: Any) -> tuple[Tensor, Any]:
+        batch = Batch.of(given, forward).to(device)
+        return run(
+            f"the network could not be run on a test batch of {described(batch.value)}",
+            lambda: called(network, batch.value),
+            lambda text: "it must be as those of --data",
+        )
+
     with in_mode(network, training=False):
-        for given in batches:
-            batch = Batch.of(given, forward).to(device)
-            outputs, targets = run(
-                f"the network could not be run on a test batch of {described(batch.value)}",
-                lambda batch=batch: called(network, batch.value),
-                lambda text: "it must be as those of --data",
-            )
-            known.check(outputs, targets)
-            total += float(known.value(outputs, targets).double().sum())
-            amount += float(known.amount(outputs, targets).double().sum())
-            examples += len(outputs)
-            answers = _wrong(asked, outputs, targets)
-            graded = graded and answers is not None
-            if answers is not None:
-                wrong, counted = wrong + int(answers.sum()), counted + answers.numel()
-    if not amount:
-        raise PruningError("the test data hold no examples")
-    return LossAndError(total / amount, wrong / counted if graded and counted else None, examples)
-
-
-def _wrong(loss: Any, outputs: Tensor, targets: Any) -> Tensor | None:
-    """Which answers are wrong, of those that count; None: the loss is not one of classes."""
-    if isinstance(loss, BinaryCrossEntropy):
-        return (outputs > 0) != (targets > 0.5)
-    if not isinstance(loss, CrossEntropy):
-        return None
-    answers = outputs.argmax(loss.class_dim)
-    if targets.is_floating_point():
-        return answers != targets.argmax(loss.class_dim)
-    targets = targets.long()  # of uint8, 156 equals −100
-    if loss.shift:
-        answers, targets = answers[:, : -loss.shift], targets[:, loss.shift :]
-    return (answers != targets)[targets != loss.ignore_index]
+        return LossAndError(*validation.loss_and_error(map(result, batches), known))

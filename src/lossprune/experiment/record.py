@@ -220,14 +220,14 @@ class RunRecord:
 
 
 def stage_dict(stage: "StageRecord") -> dict[str, Any]:
-    """Return what a record says of a stage: all of its fields, but none of a compensation not done.
+    """Return what a record says of a stage: all of its fields, but none of what was not asked for.
 
-    So records of prunings without one are what they were before there was any.
+    So records of prunings without a compensation, or anything found on the way, are what they were
+    before there was any.
     """
     values = asdict(stage)
-    if values["compensation"] is None:
-        del values["compensation"]
-    return values
+    asked = ("compensation", "reg", "rung", "tried", "taken_back", "points")
+    return {name: value for name, value in values.items() if name not in asked or value is not None}
 
 
 def predicted_change(stage: Mapping[str, Any]) -> float | None:

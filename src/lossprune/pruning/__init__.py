@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from lossprune.pruning.skipped import Skipped as Skipped
     from lossprune.pruning.stages import StageRecord as StageRecord
     from lossprune.pruning.terms import STATISTICS as STATISTICS
+    from lossprune.pruning.validation import CurvePoint as CurvePoint
 
 _NAMES = {
     "call": "prune prune_by_stage",
@@ -77,6 +78,7 @@ _NAMES = {
     "skipped": "Skipped",
     "stages": "StageRecord",
     "terms": "STATISTICS",
+    "validation": "CurvePoint",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 

@@ -1,9 +1,9 @@
 """The call: prune a network, at once or stage by stage."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lossprune.progress import Progress
 from lossprune.pruning.choices import Choices
@@ -38,9 +38,16 @@ def prune(
     sparsity: float | None = None,
     data: Iterable[Any] | None = None,
     examples: int | None = None,
-    stages: int | None = None,
+    stages: int | str | None = None,
     schedule: str | Sequence[float] = "exponential",
-    reg: float | None = None,
+    reg: float | str | None = None,
+    average: float | None = None,
+    tolerance: float | None = None,
+    max_examples: int | None = None,
+    seconds: float | None = None,
+    validation: Iterable[Any] | None = None,
+    max_loss_increase: float | None = None,
+    max_error_increase: float | None = None,
     parameters: Choices | None = None,
     exclude: Choices | None = None,
     scope: str | Scope = "global",
@@ -71,7 +78,7 @@ def prune(
         model: left unchanged; ``result.apply_(model)`` prunes it.
         criterion: a name in ``lossprune.CRITERIA`` or a :class:`Criterion`.
         sparsity: κ, the fraction of the prunable weights removed at the end, in [0, 1); with an
-            N:M pattern it is 1 − N/M and may be left out.
+            N:M pattern it is 1 − N/M and may be left out; with a budget, the most that is removed.
         data: iterable of batches: (inputs, targets), dicts of the network's keyword arguments and
             ``labels``, or whatever ``forward`` understands; iterated anew at each stage, so an
             iterator will not do for several.  A criterion that needs no statistics (MP) does
@@ -79,10 +86,26 @@ def prune(
         examples: how many to read a stage, exactly; None reads all.  A stage holds its examples
             until it ends, where the iterable puts them.
         stages: π; if not given, what the criterion says: 14 for LM, QM, OBD and EF-OBD, 100 for
-            SynFlow, 1 for the others.
+            SynFlow, 1 for the others.  ``"auto"``: each stage goes as far as the model holds (see
+            ``tolerance``).
         schedule: ``"exponential"``, ``"linear"``, or a rising sequence of sparsities.
         reg: λ ≥ 0, the step-size penalty; if not given, what the criterion says: 0.01 for LM and
-            QM, 0 for the others.
+            QM, 0 for the others.  ``"auto"``: chosen at every stage, by the loss on a fifth of its
+            examples that are kept out of the measurement.
+        average: β in [0, 1): the share that is kept of what earlier stages measured, when a stage
+            adds its own gradient and curvature; if not given, 0.9 where ``reg`` or ``stages`` is
+            ``"auto"``, else 0.
+        tolerance: of ``stages="auto"``: how many nats the model may be off, by the realised change
+            of the loss, where a stage leaves 1/e of what it found, and in proportion to the
+            logarithm of what it leaves; 0.1 if not given.  A stage within it makes the next one
+            longer; one beyond it is taken back, and a shorter one tried on the same statistics.
+        max_examples: of ``stages="auto"``: the most that all stages read together.
+        seconds: of ``stages="auto"``: about how long all stages may take.
+        validation: batches to judge each stage's mask by, as ``data``; for ``result.curve``.
+        max_loss_increase: a budget: the pruning ends with the sparsest mask on its way whose mean
+            loss on the validation data (if not given: on the examples that the data gives first)
+            is above that before pruning by no more than this.
+        max_error_increase: a budget of the share of wrong answers there, in percentage points.
         parameters: which weights to prune, if not all that stand in products with activations: a
             name, glob pattern, type of module, module, function of (name, parameter, module), or a
             sequence of these; see :func:`lossprune.pruning.prunable_weights`.
@@ -148,7 +171,7 @@ def prune(
     del settings["progress"], settings["on_stage"]
     check_watching(progress, on_stage)
     pruning, warn = Pruning(**settings), warning_here()
-    mask, records, total = Mask({}), [], len(pruning.steps)
+    mask, records, total = Mask({}), [], pruning.path.total
     with shown(progress) as told:
         running = Stages(pruning, progress=told, on_long=warning_of_long(warn))
         warn_of_what_is_left_out(running, warn)
@@ -191,6 +214,8 @@ def prune_by_stage(
     progress: Progress | None = None,
     on_long: Callable[[Forecast], Any] | None = None,
     damping: float | None = None,
+    done: Sequence[StageRecord] = (),
+    averages: Mapping[str, Tensor] | None = None,
     **settings: Any,
 ) -> Stages:
     """Prune as :func:`prune`, giving mask and record after every stage.
@@ -214,6 +239,9 @@ def prune_by_stage(
     ``damping`` is the λ of the last stage's compensation, its record's ``damping``, where there was
     one.
 
+    ``done`` are the records of all completed stages, and ``averages`` what the iterator's
+    ``averages`` was after the last one: needed where λ, stages or a budget are found on the way.
+
     ``settings`` are the other arguments of :func:`prune`, but for ``on_stage``.
 
     With ``compensate`` or ``recalibrate`` the network itself gets the moved weights, 0 where
@@ -232,5 +260,14 @@ def prune_by_stage(
     pruning, warn = Pruning(model, criterion, start=origin, **settings), warning_here()
     on_long = on_long or warning_of_long(warn)
     return Stages(
-        pruning, start, completed, recall, progress, on_long, damping=damping, in_place=True
+        pruning,
+        start,
+        completed,
+        recall,
+        progress,
+        on_long,
+        damping=damping,
+        in_place=True,
+        done=done,
+        averages=averages,
     )

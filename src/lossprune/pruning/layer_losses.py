@@ -66,6 +66,7 @@ class LayerLosses:
         pruning, weight = self.pruning, self.pruning.network.weights[name]
         criterion = find_criterion(pruning.criterion)
         scoring = Scoring(criterion, {name: weight}, self.statistics, self.term)
+        assert pruning.penalty is not None  # a ladder is for stages, and refused
         saliencies = scoring.saliencies(pruning.penalty)
         predicting = Scoring(_PREDICTING, {name: weight}, self.statistics, None)
         selection = replace(pruning.selection, shapes={name: weight.shape})

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lossprune.progress import Progress
+from lossprune.pruning.automatic import AUTO
 from lossprune.pruning.choices import Choices
 from lossprune.pruning.criteria import Criterion, find_criterion
 from lossprune.pruning.curvature import distributed
@@ -137,6 +138,10 @@ def scan_layers(
     ``on_long(forecast)`` is called where exact curvature will take long, ``on_guess(text)`` where
     the network knows no more than chance; ``settings`` are the other arguments.
     """
+    if settings.get("reg") == AUTO:
+        raise ValueError(
+            'reg="auto" is chosen from stage to stage, and here is none: give a number'
+        )
     if data is None:
         raise ValueError("sensitivity needs data: an iterable of (inputs, targets)")
     pruning = Pruning(

@@ -11,6 +11,7 @@ from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import listed, look_up
 from lossprune.pruning.skipped import Skipped
 from lossprune.pruning.stages import MOST_NAMED, StageRecord
+from lossprune.pruning.validation import CurvePoint, curve_of
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,15 @@ class PruningResult:
         for place, value in places:
             place.copy_(value)
         return self.mask.apply_(model)
+
+    @property
+    def curve(self) -> tuple[CurvePoint, ...]:
+        """What the network does on validation data from mask to mask, rising in sparsity.
+
+        Each mask removes what the one before it does, and more; the first point is the network
+        before the pruning.  Empty without validation data and budget.
+        """
+        return curve_of(point for stage in self.stages for point in stage.points or ())
 
     @property
     def model_sparsity(self) -> float:

@@ -84,6 +84,10 @@ class Selection:
         """Return how much a mask has removed."""
         return self._cost(_lost(kept))
 
+    def removable(self, kept: Mapping[str, Tensor]) -> int:
+        """Return how much more could go."""
+        return self._cost(self._most()) - self.lost(kept)
+
     def reaches(self, kept: Mapping[str, Tensor], sparsity: float) -> bool:
         """Whether stages that end with this sparsity may come to a mask with so much removed."""
         if self.costs is None:

@@ -1,13 +1,19 @@
 """What a pruning is asked to do: its settings, written and checked once."""
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 
+from lossprune.pruning.automatic import (
+    check_average,
+    check_budget,
+    check_reg,
+    check_strides,
+    path_of,
+)
 from lossprune.pruning.choices import Choices
 from lossprune.pruning.compensation import Compensation
 from lossprune.pruning.criteria import Criterion, find_criterion
@@ -20,6 +26,7 @@ from lossprune.pruning.curvature.losses import AnyFunction, Loss, LossFunction, 
 from lossprune.pruning.curvature.network import PrunableNetwork
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import find_in
+from lossprune.pruning.path import Path
 from lossprune.pruning.patterns import final_sparsity, find_pattern
 from lossprune.pruning.prunable import (
     check_mask,
@@ -27,10 +34,10 @@ from lossprune.pruning.prunable import (
     last_layer,
     stacked_weights,
 )
-from lossprune.pruning.schedules import sparsities
 from lossprune.pruning.scopes import Scope, find_scope
 from lossprune.pruning.selection import Selection
 from lossprune.pruning.terms import TERMS
+from lossprune.pruning.validation import Budget
 
 # When running statistics may be estimated anew: after every stage, or after the last one.
 RECALIBRATED = ("stages", "end")
@@ -44,9 +51,11 @@ class Pruning:
     Attributes:
         network: the model with its prunable weights.
         selection: which weights a stage removes.
-        steps: the sparsity after each stage; at the end as often again as a compensation has
+        path: the sparsity after each stage; at the end as often again as a compensation has
             stages that remove nothing.
-        penalty: λ, as given or by the criterion.
+        penalty: λ, as given or by the criterion; None: it is chosen at every stage.
+        share: β of what is averaged over stages.
+        budget: what the pruning may cost on validation data; None: there is no limit.
         compensation: how the weights that are left move; None: they do not.
 
     Raises:
@@ -60,9 +69,16 @@ class Pruning:
     sparsity: float | None = None
     data: Iterable[Any] | None = None
     examples: int | None = None
-    stages: int | None = None
+    stages: int | str | None = None
     schedule: str | Sequence[float] = "exponential"
-    reg: float | None = None
+    reg: float | str | None = None
+    average: float | None = None
+    tolerance: float | None = None
+    max_examples: int | None = None
+    seconds: float | None = None
+    validation: Iterable[Any] | None = None
+    max_loss_increase: float | None = None
+    max_error_increase: float | None = None
     parameters: Choices | None = None
     exclude: Choices | None = None
     scope: str | Scope = "global"
@@ -79,8 +95,10 @@ class Pruning:
 
     network: PrunableNetwork = field(init=False)
     selection: Selection = field(init=False)
-    steps: tuple[float, ...] = field(init=False)
-    penalty: float = field(init=False)
+    path: Path = field(init=False)
+    penalty: float | None = field(init=False)
+    share: float = field(init=False)
+    budget: Budget | None = field(init=False)
     compensation: Compensation | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,8 +107,31 @@ class Pruning:
         if stages is None and isinstance(self.schedule, str):
             stages = criterion.stages
         pattern = find_pattern(self.pattern)
-        final = final_sparsity(self.sparsity, pattern)
-        steps = sparsities(self.schedule, final, stages)
+        budget = check_budget(self.max_loss_increase, self.max_error_increase)
+        strides = check_strides(
+            stages,
+            criterion,
+            examples=self.examples,
+            tolerance=self.tolerance,
+            max_examples=self.max_examples,
+            seconds=self.seconds,
+        )
+        final = None
+        if budget is None or self.sparsity is not None or pattern is not None:
+            final = final_sparsity(self.sparsity, pattern)
+        compensation = _compensation(self.compensate)
+
+        def path(began: float) -> Path:
+            return path_of(
+                strides=strides,
+                schedule=self.schedule,
+                stages=stages,
+                final=final,
+                began=began,
+                finish=compensation.finish if compensation else 0,
+            )
+
+        found_path = path(0.0)
         network = PrunableNetwork(self.model, self.forward, self.parameters, self.exclude)
         weights = network.weights
         scope = find_scope(self.scope)
@@ -106,14 +147,16 @@ class Pruning:
         if self.start is not None:
             _check_start(self.start, weights, selection, final)
             # above it by less than one weight
-            began = min(final, selection.sparsity(selection.lost(self.start)))
-            steps = sparsities(self.schedule, final, stages, began)
-        compensation = _compensation(self.compensate)
+            began = selection.sparsity(selection.lost(self.start))
+            found_path = path(began if final is None else min(final, began))
+        penalty = check_reg(self.reg, criterion)
         found = {
             "network": network,
             "selection": selection,
-            "steps": steps + steps[-1:] * (compensation.finish if compensation else 0),
-            "penalty": criterion.reg if self.reg is None else self.reg,
+            "path": found_path,
+            "penalty": penalty,
+            "share": check_average(self.average, automatic=penalty is None or strides is not None),
+            "budget": budget,
             "compensation": compensation,
         }
         for name, value in found.items():
@@ -123,19 +166,19 @@ class Pruning:
         self._check_numbers(sum(weight.numel() for weight in weights.values()))
         self._check_data(criterion)
         self._check_moving()
-        selection.check(steps[-1])
+        self._check_found()
+        if final is not None:
+            selection.check(final)
 
     def _check_numbers(self, total: int) -> None:
-        reg = self.penalty
-        if not (isinstance(reg, (int, float)) and 0 <= reg <= sys.float_info.max):
-            raise ValueError(f"reg must be a number of at least 0, got {reg!r}")
         check_examples(self.examples)
         if self.seed is not None and not isinstance(self.seed, Integral):
             raise ValueError(f"seed must be a whole number or None, got {self.seed!r}")
-        if len(self.steps) > max(total, _FEW_STAGES):
+        stages = self.path.total
+        if stages is not None and stages > max(total, _FEW_STAGES):
             raise ValueError(
                 f"stages must be at most {max(total, _FEW_STAGES):,} for {total:,} prunable "
-                f"weights, of which each stage is to remove some, got {len(self.steps)}"
+                f"weights, of which each stage is to remove some, got {stages}"
             )
 
     def _check_data(self, criterion: Criterion) -> None:
@@ -150,10 +193,11 @@ class Pruning:
                 raise ValueError(
                     f"examples={self.examples!r} asks for examples, but no data is given"
                 )
-        if len(self.steps) > 1 and isinstance(self.data, Iterator):
+        stages = self.path.total
+        if stages != 1 and isinstance(self.data, Iterator):
             asked = self.stages is not None or not isinstance(self.schedule, str)
             raise ValueError(
-                f"data is iterated anew at each of {len(self.steps)} stages"
+                f"data is iterated anew at each of {stages or 'several'} stages"
                 + ("" if asked else f", what {criterion.name} takes if stages is not given")
                 + ", but an iterator can be used only once: give a list or a DataLoader"
                 + ("" if asked else ", or stages=1")
@@ -190,11 +234,75 @@ class Pruning:
                 f"function: give one of {', '.join(loss.known)} or a lossprune.pruning.Loss"
             )
 
+    def _check_found(self) -> None:
+        """Check what λ, stages and budgets that are found on the way need."""
+        criterion = find_criterion(self.criterion)
+        asked = {
+            'reg="auto"': self.penalty is None,
+            'stages="auto"': self.path.strides is not None,
+            "a budget": self.budget is not None,
+        }
+        for what, given in asked.items():
+            if given and self.data is None and not (what == "a budget" and self.validation):
+                raise ValueError(f"{what} needs data: an iterable of (inputs, targets)")
+            if given and self.sharded:
+                raise ValueError(f"{what} is not for data that are sharded among processes")
+        if self.share and not (criterion.gradient or criterion.curvature):
+            if self.average:
+                raise ValueError(
+                    f"average={self.average!r} is of gradient and curvature, which "
+                    f"{criterion.name} does not measure"
+                )
+            object.__setattr__(self, "share", 0.0)
+        if self.budget is not None and find_pattern(self.pattern) is not None:
+            raise ValueError(
+                f"a budget ends a pruning where it is spent, but pattern {self.pattern!r} is there "
+                "as a whole or not at all: leave one of them out"
+            )
+        if self.budget is not None and self.recalibrate == "end":
+            raise ValueError(
+                'recalibrate="end" comes after the last stage, and a budget is judged before: give '
+                'recalibrate="stages"'
+            )
+        if isinstance(self.validation, Iterator):
+            raise ValueError(
+                "validation is iterated anew for every mask, but an iterator can be used only "
+                "once: give a list or a DataLoader"
+            )
+        if self.validation is not None:
+            check_batches(self.validation, self.forward)
+
+    def check_resumed(
+        self, completed: int, done: Sequence[Any], averages: Mapping[str, Tensor] | None
+    ) -> None:
+        """Raise a ``ValueError`` unless stages can go on after so many, of these records."""
+        total = self.path.total
+        if completed < 0 or (total is not None and completed >= total):
+            most = "" if total is None else f" and {total - 1}"
+            between = "at least 0" if total is None else "between 0"
+            raise ValueError(f"completed must be {between}{most}, got {completed!r}")
+        found = total is None or self.penalty is None or self.budget is not None
+        if found and len(done) != completed:
+            raise ValueError(
+                f"what is found on the way goes on from the records of all {completed} completed "
+                f"stages, got {len(done)}: give done="
+            )
+        if completed and self.share and not averages:
+            raise ValueError(
+                "statistics averaged over stages go on from those of the last stage: give averages="
+            )
+        if completed and self.budget is not None and self.validation is None:
+            raise ValueError(
+                "a budget goes on with the data that it was judged on: give validation="
+            )
+
     def check_reached(self, mask: Mask, completed: int) -> None:
         """Raise a ``ValueError`` unless stages can go on from this mask after so many."""
         _check_is_mask(mask, self.network.weights)
         self.selection.check_start(mask)
-        selection, sparsity = self.selection, self.steps[completed]
+        if self.path.steps is None:
+            return
+        selection, sparsity = self.selection, self.path.steps[completed]
         if not selection.reaches(mask, sparsity):
             raise ValueError(
                 f"start has {selection.lost(mask)} {selection.unit} removed, but stage "
@@ -213,10 +321,10 @@ def _compensation(given: Any) -> Compensation | None:
 
 
 def _check_start(
-    start: Mask, weights: dict[str, Tensor], selection: Selection, sparsity: float
+    start: Mask, weights: dict[str, Tensor], selection: Selection, sparsity: float | None
 ) -> None:
     _check_is_mask(start, weights)
-    if not selection.reaches(start, sparsity):
+    if sparsity is not None and not selection.reaches(start, sparsity):
         raise ValueError(
             f"start has {start.removed} of {start.total} weights removed, but sparsity "
             f"{sparsity} is {selection.amount(sparsity)} of them: it must be at least "

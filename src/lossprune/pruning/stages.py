@@ -1,14 +1,15 @@
 """The stage loop: measure → score → select → move what is left."""
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lossprune.progress import Progress, Silent
-from lossprune.pruning.compensation import CompensationRecord
+from lossprune.pruning.apart import split
+from lossprune.pruning.averages import Averages
 from lossprune.pruning.criteria import find_criterion
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.estimators import find_estimator
@@ -17,6 +18,7 @@ from lossprune.pruning.curvature.running import outside_inference
 from lossprune.pruning.curvature.statistics import Statistics
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.guessing import told_guess
+from lossprune.pruning.judge import Judge
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.moving import Moving
 from lossprune.pruning.names import listed, together
@@ -26,49 +28,13 @@ from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.scoring import Scoring
 from lossprune.pruning.settings import Pruning
 from lossprune.pruning.skipped import Skipped, find_skipped, left_out
+from lossprune.pruning.stage_record import StageRecord, TakenBack
+from lossprune.pruning.strides import stride
 from lossprune.pruning.terms import term_of
+from lossprune.pruning.trial import Attempt, Trial
 
 # Names that a warning gives in full.
 MOST_NAMED = 4
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """What one stage did.  Losses are means over the examples that this stage was measured on.
-
-    Attributes:
-        stage: 1 for the first.
-        sparsity: after the stage, exactly removed / prunable.
-        removed: weights removed so far.
-        loss_before: at the mask of the stage before; None without data.
-        loss_after: at the mask of this stage, on the same examples; None without data.
-        predicted_change: the model's ΔL for the weights this stage removed, without the penalty;
-            None where the criterion does not model the loss.
-        realised_change: ``loss_after − loss_before``; None without data.
-        seconds: wall time of the stage.
-        compensation: how the weights that are left moved, before ``loss_after``; None where that
-            is not asked for.
-    """
-
-    stage: int
-    sparsity: float
-    removed: int
-    loss_before: float | None
-    loss_after: float | None
-    predicted_change: float | None
-    realised_change: float | None
-    seconds: float
-    compensation: CompensationRecord | None = None
-
-    def __repr__(self) -> str:
-        parts = [f"sparsity {self.sparsity:.5g}", f"{self.removed:,} removed"]
-        if self.loss_before is not None:
-            parts.append(f"loss {self.loss_before:.5g} before, {self.loss_after:.5g} after")
-        if self.predicted_change is not None:
-            parts.append(f"change {self.predicted_change:.3g} predicted")
-        if self.compensation is not None:
-            parts.append(f"{self.compensation.loss_without:.5g} without compensation")
-        return f"StageRecord(stage {self.stage}, {', '.join(parts)}, {self.seconds:.3g} s)"
 
 
 class Stages(Iterator[tuple[Mask, StageRecord]]):
@@ -84,6 +50,8 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         damping: of a compensation, λ after ``completed`` stages.
         in_place: whether the network itself gets the weights and statistics that a stage moves;
             else it stays as it is, and :attr:`moved` has them.
+        done: records of the completed stages, where λ, stages or a budget are found on the way.
+        averages: :attr:`averages` after them, where statistics are averaged.
 
     Raises:
         ValueError: as there.
@@ -100,10 +68,10 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         *,
         damping: float | None = None,
         in_place: bool = False,
+        done: Sequence[StageRecord] = (),
+        averages: Mapping[str, Tensor] | None = None,
     ) -> None:
-        if not 0 <= completed < len(pruning.steps):
-            last = len(pruning.steps) - 1
-            raise ValueError(f"completed must be between 0 and {last}, got {completed!r}")
+        pruning.check_resumed(completed, done, averages)
         mask = pruning.start if mask is None else mask
         weights = pruning.network.weights
         if mask is None:
@@ -116,11 +84,18 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         self._recall = recall or (lambda stage, measure: measure())
         self._unused: tuple[str, ...] | None = None  # known after the first stage, given data
         self._guess: tuple[float, float | None] | None = None  # as well
-        self._pace = Pace(len(pruning.steps) - completed, progress or Silent(), on_long)
-        self._results = self._run(mask.to(pruning.network.device), completed)
+        total = pruning.path.total
+        expected = self._criterion.stages if total is None else total - completed
+        self._pace = Pace(expected, progress or Silent(), on_long)
+        self._completed, self._done = completed, list(done)
+        self._averages = Averages(pruning.share, averages)
+        self._judge = Judge.of(pruning, [point for stage in done for point in stage.points or ()])
+        self._results = self._run(mask.to(pruning.network.device))
 
     def __repr__(self) -> str:
-        return f"<{self._criterion.name} in {len(self._pruning.steps)} stages, one at each step>"
+        total = self._pruning.path.total
+        stages = "stages" if total is None else f"{total} stages"
+        return f"<{self._criterion.name} in {stages}, one at each step>"
 
     def __next__(self) -> tuple[Mask, StageRecord]:
         return next(self._results)
@@ -129,6 +104,11 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
     def moved(self) -> dict[str, Tensor]:
         """Parameters and buffers that the stages so far have moved, by name."""
         return dict(self._moving.network.moved)
+
+    @property
+    def averages(self) -> dict[str, Tensor]:
+        """What is known of the statistics of earlier stages, to go on from; by name."""
+        return self._averages.tensors
 
     @property
     def skipped(self) -> dict[str, Skipped]:
@@ -180,50 +160,106 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             return None
         return told_guess(*self._guess)
 
-    def _run(self, mask: Mask, completed: int) -> Iterator[tuple[Mask, StageRecord]]:
-        steps = self._pruning.steps
+    def _run(self, mask: Mask) -> Iterator[tuple[Mask, StageRecord]]:
+        path, selection = self._pruning.path, self._pruning.selection
         # Processes that prune together draw together: their loaders shuffle alike.
         randomness = PrivateRandomness(distributed.shared_random_state())
-        for stage, sparsity in enumerate(steps[completed:], start=completed + 1):
+        while not self._judge.spent:
+            aim = path.aim(self._now(mask), self._completed, self._done)
+            if aim is None or (path.final is None and selection.removable(mask) < 2):
+                return
+            stage = self._completed + 1
             try:
                 with randomness:
-                    mask, record = self._stage(mask, stage, sparsity)
+                    mask, record = self._stage(mask, stage, aim)
             except PruningError as error:
-                raise PruningError(f"stage {stage} of {len(steps)}: {error}") from error
+                of = "" if path.total is None else f" of {path.total}"
+                raise PruningError(f"stage {stage}{of}: {error}") from error
+            self._completed = stage
+            self._done.append(record)
             yield mask, record
 
     @outside_inference()
-    def _stage(self, mask: Mask, stage: int, sparsity: float) -> tuple[Mask, StageRecord]:
+    def _stage(self, mask: Mask, stage: int, aim: float) -> tuple[Mask, StageRecord]:
         began = time.perf_counter()
         objective = self._objective(stage)
-        given = self._pruning.data is not None
+        apart = None
+        if self._pruning.penalty is None:
+            fit, kept_out = split(list(objective.batches), None, 'reg="auto"', "λ")
+            objective, apart = objective.over(fit), kept_out
         # First, as it may find the loss on its way.
         term = term_of(self._criterion, objective, mask)
-        statistics = self._measure(objective, mask, stage) if given else None
-        marked, predicted = self._choose(mask, sparsity, statistics, term)
-        reached = Mask(
-            {name: kept & ~marked[name] for name, kept in mask.items()},
-            criterion=self._criterion.name,
+        statistics = None
+        if self._pruning.data is not None:
+            statistics = self._averages.with_(self._measure(objective, mask, stage))
+        scoring = Scoring(self._criterion, self._moving.network.weights, statistics, term)
+        trial = Trial(
+            self._pruning, self._moving, mask, objective, scoring, last=self._is_last(stage)
         )
-        before = None if statistics is None else statistics.loss
-        step = None
-        if statistics is not None:
-            objective, step = self._moving.move(objective, mask, reached, statistics, stage)
-        after = objective.measure(reached).loss if given else None
+        rung = self._done[-1].rung if self._done else None
+        chosen = None
+        if apart is not None:
+            chosen = trial.choose_reg(aim, objective.over(apart), rung)
+        attempt, taken_back = self._attempted(trial, aim)
+        if stage == 1 and self._pruning.start is None and statistics is not None:
+            self._guess = statistics.loss, objective.chance
+        attempt, points = self._judge.judged(trial, attempt)
+        self._moving.accept(attempt.move)
         self._pace.end()
-        if before is not None and stage == 1 and self._pruning.start is None:
-            self._guess = before, objective.chance
-        return reached, StageRecord(
+        return attempt.reached, StageRecord(
             stage=stage,
-            sparsity=reached.sparsity,
-            removed=reached.removed,
-            loss_before=before,
-            loss_after=after,
-            predicted_change=predicted,
-            realised_change=None if before is None or after is None else after - before,
+            sparsity=attempt.reached.sparsity,
+            removed=attempt.reached.removed,
+            loss_before=None if statistics is None else statistics.loss,
+            loss_after=attempt.loss,
+            predicted_change=attempt.predicted,
+            realised_change=attempt.realised,
             seconds=time.perf_counter() - began,
-            compensation=step,
+            compensation=attempt.move.compensation,
+            reg=None if chosen is None else chosen.reg,
+            rung=None if chosen is None else chosen.rung,
+            tried=None if chosen is None else chosen.tried,
+            taken_back=taken_back,
+            points=points,
         )
+
+    def _now(self, mask: Mask) -> float:
+        """The sparsity of a mask, which is the final one where it has all removed of that."""
+        path, selection = self._pruning.path, self._pruning.selection
+        lost = selection.lost(mask)
+        if path.final is not None and lost >= selection.amount(path.final):
+            return path.final
+        return selection.sparsity(lost)
+
+    def _is_last(self, stage: int) -> Callable[[float], bool]:
+        """Whether no weights are removed after this stage, if it ends with a sparsity."""
+        path, settings = self._pruning.path, self._pruning.compensation
+        total = path.total
+        if total is None:
+            return lambda aim: aim == path.final
+        return lambda aim: stage >= total - (settings.finish if settings else 0)
+
+    def _attempted(self, trial: Trial, aim: float) -> tuple[Attempt, tuple[TakenBack, ...] | None]:
+        """Remove as much as is aimed at, or less where the model is found to be too far off."""
+        path, selection = self._pruning.path, self._pruning.selection
+        attempt, taken_back = trial.to(aim), []
+        if path.strides is None:
+            return attempt, None
+        now = self._now(trial.mask)
+        shortest = path.pace(now, self._done)
+        while True:
+            assert attempt.predicted is not None
+            assert attempt.realised is not None
+            reached = selection.sparsity(selection.lost(attempt.reached))
+            gone, miss = stride(now, reached), abs(attempt.realised - attempt.predicted)
+            shorter = max(shortest, path.strides.after(gone, miss))
+            if path.strides.agrees(gone, miss) or shorter > 0.95 * gone or attempt.amount < 2:
+                break
+            taken_back.append(TakenBack(reached, attempt.predicted, attempt.realised))
+            # Of few weights a little less is the same number of them.
+            less = trial.amount(1 - (1 - now) * math.exp(-shorter))
+            attempt = trial.removing(min(less, attempt.amount - 1))
+        return attempt, tuple(taken_back)
 
     def _objective(self, stage: int) -> Objective:
         """The loss over the examples of a stage, of which the pace is told."""
@@ -241,18 +277,3 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         if self._unused is None:
             self._unused = statistics.unused
         return statistics
-
-    @torch.no_grad()
-    def _choose(
-        self,
-        mask: Mask,
-        sparsity: float,
-        statistics: Statistics | None,
-        term: Mapping[str, Tensor] | None,
-    ) -> tuple[Mapping[str, Tensor], float | None]:
-        """The weights that go next, and the change of the loss that is predicted for it."""
-        pruning = self._pruning
-        scoring = Scoring(self._criterion, self._moving.network.weights, statistics, term)
-        amount = pruning.selection.amount(sparsity) - pruning.selection.lost(mask)
-        marked = pruning.selection.mark(scoring.saliencies(pruning.penalty), mask, amount)
-        return marked, scoring.predicted_change(marked)

@@ -208,6 +208,12 @@ class Objective:
         objective.network, objective._known = network, None
         return objective
 
+    def over(self, batches: Iterable[Batch]) -> "Objective":
+        """Return the loss of the same network over other examples, in like chunks."""
+        objective = copy(self)
+        objective.batches, objective._known = batches, None
+        return objective
+
     @property
     def chance(self) -> float | None:
         """The cross-entropy of guessing, ln C of C classes, once measured; None of other losses."""
