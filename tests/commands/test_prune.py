@@ -153,6 +153,51 @@ def test_matrices_that_are_left_out_are_told_and_taken_in(command, mine, tmp_pat
     assert record["skipped"] == mix | norm
 
 
+def test_what_is_found_on_the_way_is_what_the_library_finds(command, mine, tmp_path):
+    data = "--data", f"{mine}:batches", "--validation", f"{mine}:batches", "--examples", 60
+    auto = "--reg", "auto", "--stages", "auto", "--max-loss-increase", 0.2
+    answer = command("prune", f"{mine}:build", *data, *auto)
+    assert answer.status == 0, answer.err
+    user = sys.modules[mine]
+    with torch.random.fork_rng():
+        torch.manual_seed(1111)
+        network = user.build()
+    expected = lossprune.prune(
+        network,
+        "QM",
+        data=user.batches(),
+        validation=user.batches(),
+        examples=60,
+        reg="auto",
+        stages="auto",
+        max_loss_increase=0.2,
+        seed=1111,
+    )
+    assert lossprune.Mask.load(tmp_path / "pruned" / "mask.safetensors") == expected.mask
+    stages = json.loads((tmp_path / "pruned" / "record.json").read_text())["stages"]
+    assert [stage["reg"] for stage in stages] == [stage.reg for stage in expected.stages]
+    points = [point["removed"] for stage in stages for point in stage["points"]]
+    assert points == [point.removed for point in expected.curve]
+    before, after = expected.curve[0].loss, expected.mask.removed
+    reached = next(point.loss for point in expected.curve if point.removed == after)
+    assert f"validation loss {before:.4f} before pruning, {reached:.4f} after" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--reg", "best", "--sparsity", 0.9], "--reg must be a number or auto, got 'best'"),
+        (["--stages", "many", "--sparsity", 0.9], "--stages must be a whole number or auto"),
+        ([], "--sparsity is missing"),
+        (["--max_error_increase", -1], "max_error_increase must be a number of at least 0"),
+        (["--sparsity", 0.9, "--seconds", 1], 'seconds=1.0 is for stages="auto"'),
+    ],
+)
+def test_what_cannot_be_found_is_told(command, mine, flags, told):
+    answer = command("prune", f"{mine}:build", "--data", f"{mine}:batches", *flags)
+    assert told in said(answer)
+
+
 def test_it_writes_what_the_library_finds(command, mine, tmp_path):
     state = torch.get_rng_state()
     answer = command("prune", f"{mine}:build", "--data", f"{mine}:batches", *FLAGS)

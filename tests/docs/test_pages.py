@@ -23,6 +23,7 @@ PAGES = (
     "README.md",
     "docs/guide.md",
     "docs/sensitivity.md",
+    "docs/choices.md",
     "docs/compensation.md",
     "docs/finetuning.md",
     "docs/deployment.md",

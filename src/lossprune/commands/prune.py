@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lossprune.commands import EXIT_OK
 from lossprune.commands.output import check_out, told_files
@@ -15,6 +15,7 @@ from lossprune.commands.pruned_folder import (
     FILES,
     FORMAT,
     SPARE,
+    found_of,
     moves_of,
     notes_of,
     outcome_of,
@@ -27,7 +28,9 @@ from lossprune.experiment.config import DEVICES, RECALIBRATIONS, check_finish
 from lossprune.experiment.log import stage_in_words
 from lossprune.experiment.record import stage_dict
 from lossprune.flags import (
+    AUTO,
     MOST_REG,
+    check_auto,
     check_fraction,
     check_not_negative,
     check_one_of,
@@ -74,10 +77,41 @@ class PruneConfig:
     data_path: Path = flag(DATA_PATH, "data_path", DATA_PATH_HELP)
     sparsity: float | None = flag(None, "sparsity", "fraction of the weights to remove, in [0, 1)")
     criterion: str = flag("QM", "criterion", f"one of {', '.join(CRITERIA)}")
-    stages: int | None = flag(None, "stages", "number of pruning stages π; the criterion's default")
+    stages: int | Literal["auto"] | None = flag(
+        None,
+        "stages",
+        "number of pruning stages π; the criterion's default; auto: as far each as its model holds",
+    )
     schedule: str = flag("exponential", "schedule", f"one of {', '.join(SCHEDULES)}")
-    reg: float | None = flag(
-        None, "reg", "step-size penalty λ on every saliency; the criterion's default"
+    reg: float | Literal["auto"] | None = flag(
+        None,
+        "reg",
+        "step-size penalty λ on every saliency; the criterion's default; auto: found at each stage",
+    )
+    average: float | None = flag(
+        None,
+        "average",
+        "share kept of what earlier stages measured, in [0, 1); 0.9 with an auto, else 0",
+    )
+    tolerance: float | None = flag(
+        None, "tolerance", "with --stages auto: nats that the model may be off; 0.1"
+    )
+    max_examples: int | None = flag(
+        None, "max_examples", "with --stages auto: the most that all stages read together"
+    )
+    seconds: float | None = flag(
+        None, "seconds", "with --stages auto: about how long all stages may take"
+    )
+    max_loss_increase: float | None = flag(
+        None, "max_loss_increase", "end where the validation loss has risen by this"
+    )
+    max_error_increase: float | None = flag(
+        None, "max_error_increase", "end where the validation error has risen by so many points"
+    )
+    validation: str | None = flag(
+        None,
+        "validation",
+        "MODULE:FUNCTION of batches to judge each stage on; --dataset has its own",
     )
     examples: int | None = flag(None, "examples", "examples to read at each stage; none: all")
     loss: str = flag("cross_entropy", "loss", "name of a loss, or MODULE:LOSS of your own")
@@ -128,14 +162,20 @@ class PruneConfig:
         check_one_of("criterion", self.criterion, CRITERIA)
         check_one_of("schedule", self.schedule, SCHEDULES)
         check_one_of("scope", self.scope, SCOPES)
-        if self.sparsity is None and self.pattern == "unstructured":
-            raise ValueError("--sparsity is missing: the fraction of the weights to remove")
+        if self.sparsity is None and self.pattern == "unstructured" and not self.has_budget:
+            raise ValueError(
+                "--sparsity is missing: the fraction of the weights to remove; or give "
+                "--max_loss_increase or --max_error_increase, what that may cost"
+            )
         if self.sparsity is not None:
             check_fraction("sparsity", self.sparsity)
-        if self.reg is not None:
+        check_auto("reg", self.reg, "a number of at least 0")
+        check_auto("stages", self.stages, "a whole number")
+        if self.reg is not None and self.reg != AUTO:
             check_not_negative("reg", self.reg, MOST_REG)
         check_seed("seed", self.seed)
-        check_whole("stages", self.stages, 1, MOST_STAGES)
+        if self.stages != AUTO:
+            check_whole("stages", self.stages, 1, MOST_STAGES)
         check_whole("examples", self.examples, 1)
         check_finish(self.finish, compensate=self.compensate)
         check_one_of("recalibrate", self.recalibrate, RECALIBRATIONS)
@@ -144,11 +184,23 @@ class PruneConfig:
         _ = self.memory_bytes
         if self.dataset is not None:
             check_one_or_own("dataset", self.dataset, DATASETS, "MODULE:FUNCTION")
-            if self.data is not None or self.test is not None:
-                raise ValueError("--dataset is given instead of --data and --test")
+            if self.data is not None or self.test is not None or self.validation is not None:
+                raise ValueError("--dataset is given instead of --data, --test and --validation")
         if self.data is self.dataset is None and (self.compensate or self.recalibrate != "no"):
             given = "--compensate" if self.compensate else f"--recalibrate {self.recalibrate}"
             raise ValueError(f"{given} needs examples: give --data or --dataset")
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether what the pruning costs ends it."""
+        return self.max_loss_increase is not None or self.max_error_increase is not None
+
+    @property
+    def stages_in_all(self) -> int | None:
+        """How many stages there are; None: it is found on the way."""
+        if self.stages == AUTO or (self.has_budget and self.sparsity is None):
+            return None
+        return (self.stages or CRITERIA[self.criterion].stages) + self.finish
 
     @property
     def memory_bytes(self) -> int | None:
@@ -196,6 +248,7 @@ def do(config: PruneConfig, build: str) -> int:
         if before is not None and after is not None:
             notes.insert(1, told_tests(before, after))
             outcome["test"] = {"before": asdict(before), "after": asdict(after)}
+        notes[1:1] = found_of(stages)
         notes[1:1] = moves_of(network, stages, config.recalibrate, data.drawn or config.examples)
         record = {
             "format": FORMAT,
@@ -242,10 +295,17 @@ def _prune(
         config.criterion,
         sparsity=config.sparsity,
         data=data.train,
-        examples=config.examples,
+        examples=data.drawn or config.examples,
         stages=config.stages,
         schedule=config.schedule,
         reg=config.reg,
+        average=config.average,
+        tolerance=config.tolerance,
+        max_examples=config.max_examples,
+        seconds=config.seconds,
+        validation=data.validation if config.validation or config.has_budget else None,
+        max_loss_increase=config.max_loss_increase,
+        max_error_increase=config.max_error_increase,
         parameters=config.parameters and listed_names(config.parameters),
         exclude=config.exclude and listed_names(config.exclude),
         scope=config.scope,
@@ -261,7 +321,7 @@ def _prune(
         **functions,
     )
     pruned, stages = Mask({}), []
-    total = (config.stages or CRITERIA[config.criterion].stages) + config.finish
+    total = config.stages_in_all
     progress.advance("stage", 0, total)
     for mask, stage in pruning:
         pruned = mask

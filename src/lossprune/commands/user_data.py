@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lossprune.data import Dataset, load
+from lossprune.data import Dataset, Split, load
 from lossprune.experiment.stage_examples import StageExamples
 from lossprune.user_code import Batches, find_function
 
@@ -21,11 +21,13 @@ class UsersData:
     Attributes:
         train: batches to prune on, if any.
         test: batches to test on, if any.
+        validation: batches to judge masks on, if any.
         offered: what the function that builds the network may ask for, by name.
     """
 
     train: Iterable[Any] | None
     test: Iterable[Any] | None
+    validation: Iterable[Any] | None = None
     offered: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -43,13 +45,17 @@ class UsersData:
             ValueError, FileNotFoundError: there is no such function or data set.
         """
         if (name := settings["dataset"]) is None:
-            train, test = (batches_of(settings.get(flag), f"--{flag}") for flag in ("data", "test"))
-            return cls(train, test)
+            train, test, validation = (
+                batches_of(settings.get(flag), f"--{flag}")
+                for flag in ("data", "test", "validation")
+            )
+            return cls(train, test, validation)
         seed = settings["seed"]
         dataset = load(name, data_path, seed=seed)
         return cls(
             StageExamples(dataset, settings["examples"] or len(dataset.train), seed),
-            _TestBatches(dataset),
+            _Batches(dataset, dataset.test),
+            _Batches(dataset, dataset.valid),
             {
                 "shape": dataset.shape,
                 "classes": len(dataset.classes),
@@ -64,8 +70,9 @@ def batches_of(named: str | None, what: str) -> Batches | None:
 
 
 @dataclass(frozen=True)
-class _TestBatches:
+class _Batches:
     dataset: Dataset
+    split: Split
 
     def __iter__(self) -> Iterator[Any]:
-        return self.dataset.batches(self.dataset.test, _BATCH)
+        return self.dataset.batches(self.split, _BATCH)
