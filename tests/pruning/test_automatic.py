@@ -320,3 +320,8 @@ def test_an_error_rate_that_a_loss_lacks_is_refused():
     batch = [(data()[0][0], torch.zeros(EXAMPLES, 4, dtype=torch.float64))]
     with pytest.raises(PruningError, match="give max_loss_increase"):
         lossprune.prune(network(), "QM", data=batch, loss="mse", max_error_increase=1)
+
+
+def test_a_sensitivity_has_no_stages_to_choose_for():
+    with pytest.raises(ValueError, match='reg="auto" is chosen from stage to stage'):
+        lossprune.sensitivity(network(), data(), reg="auto")

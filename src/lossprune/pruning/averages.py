@@ -50,7 +50,6 @@ class Averages:
         """Take what a stage measured, and return it with the averages in the place of its own."""
         if not self._share:
             return statistics
-        device = next(iter(statistics.gradient.values())).device if statistics.gradient else None
         before = self._tensors.pop(_WEIGHT, torch.zeros((), dtype=torch.float64))
         kept = self._share * float(before)
         found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _KINDS}
@@ -58,7 +57,7 @@ class Averages:
             for name, value in getattr(statistics, kind).items():
                 known = self._tensors.get(f"{kind}.{name}")
                 if known is not None:
-                    value = (value + kept * known.to(device or value.device)) / (1 + kept)
+                    value = (value + kept * known.to(value.device)) / (1 + kept)
                 found[kind][name] = self._tensors[f"{kind}.{name}"] = value
         self._tensors[_WEIGHT] = torch.tensor(1 + kept, dtype=torch.float64)
         return replace(statistics, **found)

@@ -14,12 +14,12 @@ class TakenBack:
     Attributes:
         sparsity: that the stage would have ended with.
         predicted_change: the model's ΔL.
-        realised_change: what it would have been.
+        realised_change: what it would have been; None where the loss is not finite.
     """
 
     sparsity: float
     predicted_change: float
-    realised_change: float
+    realised_change: float | None
 
 
 @dataclass(frozen=True)

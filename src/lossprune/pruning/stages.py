@@ -255,10 +255,13 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             shorter = max(shortest, path.strides.after(gone, miss))
             if path.strides.agrees(gone, miss) or shorter > 0.95 * gone or attempt.amount < 2:
                 break
-            taken_back.append(TakenBack(reached, attempt.predicted, attempt.realised))
+            realised = attempt.realised if math.isfinite(attempt.realised) else None
+            taken_back.append(TakenBack(reached, attempt.predicted, realised))
             # Of few weights a little less is the same number of them.
             less = trial.amount(1 - (1 - now) * math.exp(-shorter))
             attempt = trial.removing(min(less, attempt.amount - 1))
+        if not math.isfinite(attempt.realised):
+            raise PruningError("the loss is not finite after the shortest stage that was tried")
         return attempt, tuple(taken_back)
 
     def _objective(self, stage: int) -> Objective:
