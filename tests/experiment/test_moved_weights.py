@@ -16,7 +16,7 @@ from lossprune.experiment.folder import MASK
 from lossprune.experiment.network_file import load_weights_, read_network
 from lossprune.experiment.stage_examples import StageExamples
 from lossprune.pruning import Mask
-from lossprune.pruning.settings import RECALIBRATED
+from lossprune.pruning.requirements import RECALIBRATED
 from tests.experiment.test_resume import result, the_run
 from tests.experiment.test_several_processes import ROUNDING, assert_same_to_rounding
 from tests.processes import Processes, finish

@@ -29,6 +29,7 @@ from lossprune.pruning.scoring import Scoring
 from lossprune.pruning.settings import Pruning
 from lossprune.pruning.skipped import Skipped, find_skipped, left_out
 from lossprune.pruning.stage_record import StageRecord, TakenBack
+from lossprune.pruning.starting import check_reached, check_resumed
 from lossprune.pruning.strides import stride
 from lossprune.pruning.terms import term_of
 from lossprune.pruning.trial import Attempt, Trial
@@ -71,13 +72,13 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         done: Sequence[StageRecord] = (),
         averages: Mapping[str, Tensor] | None = None,
     ) -> None:
-        pruning.check_resumed(completed, done, averages)
+        check_resumed(pruning, completed, done, averages)
         mask = pruning.start if mask is None else mask
         weights = pruning.network.weights
         if mask is None:
             mask = Mask({name: torch.ones_like(w, dtype=torch.bool) for name, w in weights.items()})
         else:
-            pruning.check_reached(mask, completed)
+            check_reached(pruning, mask, completed)
         self._pruning = pruning
         self._moving = Moving(pruning, damping, in_place=in_place)
         self._criterion = find_criterion(pruning.criterion)
