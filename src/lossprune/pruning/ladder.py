@@ -46,12 +46,14 @@ class ChosenReg:
     Attributes:
         reg: λ.
         rung: of the ladder.
+        saliencies: with it.
         marked: the weights that go with it.
         tried: every λ that was tried, rising.
     """
 
     reg: float
     rung: int
+    saliencies: Mapping[str, Tensor]
     marked: Mapping[str, Tensor]
     tried: tuple[TriedReg, ...]
 
@@ -75,11 +77,12 @@ def choose_reg(
     Raises:
         PruningError: the loss is not finite at any λ.
     """
-    plain = mark(scoring.saliencies(0.0))
-    unit = _unit(scoring, plain)
+    plain = scoring.saliencies(0.0)
+    without = mark(plain)
+    unit = _unit(scoring.weights, plain, without)
     rungs = range(RUNGS) if rung is None else range(max(0, rung - 1), min(RUNGS, rung + 2))
     regs = {r: 0.0 if r == 0 else unit * 10 ** ((r - _UNIT) / 2) for r in rungs}
-    marks = {r: mark(scoring.saliencies(reg)) if reg else plain for r, reg in regs.items()}
+    marks = {r: mark(scoring.penalised(plain, g)) if g else without for r, g in regs.items()}
     losses = {r: _losses(apart, mask, marked) for r, marked in marks.items()}
     finite = {r: found for r, found in losses.items() if found is not None}
     if not finite:
@@ -93,17 +96,19 @@ def choose_reg(
     return ChosenReg(
         regs[chosen],
         chosen,
+        scoring.penalised(plain, regs[chosen]),
         marks[chosen],
         tuple(TriedReg(regs[r], found and found[0]) for r, found in losses.items()),
     )
 
 
-def _unit(scoring: Scoring, marked: Mapping[str, Tensor]) -> float:
+def _unit(
+    weights: Mapping[str, Tensor], saliencies: Mapping[str, Tensor], marked: Mapping[str, Tensor]
+) -> float:
     """λ_1 of a stage; 1 where what goes without a penalty has nothing to lose."""
-    saliencies = scoring.saliencies(0.0)
     largest, squares, count = 0.0, 0.0, 0
     for name, where in marked.items():
-        gone, theta = saliencies[name][where], scoring.weights[name].detach()[where]
+        gone, theta = saliencies[name][where], weights[name].detach()[where]
         if len(gone):
             largest = max(largest, float(gone.max()))
             squares += float((theta.abs().double() ** 2).sum())

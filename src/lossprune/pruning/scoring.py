@@ -41,6 +41,12 @@ class Scoring:
             scores[name] = saliency.masked_fill(theta == 0, -torch.inf)
         return scores
 
+    def penalised(self, plain: Mapping[str, Tensor], reg: float) -> dict[str, Tensor]:
+        """Return the saliencies with a penalty, from those without."""
+        return {
+            name: saliency + 0.5 * reg * self._theta(name) ** 2 for name, saliency in plain.items()
+        }
+
     def predicted_change(self, marked: Mapping[str, Tensor]) -> float | None:
         """Return the ΔL that the criterion's model predicts for removing the marked weights.
 
@@ -59,9 +65,7 @@ class Scoring:
 
     def _evaluated(self, what: str, name: str) -> tuple[Tensor, Tensor]:
         """θ of one parameter (|θ| if complex), and a formula of it; None for what is unknown."""
-        weight, statistics = self.weights[name], self.statistics
-        theta = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        theta = theta.abs() if theta.is_complex() else theta
+        theta, statistics = self._theta(name), self.statistics
         g = None if statistics is None else statistics.gradient.get(name)
         if self.other is not None:
             h = self.other[name]
@@ -76,3 +80,8 @@ class Scoring:
                 f"{tuple(theta.shape)}, got {shape}"
             )
         return theta, got
+
+    def _theta(self, name: str) -> Tensor:
+        weight = self.weights[name]
+        theta = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        return theta.abs() if theta.is_complex() else theta

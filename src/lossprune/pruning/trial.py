@@ -57,6 +57,7 @@ class Trial:
     scoring: Scoring
     last: Callable[[float], bool] = field(kw_only=True)
     _saliencies: Mapping[str, Tensor] | None = field(default=None, init=False)
+    _marked: dict[int, Mapping[str, Tensor]] = field(default_factory=dict, init=False)
 
     @torch.no_grad()
     def choose_reg(self, aim: float, apart: Objective, rung: int | None) -> ChosenReg:
@@ -69,7 +70,7 @@ class Trial:
             apart,
             rung,
         )
-        self._saliencies = self.scoring.saliencies(chosen.reg)
+        self._saliencies, self._marked = chosen.saliencies, {amount: chosen.marked}
         return chosen
 
     def to(self, sparsity: float) -> Attempt:
@@ -82,7 +83,9 @@ class Trial:
         if self._saliencies is None:
             assert self.pruning.penalty is not None
             self._saliencies = self.scoring.saliencies(self.pruning.penalty)
-        marked = self.pruning.selection.mark(self._saliencies, self.mask, amount)
+        marked = self._marked.get(amount)
+        if marked is None:
+            marked = self.pruning.selection.mark(self._saliencies, self.mask, amount)
         reached = Mask(
             {name: kept & ~marked[name] for name, kept in self.mask.items()},
             criterion=self.scoring.criterion.name,
