@@ -8,6 +8,10 @@ paired over the seeds with 95 % t-intervals, and the time beside that of the fix
 ``stages`` does it for 1, 14 and 140 fixed stages and for "auto" with ceilings on the examples that
 are read; ``budget`` finds the sparsity at which the validation error has risen by half a point, and
 what a bisection finds that prunes anew for every sparsity.  Finished cells are kept in ``--out``.
+``--arch VGG11 --networks vgg11.safetensors --dataset folder --data_path images.tar --stages 14
+--regs 0 0.001 0.01 0.1`` does it with another network; one network stands for all seeds, which then
+draw the examples alone, and ``--judged 5000`` takes the loss over so many of the training examples,
+and as many at most of the validation examples.
 """
 
 import argparse
@@ -27,7 +31,8 @@ from torch import nn
 import lossprune
 from benchmarks.cells import Cells, Row, print_markdown
 from benchmarks.defaults import T
-from lossprune.data import Dataset, load
+from lossprune.data import Dataset, Split, load
+from lossprune.experiment.network_file import load_weights_, read_network
 from lossprune.experiment.stage_examples import StageExamples
 from lossprune.networks import NETWORKS
 from lossprune.pruning import prune_by_stage
@@ -43,22 +48,29 @@ class Case:
     """A trained network, its data, and what is measured of a pruning of it."""
 
     def __init__(self, path: Path, seed: int, given: argparse.Namespace) -> None:
-        self.seed, self.examples = seed, given.examples
-        self.dataset: Dataset = load("mnist", given.data_path, seed=seed)
-        self.network: nn.Module = NETWORKS["MLP"]()
-        self.network.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+        self.seed, self.examples, self.judged = seed, given.examples, given.judged
+        self.dataset: Dataset = load(given.dataset, given.data_path, seed=seed)
+        self.network: nn.Module = NETWORKS[given.arch]()
+        weights, metadata, _ = read_network(path, "")
+        load_weights_(self.network, given.arch, path, weights, metadata, "")
+        self.network.eval()
         self.dense = self.loss(self.network)
 
+    def some(self, split: Split) -> Split:
+        """The first examples of a split, as many as are judged."""
+        count = len(split) if self.judged is None else min(self.judged, len(split))
+        return split.take(torch.arange(count))
+
     def loss(self, network: nn.Module) -> float:
-        """The mean over all training examples."""
-        total = 0.0
+        """The mean over the training examples that are judged."""
+        total, judged = 0.0, self.some(self.dataset.train)
         with torch.no_grad():
-            for inputs, targets in self.dataset.batches(self.dataset.train, 5000):
+            for inputs, targets in self.dataset.batches(judged, 1000):
                 total += float(F.cross_entropy(network(inputs), targets, reduction="sum"))
-        return total / len(self.dataset.train)
+        return total / len(judged)
 
     def valid(self) -> list[Any]:
-        return list(self.dataset.batches(self.dataset.valid, 1000))
+        return list(self.dataset.batches(self.some(self.dataset.valid), 1000))
 
     def pruned(self, criterion: str, **asked: Any) -> tuple[lossprune.Mask, Row]:
         """The mask, and what came of it."""
@@ -92,13 +104,13 @@ def fill(cells: Cells, key: Row, make: Any) -> None:
 
 
 def reg(cases: Sequence[Case], cells: Cells, given: argparse.Namespace) -> None:
-    ways: list[Row] = [{"reg": reg, "average": 0.0} for reg in REGS]
+    ways: list[Row] = [{"reg": reg, "average": 0.0} for reg in given.regs]
     ways += [{"reg": "auto", "average": average} for average in (0.0, 0.9)]
     for case in cases:
         for criterion in given.criteria:
             for way in ways:
                 key = {"what": "reg", "seed": case.seed, "criterion": criterion, **way}
-                asked = {"sparsity": SPARSITY, "stages": given.stages, **way}
+                asked = {"sparsity": given.sparsity, "stages": given.stages, **way}
                 fill(cells, key, lambda c=case, m=criterion, a=asked: c.pruned(m, **a)[1])
     lines = []
     for criterion in given.criteria:
@@ -110,10 +122,10 @@ def reg(cases: Sequence[Case], cells: Cells, given: argparse.Namespace) -> None:
             for way in ways
         }
         rises = {way: [row["rise"] for row in rows] for way, rows in found.items()}
-        best = min(REGS, key=lambda one: statistics.fmean(rises[one, 0.0]))
+        best = min(given.regs, key=lambda one: statistics.fmean(rises[one, 0.0]))
         # The time of fixed runs, of each seed the median over λ.
         fixed = [
-            statistics.median(found[one, 0.0][k]["seconds"] for one in REGS)
+            statistics.median(found[one, 0.0][k]["seconds"] for one in given.regs)
             for k in range(len(cases))
         ]
         for average in (0.0, 0.9):
@@ -138,7 +150,7 @@ def stages(cases: Sequence[Case], cells: Cells, given: argparse.Namespace) -> No
     lines = []
     for criterion in given.criteria:
         for way in ways:
-            asked: Row = {"sparsity": SPARSITY, "stages": way["stages"]}
+            asked: Row = {"sparsity": given.sparsity, "stages": way["stages"]}
             if way["ceiling"]:
                 asked["max_examples"] = way["ceiling"] * given.examples
             rows = []
@@ -163,7 +175,7 @@ def budget(cases: Sequence[Case], cells: Cells, given: argparse.Namespace) -> No
     for criterion in given.criteria:
         for case in cases:
             key = {"what": "budget", "seed": case.seed, "criterion": criterion}
-            fill(cells, key, lambda c=case, m=criterion: _budget(c, m))
+            fill(cells, key, lambda c=case, m=criterion: _budget(c, m, given.to))
             (row,) = cells.find(**key)
             lines.append(
                 [
@@ -177,18 +189,18 @@ def budget(cases: Sequence[Case], cells: Cells, given: argparse.Namespace) -> No
     print_markdown(("", "sparsity", "bisected", "stages measured", "time"), lines)
 
 
-def _budget(case: Case, criterion: str) -> Row:
+def _budget(case: Case, criterion: str, to: float) -> Row:
     valid = case.valid()
     _, row = case.pruned(criterion, validation=valid, max_error_increase=POINTS)
 
     def error(network: nn.Module) -> float:
         with torch.no_grad():
             wrong = sum(int((network(x).argmax(1) != y).sum()) for x, y in valid)
-        return wrong / len(case.dataset.valid)
+        return wrong / sum(len(y) for _, y in valid)
 
     began, limit = time.perf_counter(), error(case.network) + POINTS / 100
     low, high, measured = 0.0, 0.999, 0
-    while high - low > 1e-4:
+    while high - low > to:
         middle = (low + high) / 2
         mask, found = case.pruned(criterion, sparsity=middle)
         measured += found["measured"]
@@ -203,7 +215,13 @@ def main() -> int:
     parser.add_argument("what", choices=("reg", "stages", "budget"))
     parser.add_argument("--networks", type=Path, nargs="+", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1111, 1112, 1113, 1114, 1115])
+    parser.add_argument("--arch", default="MLP", choices=NETWORKS)
+    parser.add_argument("--dataset", default="mnist")
     parser.add_argument("--data_path", type=Path, default=Path("data"))
+    parser.add_argument("--judged", type=int, help="training examples of the loss; default: all")
+    parser.add_argument("--sparsity", type=float, default=SPARSITY)
+    parser.add_argument("--regs", type=float, nargs="+", default=list(REGS))
+    parser.add_argument("--to", type=float, default=1e-4, help="sparsity that a bisection is to")
     parser.add_argument("--criteria", nargs="+", default=list(CRITERIA))
     parser.add_argument("--stages", type=int, default=140)
     parser.add_argument("--examples", type=int, default=1000)
@@ -214,7 +232,8 @@ def main() -> int:
     more = {"reg": ("reg", "average"), "stages": ("stages", "ceiling"), "budget": ()}[given.what]
     out = given.out or Path(f"measurements/choices-{given.what}.json")
     cells = Cells(out, " ".join(sys.argv), ("what", "seed", "criterion", *more))
-    pairs = zip(given.networks, given.seeds, strict=False)
+    networks = given.networks * len(given.seeds) if len(given.networks) == 1 else given.networks
+    pairs = zip(networks, given.seeds, strict=False)
     cases = [Case(path, seed, given) for path, seed in pairs]
     {"reg": reg, "stages": stages, "budget": budget}[given.what](cases, cells, given)
     return 0
