@@ -226,7 +226,7 @@ def stage_dict(stage: "StageRecord") -> dict[str, Any]:
     before there was any.
     """
     values = asdict(stage)
-    asked = ("compensation", "reg", "rung", "tried", "taken_back", "points")
+    asked = ("compensation", "reg", "rung", "tried", "taken_back", "points", "cost")
     return {name: value for name, value in values.items() if name not in asked or value is not None}
 
 

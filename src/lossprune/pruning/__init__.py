@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lossprune.pruning.call import prune_by_stage as prune_by_stage
     from lossprune.pruning.compensation import Compensation as Compensation
     from lossprune.pruning.compensation import CompensationRecord as CompensationRecord
+    from lossprune.pruning.costs import Cost as Cost
     from lossprune.pruning.criteria import CRITERIA as CRITERIA
     from lossprune.pruning.criteria import Criterion as Criterion
     from lossprune.pruning.curvature.cross_entropy import CrossEntropy as CrossEntropy
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "call": "prune prune_by_stage",
     "compensation": "Compensation CompensationRecord",
+    "costs": "Cost",
     "criteria": "CRITERIA Criterion",
     "curvature.cross_entropy": "CrossEntropy",
     "curvature.elementwise": "BinaryCrossEntropy MeanSquaredError",

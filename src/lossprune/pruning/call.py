@@ -52,6 +52,8 @@ def prune(
     exclude: Choices | None = None,
     scope: str | Scope = "global",
     pattern: str | None = "unstructured",
+    multiply_adds: float | None = None,
+    example: Any = None,
     loss: str | Loss | LossFunction = "cross_entropy",
     forward: Forward | None = None,
     estimator: str | Estimator = "exact",
@@ -111,9 +113,18 @@ def prune(
             sequence of these; see :func:`lossprune.pruning.prunable_weights`.
         exclude: which of them not, in the same ways, or ``"first and last"`` for the first and
             last layer that the network registers.
-        scope: which weights compete: a name in ``SCOPES`` or a :class:`Scope`.
+        scope: which weights compete: a name in ``SCOPES`` or a :class:`Scope`;
+            ``"multiply-adds"`` divides each saliency by the multiply-adds that its weight takes
+            part in.
         pattern: ``"unstructured"``, or ``"N:M"``, such as ``"2:4"``, to keep N in every group of M
             weights that are neighbours along a layer's inputs.
+        multiply_adds: instead of a sparsity, the share that is left of the multiply-adds of all
+            prunable weights, in (0, 1]; whatever the scope.  What is left is at most that, and by
+            less than one weight's below it (by one of each layer, where the scope has quotas).
+            κ, of ``schedule`` and ``start`` as well, is then the share of them that is gone.
+        example: what multiply-adds are counted on: a batch of inputs, a tuple of arguments or a
+            dict of keyword arguments, of which the first example is run; if not given, that of the
+            first batch of ``data``.
         loss: a name in ``LOSSES``, a :class:`Loss`, or, for criteria that need no curvature and
             for ``estimator="empirical-fisher"``, any function of (outputs, targets).
         forward: ``forward(model, batch)`` gives (outputs, targets) of batches of any other form;
@@ -200,6 +211,7 @@ def result_of(
         numbers_in(model),
         weights={name: value for name, value in moved.items() if name in parameters},
         buffers={name: value for name, value in moved.items() if name not in parameters},
+        cost=stages.cost(mask),
     )
 
 

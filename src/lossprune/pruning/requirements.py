@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lossprune.pruning.criteria import find_criterion
 from lossprune.pruning.curvature import distributed
@@ -10,6 +10,7 @@ from lossprune.pruning.curvature.examples import check_examples
 from lossprune.pruning.curvature.forms import check_batches
 from lossprune.pruning.curvature.losses import AnyFunction, find_loss
 from lossprune.pruning.names import find_in
+from lossprune.pruning.patterns import Pattern
 from lossprune.pruning.terms import TERMS
 
 if TYPE_CHECKING:  # it calls this when it is made
@@ -26,6 +27,22 @@ def check_together(pruning: "Pruning") -> None:
     _check_data(pruning)
     _check_moving(pruning)
     _check_found(pruning)
+
+
+def check_target(share: Any, sparsity: Any, pattern: Pattern | None) -> None:
+    """Raise a ``ValueError`` where how far a pruning goes is said twice."""
+    if share is None:
+        return
+    if sparsity is not None:
+        raise ValueError(
+            f"multiply_adds={share!r} says how far to prune, and so does sparsity={sparsity!r}: "
+            "leave one of them out"
+        )
+    if pattern is not None:
+        raise ValueError(
+            f"multiply_adds={share!r} says how far to prune, and so does pattern {str(pattern)!r}: "
+            "leave one of them out"
+        )
 
 
 def _check_numbers(pruning: "Pruning") -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lossprune.pruning.costs import Cost
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import listed, look_up
@@ -30,6 +31,7 @@ class PruningResult:
         model_parameters: numbers in all parameters of the network.
         weights: parameters that a compensation moved, by name, 0 where removed; empty without.
         buffers: running statistics that were estimated anew, by name; empty without.
+        cost: what is left of the multiply-adds, where they were counted; None where not.
     """
 
     mask: Mask
@@ -39,6 +41,7 @@ class PruningResult:
     model_parameters: int = 0
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    cost: Cost | None = None
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
@@ -93,6 +96,8 @@ class PruningResult:
         if self.skipped:
             share = f"{self.model_sparsity:.5g} of all {self.model_parameters:,} parameters"
             parts.append(share)
+        if self.cost is not None:
+            parts.append(self.cost.told())
         if self.stages and self.stages[0].loss_before is not None:
             before, after = self.stages[0].loss_before, self.stages[-1].loss_after
             parts.append(f"loss {before:.5g} before, {after:.5g} after")

@@ -1,6 +1,9 @@
 """Scopes: how many weights each layer loses, of those that a stage removes in all.
 
-Globally, every saliency competes with every other one.  The other scopes fix each layer's quota in
+Globally, every saliency competes with every other one; per multiply-add, each is divided by those
+that its weight takes part in first: the order in which what goes has the least saliency of all that
+cost as much (that of the fractional knapsack: Dantzig, "Discrete-variable extremum problems",
+1957).  The other scopes fix each layer's quota in
 advance, from the layers' shapes alone.  With n_i weights in layer i, a share a_i for its shape and
 K weights kept in all, layer i keeps
 
@@ -34,12 +37,14 @@ class Scope:
         name: what it is called.
         share: a_i of a weight's shape; None where all weights compete.
         keeps_last: whether the network's last layer stays dense.
+        price: what saliencies are divided by before they compete; None: by nothing.
         description: one line for help texts and tables.
     """
 
     name: str
     share: Callable[[Shape], float] | None = field(repr=False)
     keeps_last: bool = False
+    price: str | None = None
     description: str = ""
 
 
@@ -61,6 +66,12 @@ SCOPES: dict[str, Scope] = {
         "erdos-renyi-kernel",
         sum,
         description="the same, with the kernel's sides in sum and product",
+    ),
+    "multiply-adds": Scope(
+        "multiply-adds",
+        None,
+        price="multiply-adds",
+        description="all weights compete by saliency per multiply-add that they take part in",
     ),
 }
 

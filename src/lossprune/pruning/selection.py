@@ -1,5 +1,6 @@
 """Which weights a stage removes: the smallest saliencies, of what scope and pattern let go."""
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,9 +65,13 @@ class Selection:
     def amount(self, sparsity: float) -> int:
         """Return how much is gone at this sparsity: round(κ · N), of N in all.
 
-        With a pattern, N is the number of weights that have it.
+        With a pattern, N is the number of weights that have it.  Of costs it is at least κ · N, so
+        that what is left is at most the share asked for.
         """
-        return round(sparsity * self.whole)
+        amount = sparsity * self.whole
+        if self.costs is None:
+            return round(amount)
+        return math.ceil(round(amount, 3))  # not one more for what κ is rounded by
 
     @property
     def whole(self) -> int:
@@ -83,6 +88,10 @@ class Selection:
     def lost(self, kept: Mapping[str, Tensor]) -> int:
         """Return how much a mask has removed."""
         return self._cost(_lost(kept))
+
+    def gone(self, kept: Mapping[str, Tensor]) -> float:
+        """Return the share that a mask has removed: of the weights, or of what they cost."""
+        return self.sparsity(self.lost(kept))
 
     def removable(self, kept: Mapping[str, Tensor]) -> int:
         """Return how much more could go."""
@@ -107,13 +116,20 @@ class Selection:
             patterned = {n: shape for n, shape in self.shapes.items() if n != self.dense}
             self.pattern.check_shapes(patterned, self.inputs)
         amount, most = self.amount(sparsity), self._cost(self._most())
-        if self.costs is None and amount >= self.total:
-            raise PruningError(
-                f"sparsity {sparsity} leaves none of the {self.total} prunable weights"
-            )
+        asked = f"sparsity {sparsity}"
+        if self.costs is not None:
+            left = self.whole - amount
+            asked = f"a share of {1 - sparsity:.6g} of the {self.whole} {self.unit}"
+            dearest, cost = max(self.costs.items(), key=lambda pair: pair[1])
+            if left < cost:  # the last weight that is left may be one of these
+                raise PruningError(
+                    f"{asked} is {left}, fewer than the {cost} of one weight of {dearest!r}"
+                )
+        elif amount >= self.total:
+            raise PruningError(f"{asked} leaves none of the {self.total} prunable weights")
         if amount > most:
             raise PruningError(
-                f"sparsity {sparsity} removes {amount} {self.unit}, but scope "
+                f"{asked} removes {amount} {self.unit}, but scope "
                 f"{self.scope.name!r} keeps {self.dense!r} dense and so can remove {most} at most"
             )
 

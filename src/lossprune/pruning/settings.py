@@ -15,12 +15,14 @@ from lossprune.pruning.automatic import (
 )
 from lossprune.pruning.choices import Choices
 from lossprune.pruning.compensation import Compensation
+from lossprune.pruning.costs import WeightCosts, share_gone
 from lossprune.pruning.criteria import Criterion, find_criterion
 from lossprune.pruning.curvature.batch import Forward
 from lossprune.pruning.curvature.estimators import Estimator, find_estimator
 from lossprune.pruning.curvature.losses import Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import PrunableNetwork
 from lossprune.pruning.mask import Mask
+from lossprune.pruning.multiply_adds import MULTIPLY_ADDS, count_multiply_adds
 from lossprune.pruning.path import Path
 from lossprune.pruning.patterns import final_sparsity, find_pattern
 from lossprune.pruning.prunable import (
@@ -28,7 +30,7 @@ from lossprune.pruning.prunable import (
     last_layer,
     stacked_weights,
 )
-from lossprune.pruning.requirements import check_together
+from lossprune.pruning.requirements import check_target, check_together
 from lossprune.pruning.scopes import Scope, find_scope
 from lossprune.pruning.selection import Selection
 from lossprune.pruning.starting import check_start
@@ -42,6 +44,7 @@ class Pruning:
     Attributes:
         network: the model with its prunable weights.
         selection: which weights a stage removes.
+        costs: what weights cost, where that is asked for; None: it is not.
         path: the sparsity after each stage; at the end as often again as a compensation has
             stages that remove nothing.
         penalty: λ, as given or by the criterion; None: it is chosen at every stage.
@@ -74,6 +77,8 @@ class Pruning:
     exclude: Choices | None = None
     scope: str | Scope = "global"
     pattern: str | None = "unstructured"
+    multiply_adds: float | None = None
+    example: Any = None
     loss: str | Loss | LossFunction = "cross_entropy"
     forward: Forward | None = None
     estimator: str | Estimator = "exact"
@@ -86,6 +91,7 @@ class Pruning:
 
     network: PrunableNetwork = field(init=False)
     selection: Selection = field(init=False)
+    costs: WeightCosts | None = field(init=False)
     path: Path = field(init=False)
     penalty: float | None = field(init=False)
     share: float = field(init=False)
@@ -98,6 +104,7 @@ class Pruning:
         if stages is None and isinstance(self.schedule, str):
             stages = criterion.stages
         pattern = find_pattern(self.pattern)
+        check_target(self.multiply_adds, self.sparsity, pattern)
         budget = check_budget(self.max_loss_increase, self.max_error_increase)
         strides = check_strides(
             stages,
@@ -108,7 +115,9 @@ class Pruning:
             seconds=self.seconds,
         )
         final = None
-        if budget is None or self.sparsity is not None or pattern is not None:
+        if self.multiply_adds is not None:
+            final = share_gone("multiply_adds", self.multiply_adds)
+        elif budget is None or self.sparsity is not None or pattern is not None:
             final = final_sparsity(self.sparsity, pattern)
         compensation = _compensation(self.compensate)
 
@@ -126,6 +135,8 @@ class Pruning:
         network = PrunableNetwork(self.model, self.forward, self.parameters, self.exclude)
         weights = network.weights
         scope = find_scope(self.scope)
+        costs = self._counted(network, scope)
+        to_cost = None if self.multiply_adds is None else costs
         last = last_layer(self.model) if scope.keeps_last else None
         selection = Selection(
             scope,
@@ -134,11 +145,14 @@ class Pruning:
             {} if pattern is None else input_dimensions(self.model),
             last if last in weights else None,
             stacked_weights(self.model),
+            costs=None if to_cost is None else to_cost.each,
+            prices=None if costs is None or scope.price is None else costs.prices,
+            unit="weights" if to_cost is None else to_cost.unit,
         )
         if self.start is not None:
             check_start(self.start, weights, selection, final)
             # above it by less than one weight
-            began = selection.sparsity(selection.lost(self.start))
+            began = selection.gone(self.start)
             found_path = path(began if final is None else min(final, began))
         penalty = check_reg(self.reg, criterion)
         automatic = penalty is None or strides is not None
@@ -146,6 +160,7 @@ class Pruning:
         found = {
             "network": network,
             "selection": selection,
+            "costs": costs,
             "path": found_path,
             "penalty": penalty,
             "share": share if criterion.gradient or criterion.curvature else 0.0,
@@ -159,6 +174,19 @@ class Pruning:
         check_together(self)
         if final is not None:
             selection.check(final)
+
+    def _counted(self, network: PrunableNetwork, scope: Scope) -> WeightCosts | None:
+        """What weights cost, if the scope or the target goes by it."""
+        if scope.price not in (None, MULTIPLY_ADDS):
+            raise ValueError(f"scope.price must be None or {MULTIPLY_ADDS!r}, got {scope.price!r}")
+        if scope.price is None and self.multiply_adds is None:
+            if self.example is not None:
+                raise ValueError(
+                    "example is what multiply-adds are counted on: give multiply_adds= or "
+                    f"scope={MULTIPLY_ADDS!r}, or leave it out"
+                )
+            return None
+        return count_multiply_adds(network, self.example, self.data, sharded=self.sharded)
 
 
 def _compensation(given: Any) -> Compensation | None:

@@ -12,7 +12,8 @@ class TakenBack:
     """A size of a stage at which the model was found to be too far off.
 
     Attributes:
-        sparsity: that the stage would have ended with.
+        sparsity: that the stage would have ended with, or the share of the cost that is gone
+            where a share is asked for.
         predicted_change: the model's ΔL.
         realised_change: what it would have been; None where the loss is not finite.
     """
@@ -45,6 +46,7 @@ class StageRecord:
             the model.
         points: masks that were judged on validation data, in the order of their sparsity; the
             first stage's begin with the network before it.  None without validation data.
+        cost: the share of the cost that is left, where a share is asked for; None where not.
     """
 
     stage: int
@@ -61,9 +63,17 @@ class StageRecord:
     tried: tuple[TriedReg, ...] | None = None
     taken_back: tuple[TakenBack, ...] | None = None
     points: tuple[CurvePoint, ...] | None = None
+    cost: float | None = None
+
+    @property
+    def gone(self) -> float:
+        """κ, as the stages go by it: the share that is gone of the cost, or of the weights."""
+        return self.sparsity if self.cost is None else 1 - self.cost
 
     def __repr__(self) -> str:
         parts = [f"sparsity {self.sparsity:.5g}", f"{self.removed:,} removed"]
+        if self.cost is not None:
+            parts.append(f"{100 * self.cost:.4g} % of the cost left")
         if self.loss_before is not None:
             parts.append(f"loss {self.loss_before:.5g} before, {self.loss_after:.5g} after")
         if self.predicted_change is not None:

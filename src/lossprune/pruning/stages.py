@@ -10,6 +10,7 @@ from torch import Tensor
 from lossprune.progress import Progress, Silent
 from lossprune.pruning.apart import split
 from lossprune.pruning.averages import Averages
+from lossprune.pruning.costs import Cost
 from lossprune.pruning.criteria import find_criterion
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.estimators import find_estimator
@@ -123,6 +124,11 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             return ()
         return left_out(self.skipped, self._pruning.selection.total)
 
+    def cost(self, mask: Mask) -> Cost | None:
+        """Return what a mask leaves of what weights cost, where that is known."""
+        costs = self._pruning.costs
+        return costs.of(mask) if costs is not None and mask else None
+
     def told_left_out(self) -> str:
         """Return what to tell of them, in one sentence without its end."""
         size = sum(self.skipped[name].size for name in self.left_out)
@@ -207,6 +213,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         attempt, points = self._judge.judged(trial, attempt)
         self._moving.accept(attempt.move)
         self._pace.end()
+        selection = self._pruning.selection
         return attempt.reached, StageRecord(
             stage=stage,
             sparsity=attempt.reached.sparsity,
@@ -222,6 +229,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             tried=None if chosen is None else chosen.tried,
             taken_back=taken_back,
             points=points,
+            cost=None if selection.costs is None else 1 - selection.gone(attempt.reached),
         )
 
     def _now(self, mask: Mask) -> float:
@@ -251,7 +259,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         while True:
             assert attempt.predicted is not None
             assert attempt.realised is not None
-            reached = selection.sparsity(selection.lost(attempt.reached))
+            reached = selection.gone(attempt.reached)
             gone, miss = stride(now, reached), abs(attempt.realised - attempt.predicted)
             shorter = max(shortest, path.strides.after(gone, miss))
             if path.strides.agrees(gone, miss) or shorter > 0.95 * gone or attempt.amount < 2:

@@ -58,12 +58,20 @@ def check_start(
 ) -> None:
     """Raise a ``ValueError`` unless a pruning to this sparsity can begin from this mask."""
     _check_is_mask(start, weights)
-    if sparsity is not None and not selection.reaches(start, sparsity):
+    if sparsity is None or selection.reaches(start, sparsity):
+        return
+    if selection.costs is None:
         raise ValueError(
             f"start has {start.removed} of {start.total} weights removed, but sparsity "
             f"{sparsity} is {selection.amount(sparsity)} of them: it must be at least "
             f"{selection.sparsity(start.removed)}"
         )
+    left = selection.whole - selection.lost(start)
+    raise ValueError(
+        f"start leaves {left} of {selection.whole} {selection.unit}, fewer than the "
+        f"{selection.whole - selection.amount(sparsity)} asked for: the share asked for must be at "
+        f"most {left / selection.whole}"
+    )
 
 
 def _check_is_mask(start: Any, weights: dict[str, Tensor]) -> None:

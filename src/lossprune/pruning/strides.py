@@ -40,8 +40,8 @@ class Strides:
         if not done:
             return FIRST
         last = done[-1]
-        before = done[-2].sparsity if len(done) > 1 else began
-        return self.after(stride(before, last.sparsity), missed(last))
+        before = done[-2].gone if len(done) > 1 else began
+        return self.after(stride(before, last.gone), missed(last))
 
     def after(self, tried: float, miss: float) -> float:
         """Return the stride that should miss what the tolerance is, by one that missed so much."""

@@ -28,12 +28,12 @@ NOTHING = "the outputs do not depend on any prunable weight, so they say nothing
 class _ForwardCall(nn.Module):
     """A forward function as a module, so that parameters can be put in for its network's."""
 
-    def __init__(self, model: nn.Module, function: Forward) -> None:
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
         self.model = model
         self.function = function
 
-    def forward(self, batch: Any) -> tuple[Tensor, Any]:
+    def forward(self, batch: Any) -> Any:
         return self.function(self.model, batch)
 
 
@@ -70,6 +70,12 @@ class PrunableNetwork:
         """Return the network with these parameters and buffers, by name; the module stays."""
         network = copy(self)
         network.moved = {**self.moved, **values}
+        return network
+
+    def called_by(self, function: Callable[[nn.Module, Any], Any]) -> "PrunableNetwork":
+        """Return the network with another function that calls the module."""
+        network = copy(self)
+        network.step = _ForwardCall(self.model, function)
         return network
 
     def of(self, names: Iterable[str]) -> "PrunableNetwork":
@@ -139,22 +145,26 @@ class MaskedNetwork:
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Any]:
         """Outputs of the network at θ ⊙ m, (n, ...), and targets."""
+        own = self.prunable.calls_own
+        result = self.returned(
+            batch,
+            f"{'forward' if own else 'the network'} could not be run on a batch of "
+            f"{described(batch.value)}",
+            lambda text: (
+                "it gets the batch as it is, and returns (outputs, targets)"
+                if own
+                else advice_on_inputs(batch.value, self.weights.values(), text)
+            ),
+        )
+        return _checked_result(result)
+
+    def returned(self, batch: Batch, what: str, advice: Callable[[str], str]) -> Any:
+        """Return what the network's step returns; ``what`` and ``advice`` are as in ``run``."""
         values = {f"model.{name}": v for name, v in (self.constants | self.weights).items()}
         # A copy, in case the network changes its inputs in place.
         given = batch.map(torch.clone).value
-        own = self.prunable.calls_own
         with Saving():
-            result = run(
-                f"{'forward' if own else 'the network'} could not be run on a batch of "
-                f"{described(batch.value)}",
-                lambda: call_with(values, self.prunable.step, given),
-                lambda text: (
-                    "it gets the batch as it is, and returns (outputs, targets)"
-                    if own
-                    else advice_on_inputs(batch.value, self.weights.values(), text)
-                ),
-            )
-        return _checked_result(result)
+            return run(what, lambda: call_with(values, self.prunable.step, given), advice)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "MaskedNetwork":
         """Return the network with the function applied to every weight, constant and buffer."""

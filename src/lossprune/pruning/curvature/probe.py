@@ -66,14 +66,14 @@ def probe(network: MaskedNetwork, batch: Batch, loss: FullLoss, *, curvature: bo
 
     with (
         saved_tensors_hooks(note, lambda tensor: tensor),
-        _Probe(network.weights, network.own) as recorder,
+        ProbingCalls(network.weights, network.own) as recorder,
     ):
         outputs, targets = network(batch)
     network.note_reached(outputs, recorder.calls)
     check_outputs(outputs, targets, batch, loss)
     unrecorded: set[str] = set()
     if curvature and outputs.isfinite().all():  # else the loss will be refused for it
-        unrecorded = _used_elsewhere(network.weights, outputs)
+        unrecorded = used_elsewhere(network.weights, outputs)
         rows = _other_rows(outputs, recorder.calls)
         if rows and batch.size is None:
             raise PruningError(
@@ -110,7 +110,7 @@ def check_outputs(outputs: Tensor, targets: Any, batch: Batch, loss: FullLoss) -
         )
 
 
-class _Probe(LayerCalls):
+class ProbingCalls(LayerCalls):
     """Also shows what a recording alone cannot see.
 
     Recorded calls compute with a detached weight, so that what the outputs still depend on the
@@ -135,7 +135,7 @@ class _Probe(LayerCalls):
         return {**super()._replacements(inputs, weight), id(weight): weight.detach()}
 
 
-def _used_elsewhere(weights: Mapping[str, Tensor], outputs: Tensor) -> set[str]:
+def used_elsewhere(weights: Mapping[str, Tensor], outputs: Tensor) -> set[str]:
     """Names of the weights that reach the outputs by a way that was not recorded, and detached."""
     if not outputs.requires_grad:
         raise PruningError(NOTHING)
