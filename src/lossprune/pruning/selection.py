@@ -31,7 +31,8 @@ class Selection:
             where a scope goes by the shape of a layer.
         costs: c ≥ 0, what a weight of each parameter costs, by name; None: 1 each.
         prices: what the saliencies of each parameter are divided by, by name, so that weights
-            compete per price; weights without a price go first.  None: by nothing.
+            compete per price; where that is 0, and removing weights saves nothing, those that have
+            a saliency above 0 go last, the others first.  None: by nothing.
         unit: what an amount is a number of.
     """
 
@@ -203,4 +204,6 @@ def _lost(kept: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _per(price: float, saliency: Tensor) -> Tensor:
-    return saliency / price if price > 0 else torch.full_like(saliency, -torch.inf)
+    if price > 0:
+        return saliency / price
+    return torch.where(saliency > 0, torch.inf, -torch.inf).to(saliency.dtype)
