@@ -429,7 +429,10 @@ def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, min
             "MINE:build --sparsity .5 --criterion MP --test MINE:wide",
             "on a test batch of (7, 9",
         ),
-        ("MINE:build --sparsity .5 --criterion MP --test MINE:none", "test data hold no examples"),
+        (
+            "MINE:build --sparsity .5 --criterion MP --test MINE:none",
+            "to judge by hold no examples",
+        ),
         ("MINE:build --sparsity .5 --stages 0", "--stages must be a whole number from 1 to"),
         ("MINE --sparsity .5", "MODULE:BUILD must be MODULE:FUNCTION, such as"),
         ("MINE:biuld --sparsity .5", "has no 'biuld' (did you mean 'build'?)"),

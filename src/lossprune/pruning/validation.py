@@ -119,7 +119,7 @@ def loss_and_error(
         if answers is not None:
             wrong, counted = wrong + int(answers.sum()), counted + answers.numel()
     if not amount:
-        raise PruningError("the test data hold no examples")
+        raise PruningError("the data to judge by hold no examples")
     return total / amount, wrong / counted if graded and counted else None, examples
 
 
