@@ -49,6 +49,12 @@ def build():
 def build_own():
     return Own()
 
+def build_convolutions():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
+def images():
+    return [(inputs[:, :1].expand(-1, 36).reshape(-1, 1, 6, 6), y) for inputs, y in batches()]
+
 def build_with_copy():
     return WithCopy()
 
@@ -406,12 +412,34 @@ def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, min
     assert "Warning" not in answer.err
 
 
+def test_a_share_of_the_multiply_adds(command, mine, tmp_path):
+    flags = ["--multiply_adds", ".25", "--scope", "multiply-adds", "--stages", "2"]
+    answer = command("prune", f"{mine}:build_convolutions", "--data", f"{mine}:images", *flags)
+    assert answer.status == 0, answer.err
+    record = json.loads((tmp_path / "pruned" / "record.json").read_text())
+    # A convolution of 4 × 9 weights at 16 places, and 64 × 3 weights at one.
+    mask = lossprune.Mask.load(tmp_path / "pruned" / "mask.safetensors")
+    left = 16 * int(mask["0.weight"].sum()) + int(mask["3.weight"].sum())
+    share = left / 768
+    assert record["cost"] == {"unit": "multiply-adds", "dense": 768, "left": left, "share": share}
+    assert 192 - 16 < left <= 192
+    assert [stage["cost"] for stage in record["stages"]][-1] == pytest.approx(share)
+    percent = f"{100 * share:.2f} %"
+    told = f"{left} of 768 multiply-adds of the prunable weights are left ({percent})"
+    assert f"\n{told}" in answer.out
+    assert told in (tmp_path / "pruned" / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ("", "prune takes MODULE:BUILD, such as mine.networks:build"),
         ("--sparsity .5", "prune takes MODULE:BUILD, such as mine.networks:build"),
         ("MINE:build", "--sparsity is missing: the fraction of the weights to remove"),
+        ("MINE:build --multiply_adds 0", "--multiply_adds must be a share that is left, a number"),
+        ("MINE:build --multiply_adds .5 --sparsity .5", "instead of --sparsity and --pattern"),
+        ("MINE:build --multiply_adds .5 --criterion MP", "counts on an example: give --data or"),
+        ("MINE:build --sparsity .5 --scope multiply-adds", "--scope multiply-adds counts on an"),
         ("MINE:build --sparsity 1", "--sparsity must be a number in [0, 1), got 1.0"),
         (
             "MINE:build --sparsity .5 --criterion qm",

@@ -24,6 +24,7 @@ PAGES = (
     "docs/guide.md",
     "docs/sensitivity.md",
     "docs/choices.md",
+    "docs/costs.md",
     "docs/compensation.md",
     "docs/finetuning.md",
     "docs/deployment.md",

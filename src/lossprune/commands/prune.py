@@ -43,6 +43,7 @@ from lossprune.flags import (
     read_bytes,
 )
 from lossprune.progress import Progress, shown_progress
+from lossprune.pruning.costs import share_gone
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS
 from lossprune.pruning.names import counted
@@ -123,6 +124,11 @@ class PruneConfig:
     )
     exclude: str | None = flag(None, "exclude", "which of them not, in the same way")
     scope: str = flag("global", "scope", f"which weights compete: {', '.join(SCOPES)}")
+    multiply_adds: float | None = flag(
+        None,
+        "multiply_adds",
+        "instead of a sparsity: the share of the multiply-adds that is left, in (0, 1]",
+    )
     pattern: str = flag("unstructured", "pattern", "unstructured, or N:M such as 2:4")
     estimator: str = flag("exact", "estimator", f"of the curvature: {', '.join(ESTIMATORS)}")
     compensate: bool = flag(
@@ -162,11 +168,7 @@ class PruneConfig:
         check_one_of("criterion", self.criterion, CRITERIA)
         check_one_of("schedule", self.schedule, SCHEDULES)
         check_one_of("scope", self.scope, SCOPES)
-        if self.sparsity is None and self.pattern == "unstructured" and not self.has_budget:
-            raise ValueError(
-                "--sparsity is missing: the fraction of the weights to remove; or give "
-                "--max_loss_increase or --max_error_increase, what that may cost"
-            )
+        self._check_target()
         if self.sparsity is not None:
             check_fraction("sparsity", self.sparsity)
         check_auto("reg", self.reg, "a number of at least 0")
@@ -190,6 +192,23 @@ class PruneConfig:
             given = "--compensate" if self.compensate else f"--recalibrate {self.recalibrate}"
             raise ValueError(f"{given} needs examples: give --data or --dataset")
 
+    def _check_target(self) -> None:
+        """Check what says how far the pruning goes."""
+        if self.multiply_adds is not None:
+            share_gone("--multiply_adds", self.multiply_adds)
+            if self.sparsity is not None or self.pattern != "unstructured":
+                raise ValueError("--multiply_adds is given instead of --sparsity and --pattern")
+        elif self.sparsity is None and self.pattern == "unstructured" and not self.has_budget:
+            raise ValueError(
+                "--sparsity is missing: the fraction of the weights to remove; or give "
+                "--multiply_adds, the share of them that is left, or --max_loss_increase or "
+                "--max_error_increase, what the pruning may cost"
+            )
+        counted = self.multiply_adds is not None or SCOPES[self.scope].price is not None
+        if counted and self.data is self.dataset is None:
+            given = "--multiply_adds" if self.multiply_adds is not None else f"--scope {self.scope}"
+            raise ValueError(f"{given} counts on an example: give --data or --dataset")
+
     @property
     def has_budget(self) -> bool:
         """Whether what the pruning costs ends it."""
@@ -198,7 +217,8 @@ class PruneConfig:
     @property
     def stages_in_all(self) -> int | None:
         """How many stages there are; None: it is found on the way."""
-        if self.stages == AUTO or (self.has_budget and self.sparsity is None):
+        ends = self.sparsity is not None or self.multiply_adds is not None
+        if self.stages == AUTO or (self.has_budget and not ends):
             return None
         return (self.stages or CRITERIA[self.criterion].stages) + self.finish
 
@@ -241,14 +261,15 @@ def do(config: PruneConfig, build: str) -> int:
             before = _tested(network, data, functions, progress)
             mask, stages, pruning = _prune(network, config, data, functions, progress)
             found = count_live(network, mask)
-            outcome = outcome_of(network, origin, mask, found)
+            cost = pruning.cost(mask)
+            outcome = outcome_of(network, origin, mask, found, cost)
             mask.apply_(network)
             after = _tested(network, data, functions, progress)
         rows, notes = rows_of(found, pruning.unused), notes_of(found, pruning, outcome)
         if before is not None and after is not None:
             notes.insert(1, told_tests(before, after))
             outcome["test"] = {"before": asdict(before), "after": asdict(after)}
-        notes[1:1] = found_of(stages)
+        notes[1:1] = [*([] if cost is None else [cost.told()]), *found_of(stages)]
         notes[1:1] = moves_of(network, stages, config.recalibrate, data.drawn or config.examples)
         record = {
             "format": FORMAT,
@@ -310,6 +331,7 @@ def _prune(
         exclude=config.exclude and listed_names(config.exclude),
         scope=config.scope,
         pattern=config.pattern,
+        multiply_adds=config.multiply_adds,
         estimator=config.estimator,
         seed=config.seed,
         memory=config.memory_bytes,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lossprune.channels.connectivity import Connectivity
-    from lossprune.pruning import Mask
+    from lossprune.pruning import Cost, Mask
     from lossprune.pruning.stages import Stages
 
 FORMAT = "lossprune pruning 1"
@@ -150,7 +150,11 @@ def moves_of(
 
 
 def outcome_of(
-    network: "nn.Module", origin: Mapping[str, str], mask: "Mask", found: "Connectivity"
+    network: "nn.Module",
+    origin: Mapping[str, str],
+    mask: "Mask",
+    found: "Connectivity",
+    cost: "Cost | None",
 ) -> dict[str, Any]:
     """Return what the record tells of the network as it was and of what is left of it."""
     from lossprune.experiment.environment import environment_of
@@ -165,6 +169,7 @@ def outcome_of(
         "sparsity": mask.sparsity,
         "model_parameters": numbers,
         "model_sparsity": mask.removed / max(numbers, 1),
+        **({} if cost is None else {"cost": {**asdict(cost), "share": cost.share}}),
         "effective_sparsity": found.effective_sparsity,
         "layers": [
             {

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:  # the flags read what is written here, without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class WeightCosts:
     each: Mapping[str, int]
     prices: Mapping[str, float]
 
-    def of(self, kept: Mapping[str, Tensor]) -> Cost:
+    def of(self, kept: "Mapping[str, Tensor]") -> Cost:
         """Return what a mask leaves."""
         dense = sum(self.each[name] * mask.numel() for name, mask in kept.items())
         left = sum(self.each[name] * int(mask.sum()) for name, mask in kept.items())
