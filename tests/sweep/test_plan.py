@@ -155,7 +155,10 @@ def test_a_dry_run_lists_folders_commands_and_the_count(command, tmp_path):
         (["mlp-mnist", "--only", "pm"], "--only must be flag=value,flag=value, got 'pm'"),
         (["mlp-mnist", "--only", "pm=QM,pi=2"], "leave no run of the plan: none has pm=QM, pi=2"),
         (["mlp-mnist", "--set", "pii=3"], "--set: unknown flag 'pii'; did you mean pi?"),
-        (["mlp-mnist", "--set", "pi=3.5"], "--set: pi must be a whole number, got '3.5'"),
+        (
+            ["mlp-mnist", "--set", "pi=3.5"],
+            "--set: pi must be a whole number or \"auto\", got '3.5'",
+        ),
         (["mlp-mnist", "--set", "pr=1.5"], "--pr must be a number in [0, 1), got 1.5"),
         (
             ["mlp-mnist", "--set", 'model_0="a,b'],
@@ -189,8 +192,8 @@ def test_a_wrong_command_is_told_in_one_sentence(command, tmp_path, arguments, s
     [
         ("pm = [", "plan own is not TOML"),
         ("pm = []", "plan own: pm is an empty list"),
-        ('pi = ["a"]', "plan own: pi must be a whole number, got 'a'"),
-        ("pi = true", "plan own: pi must be a whole number, got True"),
+        ('pi = ["a"]', "plan own: pi must be a whole number or \"auto\", got 'a'"),
+        ("pi = true", 'plan own: pi must be a whole number or "auto", got True'),
         ("exp = 1", "plan own: exp must be true or false, got 1"),
         ("[drop]\npi = 1", "drop must be written [[drop]]"),
         ("baseline = 1", "baseline must be a table"),

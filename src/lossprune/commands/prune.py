@@ -15,7 +15,6 @@ from lossprune.commands.pruned_folder import (
     FILES,
     FORMAT,
     SPARE,
-    found_of,
     moves_of,
     notes_of,
     outcome_of,
@@ -24,9 +23,11 @@ from lossprune.commands.pruned_folder import (
     write_folder,
 )
 from lossprune.data import DATA_PATH, DATA_PATH_HELP, DATASETS
-from lossprune.experiment.config import DEVICES, RECALIBRATIONS, check_finish
-from lossprune.experiment.log import stage_in_words
-from lossprune.experiment.record import stage_dict
+from lossprune.experiment.config import DEVICES
+from lossprune.experiment.flags_together import check_finish
+from lossprune.experiment.log import stage_in_words, told_found
+from lossprune.experiment.pruning_flags import RECALIBRATIONS
+from lossprune.experiment.stage_dict import stage_dict
 from lossprune.flags import (
     AUTO,
     MOST_REG,
@@ -269,7 +270,7 @@ def do(config: PruneConfig, build: str) -> int:
         if before is not None and after is not None:
             notes.insert(1, told_tests(before, after))
             outcome["test"] = {"before": asdict(before), "after": asdict(after)}
-        notes[1:1] = [*([] if cost is None else [cost.told()]), *found_of(stages)]
+        notes[1:1] = [*([] if cost is None else [cost.told()]), *told_found(stages)]
         notes[1:1] = moves_of(network, stages, config.recalibrate, data.drawn or config.examples)
         record = {
             "format": FORMAT,

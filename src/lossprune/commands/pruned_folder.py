@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from lossprune.commands.output import NETWORK, TABLE, json_bytes, open_out
 from lossprune.experiment.folder import MASK, RECORD
 from lossprune.experiment.log import told_compensation
-from lossprune.pruning.names import counted
 from lossprune.text_table import markdown_table
 
 if TYPE_CHECKING:
@@ -100,27 +99,6 @@ def notes_of(found: "Connectivity", pruning: "Stages", outcome: Mapping[str, Any
     if guess := pruning.told_guess():
         notes.append(f"note: {guess} (--weights FILE)")
     return [*notes, *(f"note: {note}" for note in found.notes)]
-
-
-def found_of(stages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what is to be said of what was found on the way: stages, λ, and what a budget left."""
-    told = []
-    if stages and "taken_back" in stages[0]:
-        back = sum(len(stage["taken_back"]) for stage in stages)
-        told.append(f"{counted(len(stages), 'stage')}, {counted(back, 'longer one')} taken back")
-    regs = [stage["reg"] for stage in stages if "reg" in stage]
-    if regs:
-        low, high = f"{min(regs):.3g}", f"{max(regs):.3g}"
-        told.append(f"λ {low if low == high else f'from {low} to {high}'}, chosen at each stage")
-    points = [point for stage in stages for point in stage.get("points", ())]
-    if points:
-        dense = points[0]
-        reached = next(p for p in reversed(points) if p["removed"] == stages[-1]["removed"])
-        line = f"validation loss {dense['loss']:.4f} before pruning, {reached['loss']:.4f} after"
-        if dense["error"] is not None:
-            line += f"; validation error {dense['error']:.2%} before, {reached['error']:.2%} after"
-        told.append(line)
-    return told
 
 
 def moves_of(

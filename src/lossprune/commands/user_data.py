@@ -1,17 +1,15 @@
 """What a network of one's own is pruned, tested and timed on: a user's batches, or a data set."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lossprune.data import Dataset, Split, load
-from lossprune.experiment.stage_examples import StageExamples
+from lossprune.data import load
+from lossprune.experiment.stage_examples import SplitBatches, StageExamples
 from lossprune.user_code import Batches, find_function
-
-_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ class UsersData:
         dataset = load(name, data_path, seed=seed)
         return cls(
             StageExamples(dataset, settings["examples"] or len(dataset.train), seed),
-            _Batches(dataset, dataset.test),
-            _Batches(dataset, dataset.valid),
+            SplitBatches(dataset, dataset.test),
+            SplitBatches(dataset, dataset.valid),
             {
                 "shape": dataset.shape,
                 "classes": len(dataset.classes),
@@ -67,12 +65,3 @@ class UsersData:
 def batches_of(named: str | None, what: str) -> Batches | None:
     """Return the batches of the function that a flag names."""
     return None if named is None else Batches(find_function(named, what), named, what)
-
-
-@dataclass(frozen=True)
-class _Batches:
-    dataset: Dataset
-    split: Split
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.dataset.batches(self.split, _BATCH)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lossprune.data import Dataset
 from lossprune.experiment.config import RunConfig
 from lossprune.experiment.own_code import criterion_of
-from lossprune.experiment.stage_examples import StageExamples
+from lossprune.experiment.stage_examples import SplitBatches, StageExamples
 from lossprune.flags import listed_names
 from lossprune.pruning import Mask
 from lossprune.pruning.compensation import Compensation
@@ -17,7 +17,11 @@ from lossprune.pruning.prunable import prunable_weights
 from lossprune.pruning.settings import Pruning
 
 # What the library's messages begin with, and the flag that says it.
-_FLAGS = {"sparsity": "pr", **{name: name for name in ("parameters", "exclude", "pattern")}}
+_FLAGS = {
+    **{'stages="auto"': "pi auto", 'reg="auto"': "reg auto"},
+    **{"sparsity": "pr", "stages": "pi"},
+    **{name: name for name in ("parameters", "exclude", "pattern", "average", "max_examples")},
+}
 
 
 def weights_of(config: RunConfig, network: nn.Module) -> dict[str, Tensor]:
@@ -39,6 +43,7 @@ def pruning_of(
         ValueError: this network cannot be pruned so.
     """
     parameters, exclude = _chosen(config)
+    dataset = examples.dataset
     begun = None if start is None else part_of(start, weights_of(config, network))
     with _naming_flags():
         return Pruning(
@@ -50,6 +55,13 @@ def pruning_of(
             stages=config.stages,
             schedule=config.schedule,
             reg=config.reg,
+            average=config.average,
+            tolerance=config.tolerance,
+            max_examples=config.max_examples,
+            seconds=config.pruning_seconds,
+            validation=SplitBatches(dataset, dataset.valid) if config.has_budget else None,
+            max_loss_increase=config.max_loss_increase,
+            max_error_increase=config.max_error_increase,
             parameters=parameters,
             exclude=exclude,
             scope=config.scope,

@@ -6,17 +6,15 @@ Flags keep their published spelling (``--pr``); the code uses the field's names
 
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lossprune.data import DATA_PATH, DATA_PATH_HELP, DATASETS, MOST_IMAGE_SIZE
+from lossprune.experiment.pruning_flags import PruningFlags
 from lossprune.flags import (
     MOST_BATCH,
     MOST_EPOCHS,
-    MOST_REG,
-    check_fraction,
     check_not_negative,
     check_one_of,
     check_one_or_own,
@@ -26,39 +24,17 @@ from lossprune.flags import (
     check_whole,
     declared_flags,
     flag,
-    listed_names,
 )
 from lossprune.networks import NETWORKS
-from lossprune.pruning.criteria import CRITERIA
-from lossprune.pruning.curvature.estimators import ESTIMATORS, find_estimator
-from lossprune.pruning.patterns import final_sparsity, find_pattern
-from lossprune.pruning.schedules import MOST_STAGES
-from lossprune.pruning.scopes import SCOPES
 
 DEVICES = ("auto", "cpu", "cuda")
 TRAININGS = ("auto", "dense", "sparse")
 AMPS = ("off", "bf16")
-RECALIBRATIONS = ("no", "stages", "end")
-LEAST_EXAMPLES = 5  # of a stage that compensates
-_LONGEST_NAMES = 80  # of what is named: it is part of a folder's name
-_NAMES = re.compile(rf"(?=.{{1,{_LONGEST_NAMES}}}$)[\w.*?!\[\] -]+(,[\w.*?!\[\] -]+)*")
-
-
-class Unsaid(float):
-    """A number that stands where none is given."""
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Train, prune and fine-tune one network.
-
-    Raises:
-        ValueError: a value that its flag does not accept; the message is one sentence that names
-            the flag, the value and what is accepted.
-
-    >>> RunConfig(arch="MLP", sparsity=0.98847, stages=14, exponential=True).name
-    'arch=MLP,dec=1.0,dec_every=1,exp=True,l2=0.0005,lr=0.01,model_0=None,nepochs=200,nex=1000,pe=0,pi=14,pm=MP,pr=0.98847,reg=0.0,seed=1111'
-    """
+class _NetworkFlags:
+    """Which network and data set a run is of."""
 
     arch: str = flag(
         "VGG11",
@@ -76,66 +52,20 @@ class RunConfig:
     image_size: int = flag(
         0, "image_size", "height and width of inputs, for imagenet; 0: 224", "changed"
     )
-    sparsity: float = flag(
-        Unsaid(0.956),
-        "pr",
-        "fraction of the weights to remove, in [0, 1); with --pattern what that says",
-        "always",
-    )
-    criterion: str = flag(
-        "MP",
-        "pm",
-        f"pruning criterion: {', '.join(CRITERIA)}; or MODULE:NAME of a lossprune.Criterion",
-        "always",
-    )
-    stages: int = flag(1, "pi", "number of pruning stages π", "always")
-    exponential: bool = flag(
-        False, "exp", "remove the same fraction of what remains at each stage", "always"
-    )
-    prune_epoch: int = flag(
-        0, "pe", "prune after this many epochs: 0 at the start, -1 never", "always"
-    )
-    reg: float = flag(0.0, "reg", "step-size penalty λ on every saliency", "always")
-    examples: int = flag(1000, "nex", "training examples to measure at each stage", "always")
-    start: Path | None = flag(
-        None,
-        "model_0",
-        "network to start from, such as a best_model.pt, or what lossprune prune wrote, of which "
-        "removed weights stay removed; none: a new one",
-        "always",
-    )
-    estimator: str = flag(
-        "exact",
-        "estimator",
-        f"of the curvature: {', '.join(ESTIMATORS)}; a value may follow, as in monte-carlo:20",
-        "changed",
-    )
-    scope: str = flag("global", "scope", f"which weights compete: {', '.join(SCOPES)}", "asked")
-    pattern: str = flag(
-        "unstructured", "pattern", "unstructured, or N:M such as 2:4, without --pr", "asked"
-    )
-    parameters: str = flag(
-        "all",
-        "parameters",
-        "which weights to prune: all, or names or patterns, joined by commas",
-        "asked",
-    )
-    exclude: str = flag("none", "exclude", "which of them not, in the same way, or none", "asked")
-    compensate: bool = flag(
-        False,
-        "compensate",
-        "each stage also moves the weights that are left to where a second-order model has them",
-        "asked",
-    )
-    finish: int = flag(
-        0, "finish", "with --compensate: stages more that move weights at the final mask", "asked"
-    )
-    recalibrate: str = flag(
-        "no",
-        "recalibrate",
-        "statistics of batch normalisation anew at the mask: no, stages (after each) or end",
-        "asked",
-    )
+
+
+@dataclass(frozen=True)
+class RunConfig(PruningFlags, _NetworkFlags):  # flags of the last base come first
+    """Train, prune and fine-tune one network.
+
+    Raises:
+        ValueError: a value that its flag does not accept; the message is one sentence that names
+            the flag, the value and what is accepted.
+
+    >>> RunConfig(arch="MLP", sparsity=0.98847, stages=14, exponential=True).name
+    'arch=MLP,dec=1.0,dec_every=1,exp=True,l2=0.0005,lr=0.01,model_0=None,nepochs=200,nex=1000,pe=0,pi=14,pm=MP,pr=0.98847,reg=0.0,seed=1111'
+    """
+
     epochs: int = flag(200, "nepochs", "epochs in all", "always")
     lr: float = flag(0.01, "lr", "learning rate", "always")
     decay: float = flag(1.0, "dec", "factor on the learning rate every dec_every epochs", "always")
@@ -176,30 +106,10 @@ class RunConfig:
             raise ValueError(
                 f"--dataset is missing: a network of your own, --arch {self.arch}, implies none"
             )
-        check_one_or_own("pm", self.criterion, CRITERIA, "MODULE:NAME")
         check_one_of("device", self.device, DEVICES)
         check_one_of("train", self.train, TRAININGS)
         check_one_of("amp", self.amp, AMPS)
-        check_one_of("estimator", self.estimator.partition(":")[0], ESTIMATORS)
-        try:
-            find_estimator(self.estimator)
-        except ValueError as error:
-            raise ValueError(f"--estimator {self.estimator}: {error}") from None
-        check_one_of("scope", self.scope, SCOPES)
-        self._settle_sparsity()
-        for name in ("parameters", "exclude"):
-            object.__setattr__(self, name, _checked_names(name, getattr(self, name)))
-        check_whole("pi", self.stages, 1, MOST_STAGES)
-        check_whole("pe", self.prune_epoch, -1, MOST_EPOCHS)
-        check_not_negative("reg", self.reg, MOST_REG)
-        check_whole("nex", self.examples, 1)  # the data set says how many there are
-        check_finish(self.finish, compensate=self.compensate)
-        if self.compensate and self.examples < LEAST_EXAMPLES:  # not only after all training
-            raise ValueError(
-                f"--nex {self.examples} with --compensate: a fifth of the examples choose the "
-                f"damping, so it takes {LEAST_EXAMPLES} at least"
-            )
-        check_one_of("recalibrate", self.recalibrate, RECALIBRATIONS)
+        super().__post_init__()
         check_whole("nepochs", self.epochs, 0, MOST_EPOCHS)
         check_positive("lr", self.lr)
         check_positive("dec", self.decay)
@@ -222,25 +132,6 @@ class RunConfig:
                 "kernels; give --train dense or auto"
             )
 
-    def _settle_sparsity(self) -> None:
-        """Check sparsity and pattern together; of one alone, take the other from it."""
-        check_fraction("pr", self.sparsity)
-        asked = None if isinstance(self.sparsity, Unsaid) else self.sparsity
-        try:
-            pattern = find_pattern(self.pattern)
-        except ValueError as error:
-            raise ValueError(f"--{error}") from None
-        try:
-            final_sparsity(0.0 if pattern is None else asked, pattern)
-        except ValueError:
-            assert pattern is not None
-            raise ValueError(
-                f"--pr {asked} with --pattern {pattern}: such a pattern removes "
-                f"{pattern.sparsity:g} of the weights; leave --pr out"
-            ) from None
-        settled = float(self.sparsity) if pattern is None else pattern.sparsity
-        object.__setattr__(self, "sparsity", settled)
-
     @property
     def plain(self) -> bool:
         """Whether networks are computed in float32, by torch as it is."""
@@ -250,21 +141,6 @@ class RunConfig:
     def dataset_name(self) -> str:
         """The data set: the one asked for, or else the one that the network implies."""
         return self.dataset or implied_dataset(self.arch) or ""
-
-    @property
-    def schedule(self) -> str:
-        """The name of the pruning schedule, a key of :data:`lossprune.pruning.SCHEDULES`."""
-        return "exponential" if self.exponential else "linear"
-
-    @property
-    def stages_in_all(self) -> int:
-        """How many stages there are with those at the final mask."""
-        return self.stages + self.finish
-
-    @property
-    def prunes(self) -> bool:
-        """Whether the run prunes at all."""
-        return self.prune_epoch >= 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -298,31 +174,6 @@ class RunConfig:
     def folder(self) -> Path:
         """The run's folder."""
         return self.path / self.name
-
-
-def check_finish(finish: int, *, compensate: bool) -> None:
-    """Check ``--finish``, which says how a compensation ends."""
-    check_whole("finish", finish, 0, MOST_STAGES)
-    if finish and not compensate:
-        raise ValueError(
-            f"--finish {finish} without --compensate: these stages remove nothing, they only move "
-            "weights; give --compensate as well"
-        )
-
-
-def _checked_names(flag: str, names: str) -> str:
-    """Return the names without spaces at commas; they become part of a folder's name.
-
-    >>> _checked_names("exclude", "fc1, fc2*")
-    'fc1,fc2*'
-    """
-    joined = ",".join(listed_names(names))
-    if not _NAMES.fullmatch(joined):
-        raise ValueError(
-            f"--{flag} must be names of parameters or modules, or patterns of them, joined by "
-            f"commas, of at most {_LONGEST_NAMES} signs, got {names!r}"
-        )
-    return joined
 
 
 def implied_dataset(arch: str) -> str | None:

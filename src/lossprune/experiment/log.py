@@ -8,8 +8,8 @@ from lossprune.experiment.record import (
     RunRecord,
     RunStatus,
     Scores,
-    predicted_change,
 )
+from lossprune.experiment.stage_dict import predicted_change
 from lossprune.pruning.names import counted
 
 LOG_HEADER = "n\ttrain_l\ttrain_m\tvalid_l\tvalid_m\ttest_l\ttest_m\ttime"
@@ -66,6 +66,7 @@ def _pruning_lines(record: RunRecord) -> list[str]:
     lines += [describe_stage(stage, record.stages_in_all) for stage in record.stages]
     if record.after_pruning is not None:
         lines.append(f"after pruning: {describe(record.after_pruning.scores)}")
+        lines += told_found(record.stages)
         lines.append(
             f"removed {record.removed} of {record.prunable}: sparsity {record.sparsity:.7f}"
         )
@@ -95,6 +96,7 @@ def stage_in_words(stage: Mapping[str, Any]) -> str:
         f"training loss {_number(before, '.4f')} -> {_number(after, '.4f')}"
         f"{_at_the_mask(stage, '.4f')}, {sparsity}"
         + ("" if predicted is None else f", predicted change {predicted:.4f}")
+        + "".join(f", {found}" for found in _found_in(stage))
     )
 
 
@@ -111,6 +113,27 @@ def told_compensation(stages: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
+def told_found(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what stages found on their way, a line each: how many, λ, and what a budget left."""
+    told = []
+    if stages and "taken_back" in stages[0]:
+        back = sum(len(stage["taken_back"]) for stage in stages)
+        told.append(f"{counted(len(stages), 'stage')}, {counted(back, 'longer one')} taken back")
+    regs = [stage["reg"] for stage in stages if "reg" in stage]
+    if regs:
+        low, high = f"{min(regs):.3g}", f"{max(regs):.3g}"
+        told.append(f"λ {low if low == high else f'from {low} to {high}'}, chosen at each stage")
+    points = [point for stage in stages for point in stage.get("points", ())]
+    if points:
+        dense = points[0]
+        reached = next(p for p in reversed(points) if p["removed"] == stages[-1]["removed"])
+        line = f"validation loss {dense['loss']:.4f} before pruning, {reached['loss']:.4f} after"
+        if dense["error"] is not None:
+            line += f"; validation error {dense['error']:.2%} before, {reached['error']:.2%} after"
+        told.append(line)
+    return told
+
+
 def describe(scores: Scores) -> str:
     """Return the six scores in one line, named as the columns of the log."""
     names = LOG_HEADER.split("\t")[1:-1]
@@ -118,15 +141,27 @@ def describe(scores: Scores) -> str:
     return " ".join(f"{name} {value:.5f}" for name, value in zip(names, values, strict=True))
 
 
-def describe_stage(stage: Mapping[str, Any], stages: int) -> str:
+def describe_stage(stage: Mapping[str, Any], stages: int | None) -> str:
     """Return what happened in one pruning stage, in one line and without its time."""
     predicted = predicted_change(stage)
+    number = stage["stage"] if stages is None else f"{stage['stage']}/{stages}"
     return (
-        f"stage {stage['stage']}/{stages}: sparsity {stage['sparsity']:.5f} "
+        f"stage {number}: sparsity {stage['sparsity']:.5f} "
         f"loss {_number(stage['loss_before'])} -> {_number(stage['loss_after'])}"
         f"{_at_the_mask(stage)} "
         f"predicted change {'none' if predicted is None else format(predicted, '.5f')}"
+        + "".join(f" {found}" for found in _found_in(stage))
     )
+
+
+def _found_in(stage: Mapping[str, Any]) -> list[str]:
+    """What a stage found on its way: λ, and how often it was longer and taken back."""
+    found = []
+    if "reg" in stage:
+        found.append(f"λ {stage['reg']:.3g}")
+    if stage.get("taken_back"):
+        found.append(f"{counted(len(stage['taken_back']), 'longer one')} taken back")
+    return found
 
 
 def _at_the_mask(stage: Mapping[str, Any], form: str = ".5f") -> str:
@@ -166,6 +201,8 @@ def summarise(record: RunRecord) -> str:
         )
     if (moves := told_compensation(record.stages)) is not None:
         lines.append(moves)
+    if record.after_pruning is not None:
+        lines += told_found(record.stages)
     if record.best is not None:
         best = record.best.scores
         lines.append(

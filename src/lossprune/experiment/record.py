@@ -6,14 +6,12 @@ No torch here, so that thousands of records can be read in a moment.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lossprune.experiment.pruning_flags import stages_in_all
 from lossprune.json_text import digest_of, parse_json
-
-if TYPE_CHECKING:
-    from lossprune.pruning.stages import StageRecord
 
 _DIGEST = "sha256"
 
@@ -83,7 +81,8 @@ class RunRecord:
         after_pruning: the same network with the mask applied, at the epoch of pruning.
         best: the network in ``best_model.pt``: lowest validation error, of the pruned ones if any.
         last: the network in ``last_model.pt``.
-        stages: one dictionary per pruning stage, as :func:`stage_dict` makes it.
+        stages: one dictionary per pruning stage, as
+            :func:`lossprune.experiment.stage_dict.stage_dict` makes it.
         removed: weights removed.
         prunable: prunable weights in all.
         epochs: one record per epoch trained.
@@ -130,9 +129,10 @@ class RunRecord:
         return self.removed / self.prunable if self.prunable else 0.0
 
     @property
-    def stages_in_all(self) -> int:
-        """How many stages its pruning has, with those at the final mask."""
-        return self.config["pi"] + self.config.get("finish", 0)
+    def stages_in_all(self) -> int | None:
+        """How many stages its pruning has, with those at the final mask; None: it finds that."""
+        config = self.config
+        return stages_in_all(config["pi"], config.get("finish", 0), config["pr"])
 
     @property
     def is_pruning(self) -> bool:
@@ -217,22 +217,6 @@ class RunRecord:
                 f"where they were changed on purpose, take its {_DIGEST!r} out"
             )
         return cls.from_dict(values)
-
-
-def stage_dict(stage: "StageRecord") -> dict[str, Any]:
-    """Return what a record says of a stage: all of its fields, but none of what was not asked for.
-
-    So records of prunings without a compensation, or anything found on the way, are what they were
-    before there was any.
-    """
-    values = asdict(stage)
-    asked = ("compensation", "reg", "rung", "tried", "taken_back", "points", "cost")
-    return {name: value for name, value in values.items() if name not in asked or value is not None}
-
-
-def predicted_change(stage: Mapping[str, Any]) -> float | None:
-    """Return ΔL as it is predicted of all that a stage did: of its compensation, if it has one."""
-    return (stage.get("compensation") or stage)["predicted_change"]
 
 
 def _epoch(values: Mapping[str, Any] | None) -> Any:

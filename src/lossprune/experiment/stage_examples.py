@@ -1,11 +1,13 @@
-"""Which training examples each stage of a pruning measures."""
+"""Which examples a pruning reads: of training at each stage, of a split to judge masks by."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lossprune.data import Dataset
+from lossprune.data import Dataset, Split
+from lossprune.training.evaluation import examples_at_a_time
 
 _EXAMPLES_PER_BATCH = 100
 
@@ -30,3 +32,14 @@ class StageExamples:
         train = self.dataset.train
         order = torch.randperm(len(train), generator=generator)[: self.examples]
         return self.dataset.batches(train, _EXAMPLES_PER_BATCH, order=order)
+
+
+@dataclass(frozen=True)
+class SplitBatches:
+    """The examples of a split, from the first on each time they are iterated."""
+
+    dataset: Dataset
+    split: Split
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.dataset.batches(self.split, examples_at_a_time(self.dataset))

@@ -1,9 +1,11 @@
 """A run in memory: its network as it is now, how that is trained, and what is known of it."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lossprune.experiment.asked_pruning import weights_of
@@ -34,6 +36,7 @@ class RunState(RecordBuilder):
         progress: who is told.
         start_mask: what was removed from the network before the run; None: nothing.
         mask: what is pruned so far.
+        averages: of the statistics of the stages so far, where they are averaged.
         training: how the next epoch is trained, if it is trained alone.
         optimizer, schedule: of this network, begun anew when it is pruned.
     """
@@ -46,6 +49,7 @@ class RunState(RecordBuilder):
         self.ranks = ranks
         self.progress = progress
         self.start_mask = self.mask = prepared.mask
+        self.averages: Mapping[str, Tensor] = {}
         weights = weights_of(prepared.config, prepared.network)
         weights = {**weights, **(prepared.mask or {})}.values()
         super().__init__(
@@ -94,6 +98,7 @@ class RunState(RecordBuilder):
             self.optimizer.state_dict(),
             self.schedule.state_dict(),
             self.mask if record.is_pruning or record.is_just_pruned else None,
+            averages=self.averages if record.is_pruning else {},
         )
 
     def go_on_from(self, saved: Checkpoint) -> None:
@@ -102,6 +107,7 @@ class RunState(RecordBuilder):
         self.network.load_state_dict(dict(saved.network))
         if saved.mask is not None:
             self.mask = saved.mask
+        self.averages = saved.averages
         begun = saved.record.after_pruning is not None or self.start_mask is not None
         if begun and not self.prunes_now:  # else the way to train is chosen after pruning
             self.restart_optimizer()

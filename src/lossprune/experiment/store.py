@@ -40,6 +40,8 @@ class Checkpoint:
         schedule: state of the learning rate's schedule.
         mask: while pruning, the mask after the last whole stage; from the first epoch after it on
             the mask is in its file alone.
+        averages: while pruning, what is known of the statistics of earlier stages, where they are
+            averaged.
         best: the best network, where it is of an epoch after the checkpoint before this one.
     """
 
@@ -48,6 +50,7 @@ class Checkpoint:
     optimizer: Mapping[str, Any]
     schedule: Mapping[str, Any]
     mask: Mask | None = None
+    averages: Mapping[str, Tensor] = field(default_factory=dict)
     best: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
@@ -59,6 +62,7 @@ class Checkpoint:
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "mask": dict(self.mask or {}),
+            "averages": dict(self.averages),
             "best": dict(self.best),
         }
         return sealed(contents)

@@ -12,11 +12,13 @@ from lossprune.experiment.log import in_words, stage_in_words
 from lossprune.experiment.network_file import weights_sha256
 from lossprune.experiment.own_code import criterion_of
 from lossprune.experiment.prepare import Cache
-from lossprune.experiment.record import EpochRecord, RunStatus, Scores, stage_dict
+from lossprune.experiment.record import EpochRecord, RunStatus, Scores
+from lossprune.experiment.stage_dict import stage_dict, stage_of
 from lossprune.experiment.stage_examples import StageExamples
 from lossprune.experiment.state import RunState, check_finite
 from lossprune.experiment.store import RunStore
-from lossprune.pruning import Statistics
+from lossprune.flags import AUTO
+from lossprune.pruning import Mask, Statistics
 from lossprune.pruning.norms import tracking_norms
 from lossprune.pruning.stages import Stages
 from lossprune.training import DivergedError
@@ -146,9 +148,10 @@ def _prune(state: RunState, store: RunStore, cache: Cache) -> None:
         if not state.record.ends_best:
             state.network.load_state_dict(store.read_best())
         _commit(state, store, before_pruning=state.record.best)
-    if len(state.record.stages) < state.config.stages_in_all:
+    if len(state.record.stages) != state.config.stages_in_all:
         _prune_stages(state, store, cache)
-    assert state.mask is not None  # there is at least one stage
+    assert state.mask is not None
+    state.averages = {}
     state.mask.apply_(state.network)
     state.restart_optimizer()
     state.choose_training()  # which evaluates, too
@@ -179,10 +182,13 @@ def _prune_stages(state: RunState, store: RunStore, cache: Cache) -> None:
         state.progress,
         damping=before and before["damping"],
         in_place=True,
+        done=[stage_of(stage) for stage in state.record.stages],
+        averages=state.averages,
     )
     state.progress.advance("stage", completed, config.stages_in_all)
     for mask, stage in stages:
         state.mask = joined(mask, state.start_mask)
+        state.averages = stages.averages
         done = stage_dict(stage)
         state.change(stages=(*state.record.stages, done), removed=state.mask.removed)
         if store.due:
@@ -190,6 +196,8 @@ def _prune_stages(state: RunState, store: RunStore, cache: Cache) -> None:
         state.progress.advance("stage", stage.stage, config.stages_in_all, stage_in_words(done))
         examples.stage += 1
     state.progress.close("stage")
+    if state.mask is None:  # so little is to be removed that no stage was needed
+        state.mask = part_of(Mask({}), pruning.network.weights)
 
 
 def _note_limits(state: RunState, examples: StageExamples) -> None:
@@ -214,6 +222,7 @@ def _measured(state: RunState) -> tuple[object, ...]:
         weights_sha256(state.network.state_dict()),
         None if state.start_mask is None else weights_sha256(state.start_mask),
         (criterion.gradient, criterion.curvature, state.config.examples),
+        state.config.reg == AUTO,  # then some of the examples are kept apart
         (state.config.estimator, state.config.parameters, state.config.exclude),
         *state.conditions(),
     )

@@ -222,7 +222,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             loss_after=attempt.loss,
             predicted_change=attempt.predicted,
             realised_change=attempt.realised,
-            seconds=time.perf_counter() - began,
+            seconds=distributed.number_of_the_first(time.perf_counter() - began),
             compensation=attempt.move.compensation,
             reg=None if chosen is None else chosen.reg,
             rung=None if chosen is None else chosen.rung,

@@ -20,8 +20,8 @@ from lossprune.experiment.record import (
     RunRecord,
     RunStatus,
     Scores,
-    predicted_change,
 )
+from lossprune.experiment.stage_dict import predicted_change
 from lossprune.report.layout import arrange
 from lossprune.report.records_file import RecordsFile
 from lossprune.report.settings import ASKED, RECORDED, SETTINGS, unasked

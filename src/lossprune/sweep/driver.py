@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 from lossprune.experiment.folder import RunFolder
@@ -263,8 +264,9 @@ def _longest_first(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """
     order = {run.config.folder: place for place, run in enumerate(runs)}
 
-    def key(run: PlannedRun) -> tuple[bool, int, int, int]:
+    def key(run: PlannedRun) -> tuple[bool, int, int, float]:
         start = order[run.config.folder] if run.baseline is None else order[run.baseline.folder]
-        return run.baseline is not None, start, -run.config.epochs, -run.config.stages_in_all
+        stages = run.config.stages_in_all or inf  # where it is not known, it may be many
+        return run.baseline is not None, start, -run.config.epochs, -stages
 
     return sorted(runs, key=key)

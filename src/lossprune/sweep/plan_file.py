@@ -5,6 +5,7 @@ import tomllib
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from lossprune.flags import AUTO, Flag, did_you_mean, entries
@@ -139,7 +140,7 @@ def _typed(flag: str, text: str, option: str) -> Any:
                 return kind(text)
             except ValueError:
                 continue
-    return None if text == "None" and type(None) in kinds else text
+    return text
 
 
 def _rules(rules: Any, kind: str, name: str) -> tuple[dict[str, tuple[Any, ...]], ...]:
@@ -159,6 +160,8 @@ def check_value(flag: str, value: Any, where: str) -> Any:
     """Return the value as the type of its flag, or raise a ValueError that says what it must be."""
     kinds = _flag(flag, where).kinds
     numeric = int in kinds or float in kinds
+    if value == "None" and NoneType in kinds:  # as on the command line: TOML has no word for it
+        return None
     if isinstance(value, bool) or bool in kinds:
         if isinstance(value, bool) and bool in kinds:
             return value
@@ -182,7 +185,7 @@ _KIND_NAMES = {
     float: "a number",
     bool: "true or false",
     Path: "a path",
-    type(None): "None",
+    NoneType: "None",
 }
 
 

@@ -4,7 +4,8 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from lossprune.experiment.record import RunRecord, predicted_change
+from lossprune.experiment.record import RunRecord
+from lossprune.experiment.stage_dict import predicted_change
 
 
 def write_events(record: RunRecord, folder: Path) -> None:
@@ -28,6 +29,7 @@ def write_events(record: RunRecord, folder: Path) -> None:
                 writer.add_scalar(f"{what}/{split}", value, row.epoch)
         for stage in record.stages:
             values = {name: stage[name] for name in ("sparsity", "loss_before", "loss_after")}
-            for name, value in {**values, "predicted_change": predicted_change(stage)}.items():
+            values |= {"predicted_change": predicted_change(stage), "reg": stage.get("reg")}
+            for name, value in values.items():
                 if value is not None:
                     writer.add_scalar(f"stage/{name}", value, stage["stage"])

@@ -147,7 +147,8 @@ def progress(folder: Path) -> str:
     if record is None:
         return "beginning"
     if record.is_pruning:
-        return f"pruning stage {len(record.stages)} of {record.stages_in_all}"
+        of = "" if record.stages_in_all is None else f" of {record.stages_in_all}"
+        return f"pruning stage {len(record.stages)}{of}"
     return f"epoch {len(record.epochs)} of {record.config['nepochs']}"
 
 

@@ -75,7 +75,7 @@ def count_losses(
     """
     check_whole(network, offloaded=True)
     if batch_size is None:
-        batch_size = max(1, min(MOST, NUMBERS // math.prod(dataset.shape)))
+        batch_size = examples_at_a_time(dataset)
     forward = forward or network
     losses, wrong = [], []
     with in_mode(network, training=False):
@@ -85,3 +85,8 @@ def count_losses(
             wrong.append((logits.argmax(1) != labels).sum())
     # One transfer at the end, and a sum in double precision.
     return sum(torch.stack(losses).tolist()), sum(torch.stack(wrong).tolist())
+
+
+def examples_at_a_time(dataset: Dataset) -> int:
+    """Return how many examples are evaluated at once, if nobody says it."""
+    return max(1, min(MOST, NUMBERS // math.prod(dataset.shape)))

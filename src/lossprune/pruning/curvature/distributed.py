@@ -156,6 +156,13 @@ def as_the_first_has_(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor, src=0)
 
 
+def number_of_the_first(number: float) -> float:
+    """Return a number that decides, such as seconds: the first process's, if several work."""
+    found = torch.tensor(number, dtype=torch.float64)
+    as_the_first_has_([found])
+    return float(found)
+
+
 def shared_random_state() -> Tensor:
     """Return torch's global random state: the first process's, if several work together."""
     state = torch.get_rng_state()
