@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lossprune.deployment.c_library.writing import write_c as write_c
     from lossprune.deployment.deployed import Deployed as Deployed
     from lossprune.deployment.fastest import deploy as deploy
+    from lossprune.deployment.file_size import FileSize as FileSize
     from lossprune.deployment.onnx import export_onnx as export_onnx
     from lossprune.deployment.saved.reading import load_deployed as load_deployed
     from lossprune.deployment.sparse_file import load_sparse as load_sparse
@@ -51,6 +52,7 @@ _NAMES = {
     "deployment.fastest": "deploy",
     "deployment.onnx": "export_onnx",
     "deployment.saved.reading": "load_deployed",
+    "deployment.file_size": "FileSize",
     "deployment.sparse_file": "load_sparse save_sparse",
     "pruning": "CRITERIA Compensation CompensationRecord Criterion Mask PruningError "
     "PruningResult Sensitivity StageRecord Statistics measure prune prune_by_stage recalibrate "

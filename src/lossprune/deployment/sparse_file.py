@@ -73,12 +73,27 @@ def save_sparse(model: nn.Module, mask: Mask, path: str | Path, *, values: str =
     >>> torch.equal(other.weight, network.weight * mask["weight"])
     True
     """
-    if values not in VALUES:
-        raise ValueError(f"values must be one of {', '.join(VALUES)}, got {values!r}")
     path = Path(path)
     check_folder_of(path)
+    contents, zeros = sparse_bytes(model, mask, values)
+    write_whole(path, contents)
+    _tell_of_zeros(zeros, mask.total - mask.removed)
+
+
+def sparse_bytes(
+    model: nn.Module, mask: Mask, values: str, moved: Mapping[str, Tensor] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """Return what :func:`save_sparse` writes, and how many kept weights became 0, by name.
+
+    ``moved`` are tensors in the place of the network's own, by name; the rest is as there.
+
+    Raises:
+        ValueError, PruningError: as there.
+    """
+    check_values(values)
     model = unwrapped(model)
     state, same = _tensors_of(model)
+    state |= {name: tensor.detach() for name, tensor in (moved or {}).items() if name in state}
     kept = _kept_of(model, mask, state, same)
     stored: dict[str, Tensor] = {}
     described: dict[str, dict[str, Any]] = {}
@@ -101,8 +116,13 @@ def save_sparse(model: nn.Module, mask: Mask, path: str | Path, *, values: str =
         else:
             _store_(stored, said, name, {"dense": tensor.cpu().contiguous().clone()})
         described[name] = said
-    write_whole(path, packed(stored, described, mask.criterion))
-    _tell_of_zeros(zeros, mask.total - mask.removed)
+    return packed(stored, described, mask.criterion), zeros
+
+
+def check_values(values: str) -> None:
+    """Raise a ``ValueError`` unless kept weights can be stored so."""
+    if values not in VALUES:
+        raise ValueError(f"values must be one of {', '.join(VALUES)}, got {values!r}")
 
 
 def is_sparse_file(path: str | Path) -> bool:

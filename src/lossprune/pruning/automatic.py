@@ -2,16 +2,22 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from lossprune.pruning.criteria import Criterion
+from lossprune.pruning.mask import Mask
 from lossprune.pruning.path import Path
 from lossprune.pruning.schedules import sparsities
 from lossprune.pruning.strides import TOLERANCE, Strides
 from lossprune.pruning.validation import Budget
 
 AUTO = "auto"
+# until(mask, moved): whether it holds of the network at the mask, with parameters and buffers that
+# the pruning has moved, by name.  Where it holds, it holds of every mask that removes more.
+Until = Callable[[Mask, Mapping[str, Tensor]], bool]
 # β of the statistics where λ or stages are found on the way.
 SHARE = 0.9
 # Where no sparsity is given, the number of stages is that to this one, at strides of equal length.
@@ -62,6 +68,25 @@ def check_budget(loss: Any, error: Any) -> Budget | None:
         if limit is not None and not (number and 0 <= limit < math.inf):
             raise ValueError(f"{name} must be a number of at least 0, or None, got {limit!r}")
     return None if loss is None and error is None else Budget(loss, error)
+
+
+def check_until(until: Any, sparsity: Any, share: Any) -> None:
+    """Raise a ``ValueError`` unless it can be asked, and it alone says how far to prune.
+
+    Args:
+        until: as given.
+        sparsity: as given, and
+        share: of a cost: what says so too.
+    """
+    if until is None:
+        return
+    if not callable(until):
+        raise ValueError(f"until must be a function of (mask, moved), got {until!r}")
+    for name, value in (("sparsity", sparsity), ("multiply_adds", share)):
+        if value is not None:
+            raise ValueError(
+                f"until says how far to prune, and so does {name}={value!r}: leave one of them out"
+            )
 
 
 def check_strides(

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lossprune.progress import Progress
+from lossprune.pruning.automatic import Until
 from lossprune.pruning.choices import Choices
 from lossprune.pruning.compensation import Compensation
 from lossprune.pruning.criteria import Criterion
@@ -48,6 +49,7 @@ def prune(
     validation: Iterable[Any] | None = None,
     max_loss_increase: float | None = None,
     max_error_increase: float | None = None,
+    until: Until | None = None,
     parameters: Choices | None = None,
     exclude: Choices | None = None,
     scope: str | Scope = "global",
@@ -108,6 +110,10 @@ def prune(
             loss on the validation data (if not given: on the examples that the data gives first)
             is above that before pruning by no more than this.
         max_error_increase: a budget of the share of wrong answers there, in percentage points.
+        until: ``until(mask, moved)``, in the place of a sparsity: the pruning ends with the first
+            mask on its way of which it is true, to one in 10,000 of the weights, such as
+            :class:`lossprune.FileSize`.  Once true it must be so of all masks that remove more;
+            ``moved`` are parameters and buffers that a pruning has moved, by name.
         parameters: which weights to prune, if not all that stand in products with activations: a
             name, glob pattern, type of module, module, function of (name, parameter, module), or a
             sequence of these; see :func:`lossprune.pruning.prunable_weights`.
@@ -182,10 +188,11 @@ def prune(
     del settings["progress"], settings["on_stage"]
     check_watching(progress, on_stage)
     pruning, warn = Pruning(**settings), warning_here()
-    mask, records, total = Mask({}), [], pruning.path.total
+    records, total = [], pruning.path.total
     with shown(progress) as told:
         running = Stages(pruning, progress=told, on_long=warning_of_long(warn))
         warn_of_what_is_left_out(running, warn)
+        mask = running.before
         told.advance("stage", 0, total)
         for mask, record in running:
             if not records:

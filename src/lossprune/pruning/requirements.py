@@ -27,6 +27,7 @@ def check_together(pruning: "Pruning") -> None:
     _check_data(pruning)
     _check_moving(pruning)
     _check_found(pruning)
+    _check_validation(pruning)
 
 
 def check_target(share: Any, sparsity: Any, pattern: Pattern | None) -> None:
@@ -132,16 +133,27 @@ def _check_found(pruning: "Pruning") -> None:
             f"average={pruning.average!r} is of gradient and curvature, which "
             f"{criterion.name} does not measure"
         )
-    if pruning.budget is not None and pruning.selection.pattern is not None:
+    if pruning.budget is not None and pruning.until is not None:
         raise ValueError(
-            f"a budget ends a pruning where it is spent, but pattern {pruning.pattern!r} is there "
-            "as a whole or not at all: leave one of them out"
+            "a budget asks for as many weights removed as it allows, and until for as few as are "
+            "enough: leave one of them out"
         )
-    if pruning.budget is not None and pruning.recalibrate == "end":
+    ends = "a budget" if pruning.budget is not None else "until"
+    if pruning.budget is None and pruning.until is None:
+        return
+    if pruning.selection.pattern is not None:
         raise ValueError(
-            'recalibrate="end" comes after the last stage, and a budget is judged before: give '
+            f"{ends} ends a pruning in the midst of a stage, but pattern {pruning.pattern!r} is "
+            "there as a whole or not at all: leave one of them out"
+        )
+    if pruning.recalibrate == "end":
+        raise ValueError(
+            f'recalibrate="end" comes after the last stage, and {ends} is judged before: give '
             'recalibrate="stages"'
         )
+
+
+def _check_validation(pruning: "Pruning") -> None:
     if isinstance(pruning.validation, Iterator):
         raise ValueError(
             "validation is iterated anew for every mask, but an iterator can be used only "

@@ -7,10 +7,12 @@ from typing import Any
 from torch import nn
 
 from lossprune.pruning.automatic import (
+    Until,
     check_average,
     check_budget,
     check_reg,
     check_strides,
+    check_until,
     path_of,
 )
 from lossprune.pruning.choices import Choices
@@ -73,6 +75,7 @@ class Pruning:
     validation: Iterable[Any] | None = None
     max_loss_increase: float | None = None
     max_error_increase: float | None = None
+    until: Until | None = None
     parameters: Choices | None = None
     exclude: Choices | None = None
     scope: str | Scope = "global"
@@ -105,6 +108,7 @@ class Pruning:
             stages = criterion.stages
         pattern = find_pattern(self.pattern)
         check_target(self.multiply_adds, self.sparsity, pattern)
+        check_until(self.until, self.sparsity, self.multiply_adds)
         budget = check_budget(self.max_loss_increase, self.max_error_increase)
         strides = check_strides(
             stages,
@@ -117,7 +121,7 @@ class Pruning:
         final = None
         if self.multiply_adds is not None:
             final = share_gone("multiply_adds", self.multiply_adds)
-        elif budget is None or self.sparsity is not None or pattern is not None:
+        elif self.sparsity is not None or pattern is not None or not (budget or self.until):
             final = final_sparsity(self.sparsity, pattern)
         compensation = _compensation(self.compensate)
 

@@ -32,6 +32,7 @@ from lossprune.pruning.skipped import Skipped, find_skipped, left_out
 from lossprune.pruning.stage_record import StageRecord, TakenBack
 from lossprune.pruning.starting import check_reached, check_resumed
 from lossprune.pruning.strides import stride
+from lossprune.pruning.target import Target
 from lossprune.pruning.terms import term_of
 from lossprune.pruning.trial import Attempt, Trial
 
@@ -54,6 +55,9 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             else it stays as it is, and :attr:`moved` has them.
         done: records of the completed stages, where λ, stages or a budget are found on the way.
         averages: :attr:`averages` after them, where statistics are averaged.
+
+    Attributes:
+        before: the mask that they go on from.
 
     Raises:
         ValueError: as there.
@@ -92,7 +96,10 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         self._completed, self._done = completed, list(done)
         self._averages = Averages(pruning.share, averages)
         self._judge = Judge.of(pruning, [point for stage in done for point in stage.points or ()])
-        self._results = self._run(mask.to(pruning.network.device))
+        self._target = Target(pruning.until)
+        self._target.begin(mask)
+        self.before = mask.to(pruning.network.device)
+        self._results = self._run(self.before)
 
     def __repr__(self) -> str:
         total = self._pruning.path.total
@@ -171,9 +178,10 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         path, selection = self._pruning.path, self._pruning.selection
         # Processes that prune together draw together: their loaders shuffle alike.
         randomness = PrivateRandomness(distributed.shared_random_state())
-        while not self._judge.spent:
+        while not (self._judge.spent or self._target.met):
             aim = path.aim(self._now(mask), self._completed, self._done)
             if aim is None or (path.final is None and selection.removable(mask) < 2):
+                self._check_end(mask)
                 return
             stage = self._completed + 1
             try:
@@ -210,7 +218,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         attempt, taken_back = self._attempted(trial, aim)
         if stage == 1 and self._pruning.start is None and statistics is not None:
             self._guess = statistics.loss, objective.chance
-        attempt, points = self._judge.judged(trial, attempt)
+        attempt, points = self._judge.judged(trial, self._target.cut(trial, attempt))
         self._moving.accept(attempt.move)
         self._pace.end()
         selection = self._pruning.selection
@@ -231,6 +239,13 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             points=points,
             cost=None if selection.costs is None else 1 - selection.gone(attempt.reached),
         )
+
+    def _check_end(self, mask: Mask) -> None:
+        if self._target.until is not None:
+            raise PruningError(
+                f"what until asks for does not hold where {mask.removed:,} of {mask.total:,} "
+                "weights are removed, and the pruning can go no further"
+            )
 
     def _now(self, mask: Mask) -> float:
         """The sparsity of a mask, which is the final one where it has all removed of that."""
