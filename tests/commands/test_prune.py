@@ -412,6 +412,17 @@ def test_parts_that_are_not_used_are_named_in_table_note_and_record(command, min
     assert "Warning" not in answer.err
 
 
+def test_a_size_of_the_file(command, mine, tmp_path):
+    flags = ["--bytes", "1.4K", "--stages", "2", "--criterion", "LM"]
+    answer = command("prune", f"{mine}:build", "--data", f"{mine}:batches", *flags)
+    assert answer.status == 0, answer.err
+    pruned = tmp_path / "pruned"
+    assert 1433 - 20 < (pruned / "network.safetensors").stat().st_size <= 1433
+    mask = lossprune.Mask.load(pruned / "mask.safetensors")
+    assert 0 < mask.removed < mask.total
+    assert json.loads((pruned / "record.json").read_text())["settings"]["most_bytes"] == "1.4K"
+
+
 def test_a_share_of_the_multiply_adds(command, mine, tmp_path):
     flags = ["--multiply_adds", ".25", "--scope", "multiply-adds", "--stages", "2"]
     answer = command("prune", f"{mine}:build_convolutions", "--data", f"{mine}:images", *flags)
@@ -436,6 +447,9 @@ def test_a_share_of_the_multiply_adds(command, mine, tmp_path):
         ("", "prune takes MODULE:BUILD, such as mine.networks:build"),
         ("--sparsity .5", "prune takes MODULE:BUILD, such as mine.networks:build"),
         ("MINE:build", "--sparsity is missing: the fraction of the weights to remove"),
+        ("MINE:build --bytes x", "--bytes must be a number of bytes of at least 1, such as"),
+        ("MINE:build --bytes 1K --sparsity .5", "--bytes is given instead of --sparsity"),
+        ("MINE:build --bytes 1 --criterion MP", "does not hold even where all 300 prunable"),
         ("MINE:build --multiply_adds 0", "--multiply_adds must be a share that is left, a number"),
         ("MINE:build --multiply_adds .5 --sparsity .5", "instead of --sparsity and --pattern"),
         ("MINE:build --multiply_adds .5 --criterion MP", "counts on an example: give --data or"),

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
     from lossprune.commands.evaluation import LossAndError
     from lossprune.commands.user_data import UsersData
+    from lossprune.deployment.file_size import FileSize
     from lossprune.pruning import Mask
     from lossprune.pruning.stages import Stages
 
@@ -130,6 +131,11 @@ class PruneConfig:
         "multiply_adds",
         "instead of a sparsity: the share of the multiply-adds that is left, in (0, 1]",
     )
+    most_bytes: str | None = flag(
+        None,
+        "bytes",
+        "instead of a sparsity: how large network.safetensors may be, such as 100K",
+    )
     pattern: str = flag("unstructured", "pattern", "unstructured, or N:M such as 2:4")
     estimator: str = flag("exact", "estimator", f"of the curvature: {', '.join(ESTIMATORS)}")
     compensate: bool = flag(
@@ -195,15 +201,21 @@ class PruneConfig:
 
     def _check_target(self) -> None:
         """Check what says how far the pruning goes."""
-        if self.multiply_adds is not None:
+        if self.most_bytes is not None:
+            read_bytes("bytes", self.most_bytes)
+            others = {"sparsity": self.sparsity, "multiply_adds": self.multiply_adds}
+            for name, value in others.items():
+                if value is not None:
+                    raise ValueError(f"--bytes is given instead of --{name}")
+        elif self.multiply_adds is not None:
             share_gone("--multiply_adds", self.multiply_adds)
             if self.sparsity is not None or self.pattern != "unstructured":
                 raise ValueError("--multiply_adds is given instead of --sparsity and --pattern")
         elif self.sparsity is None and self.pattern == "unstructured" and not self.has_budget:
             raise ValueError(
                 "--sparsity is missing: the fraction of the weights to remove; or give "
-                "--multiply_adds, the share of them that is left, or --max_loss_increase or "
-                "--max_error_increase, what the pruning may cost"
+                "--multiply_adds, the share of them that is left, --bytes, the size of the file, "
+                "or --max_loss_increase or --max_error_increase, what the pruning may cost"
             )
         counted = self.multiply_adds is not None or SCOPES[self.scope].price is not None
         if counted and self.data is self.dataset is None:
@@ -219,7 +231,7 @@ class PruneConfig:
     def stages_in_all(self) -> int | None:
         """How many stages there are; None: it is found on the way."""
         ends = self.sparsity is not None or self.multiply_adds is not None
-        if self.stages == AUTO or (self.has_budget and not ends):
+        if self.stages == AUTO or not (ends or self.pattern != "unstructured"):
             return None
         return (self.stages or CRITERIA[self.criterion].stages) + self.finish
 
@@ -310,7 +322,7 @@ def _prune(
 ) -> "tuple[Mask, list[dict[str, Any]], Stages]":
     """Prune the network, moving its weights where that is asked for."""
     from lossprune.experiment.stage_examples import StageExamples
-    from lossprune.pruning import Compensation, Mask, prune_by_stage
+    from lossprune.pruning import Compensation, prune_by_stage
 
     pruning = prune_by_stage(
         network,
@@ -333,6 +345,7 @@ def _prune(
         scope=config.scope,
         pattern=config.pattern,
         multiply_adds=config.multiply_adds,
+        until=_until(network, config),
         estimator=config.estimator,
         seed=config.seed,
         memory=config.memory_bytes,
@@ -343,7 +356,7 @@ def _prune(
         on_long=lambda forecast: progress.note(f"note: {forecast.told('--{} {}'.format)}"),
         **functions,
     )
-    pruned, stages = Mask({}), []
+    pruned, stages = pruning.before, []
     total = config.stages_in_all
     progress.advance("stage", 0, total)
     for mask, stage in pruning:
@@ -353,6 +366,14 @@ def _prune(
             data.train.stage = stage.stage + 1  # of which the examples are drawn next
         progress.advance("stage", stage.stage, total, stage_in_words(stages[-1]))
     return pruned, stages, pruning
+
+
+def _until(network: "nn.Module", config: PruneConfig) -> "FileSize | None":
+    if config.most_bytes is None:
+        return None
+    from lossprune.deployment.file_size import FileSize
+
+    return FileSize(network, read_bytes("bytes", config.most_bytes))
 
 
 def _start(path: Path | None) -> "Mask | None":
