@@ -93,6 +93,13 @@ def record_of(path) -> RunRecord:
             "--pi 6 --exp --max_error_increase 5",
             {"stages": 6, "max_error_increase": 5, "reg": 0.0},
         ),
+        (
+            "--pi 3 --multiply_adds 0.2 --scope multiply-adds",
+            {
+                **{"stages": 3, "schedule": "linear", "reg": 0.0},
+                **{"multiply_adds": 0.2, "scope": "multiply-adds"},
+            },
+        ),
     ],
 )
 def test_mask_and_stages_are_those_of_the_library(trained, tmp_path, flags, asked):
@@ -111,10 +118,10 @@ def test_mask_and_stages_are_those_of_the_library(trained, tmp_path, flags, aske
     )
     record = record_of(tmp_path)
     assert Mask.load(the_run(tmp_path) / MASK) == found.mask
-    points = "max_examples" not in asked
+    points = "max_examples" not in asked and "multiply_adds" not in asked
     expected = [json.loads(json.dumps(stage_dict(stage))) for stage in found.stages]
     for stage in expected:
-        stage.pop("points") if not points else None
+        stage.pop("points", None) if not points else None
     assert without_times(list(record.stages)) == without_times(expected)
     assert record.after_pruning is not None
     assert record.before_pruning is not None
@@ -242,6 +249,9 @@ def test_names_have_the_flags_only_where_they_are_asked_for():
     assert ",max_error_increase=0.5," in budget.name
     assert ",pr=None," in budget.name
     assert replace(budget, sparsity=0.9, stages=3).stages_in_all == 3
+    share = RunConfig(criterion="QM", multiply_adds=0.25, stages=3)
+    assert (share.sparsity, share.stages_in_all) == (None, 3)
+    assert ",multiply_adds=0.25," in share.name
 
 
 @pytest.mark.parametrize(
@@ -256,6 +266,8 @@ def test_names_have_the_flags_only_where_they_are_asked_for():
         (f"--pm {__name__}:PLAIN --reg auto", "--reg auto has nothing to choose for .*:PLAIN"),
         ("--nex 4 --reg auto", "--nex 4 with --reg auto: a fifth of the examples choose λ"),
         ("--nex 5 --reg auto --compensate", "--nex 5 with --reg auto and --compensate: .* takes 6"),
+        ("--multiply_adds 0", "--multiply_adds must be a share that is left, a number"),
+        ("--multiply_adds 0.5 --pr 0.5", "--multiply_adds is given instead of --pr and --pattern"),
         ("--average 1", r"--average must be a number in \[0, 1\), got 1.0"),
         ("--pm MP --average 0.5", "--average 0.5 is of gradient and curvature, which MP does not"),
         ("--tolerance 0.1", "--tolerance 0.1 is for --pi auto, got --pi 1"),

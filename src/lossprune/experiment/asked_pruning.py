@@ -21,6 +21,7 @@ _FLAGS = {
     **{'stages="auto"': "pi auto", 'reg="auto"': "reg auto"},
     **{"sparsity": "pr", "stages": "pi"},
     **{name: name for name in ("parameters", "exclude", "pattern", "average", "max_examples")},
+    "multiply_adds": "multiply_adds",
 }
 
 
@@ -66,6 +67,7 @@ def pruning_of(
             exclude=exclude,
             scope=config.scope,
             pattern=config.pattern,
+            multiply_adds=config.multiply_adds,
             estimator=config.estimator,
             seed=config.seed,
             start=begun,

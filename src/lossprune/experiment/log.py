@@ -155,8 +155,10 @@ def describe_stage(stage: Mapping[str, Any], stages: int | None) -> str:
 
 
 def _found_in(stage: Mapping[str, Any]) -> list[str]:
-    """What a stage found on its way: λ, and how often it was longer and taken back."""
+    """What a stage came to: of a cost, of λ, and how often it was longer and taken back."""
     found = []
+    if "cost" in stage:
+        found.append(f"{stage['cost']:.2%} of the cost left")
     if "reg" in stage:
         found.append(f"λ {stage['reg']:.3g}")
     if stage.get("taken_back"):

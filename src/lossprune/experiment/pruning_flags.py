@@ -24,6 +24,7 @@ from lossprune.flags import (
     flag,
     listed_names,
 )
+from lossprune.pruning.costs import share_gone
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.curvature.estimators import ESTIMATORS, find_estimator
 from lossprune.pruning.patterns import final_sparsity, find_pattern
@@ -89,6 +90,12 @@ class PruningFlags:
     scope: str = flag("global", "scope", f"which weights compete: {', '.join(SCOPES)}", "asked")
     pattern: str = flag(
         "unstructured", "pattern", "unstructured, or N:M such as 2:4, without --pr", "asked"
+    )
+    multiply_adds: float | None = flag(
+        None,
+        "multiply_adds",
+        "instead of --pr: the share of the multiply-adds that is left, in (0, 1]",
+        "asked",
     )
     parameters: str = flag(
         "all",
@@ -168,6 +175,10 @@ class PruningFlags:
         asked = None if isinstance(self.sparsity, Unsaid) else self.sparsity
         if asked is not None:
             check_fraction("pr", asked)
+        if self.multiply_adds is not None:
+            share_gone("--multiply_adds", self.multiply_adds)
+            if asked is not None or self.pattern != "unstructured":
+                raise ValueError("--multiply_adds is given instead of --pr and --pattern")
         try:
             pattern = find_pattern(self.pattern)
         except ValueError as error:
@@ -181,12 +192,12 @@ class PruningFlags:
                     f"{pattern.sparsity:g} of the weights; leave --pr out"
                 ) from None
             settled = pattern.sparsity
-        elif asked is None and self.has_budget:
+        elif asked is None and (self.has_budget or self.multiply_adds is not None):
             settled = None
         elif self.sparsity is None:
             raise ValueError(
-                "--pr None is for a pruning that --max_loss_increase or --max_error_increase ends: "
-                "give one of them, or a number in [0, 1)"
+                "--pr None is for a pruning that --max_loss_increase or --max_error_increase ends, "
+                "or --multiply_adds: give one of them, or a number in [0, 1)"
             )
         else:
             settled = float(self.sparsity)
@@ -205,7 +216,8 @@ class PruningFlags:
     @property
     def stages_in_all(self) -> int | None:
         """How many stages there are with those at the final mask; None: it is found on the way."""
-        return stages_in_all(self.stages, self.finish, self.sparsity)
+        ends = self.sparsity is not None or self.multiply_adds is not None
+        return stages_in_all(self.stages, self.finish, ends=ends)
 
     @property
     def prunes(self) -> bool:
@@ -213,12 +225,13 @@ class PruningFlags:
         return self.prune_epoch >= 0
 
 
-def stages_in_all(stages: int | str, finish: int, sparsity: float | None) -> int | None:
+def stages_in_all(stages: int | str, finish: int, *, ends: bool) -> int | None:
     """Return how many stages these flags make; None: it is found on the way.
 
-    A budget may end them before.
+    ``ends`` is whether a sparsity or a share of a cost says how far they go; a budget may end them
+    before.
     """
-    if isinstance(stages, str) or sparsity is None:
+    if isinstance(stages, str) or not ends:
         return None
     return stages + finish
 

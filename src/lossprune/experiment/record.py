@@ -132,7 +132,8 @@ class RunRecord:
     def stages_in_all(self) -> int | None:
         """How many stages its pruning has, with those at the final mask; None: it finds that."""
         config = self.config
-        return stages_in_all(config["pi"], config.get("finish", 0), config.get("pr", 0.0))
+        ends = config.get("pr", 0.0) is not None or "multiply_adds" in config
+        return stages_in_all(config["pi"], config.get("finish", 0), ends=ends)
 
     @property
     def is_pruning(self) -> bool:
