@@ -159,11 +159,18 @@ def test_an_amount_of_weights_can_be_ranked_per_multiply_add():
     assert cost(result.mask) < cost(plain.mask)
 
 
-def test_it_goes_on_from_a_mask_and_from_a_stage():
-    arguments = {"multiply_adds": 0.3, "data": data(), "stages": 5, "scope": "multiply-adds"}
+@pytest.mark.parametrize("scope", ["multiply-adds", "global", *KEPT_BY_LAYER])
+def test_going_on_gives_the_masks_of_a_pruning_never_stopped(scope):
+    arguments = {"multiply_adds": 0.3, "data": data(), "stages": 5, "scope": scope}
     whole = [mask for mask, _ in prune_by_stage(network(), "LM", **arguments)]
-    rest = prune_by_stage(network(), "LM", **arguments, start=whole[1], completed=2)
-    assert [mask for mask, _ in rest] == whole[2:]
+    for completed in range(1, 5):
+        rest = prune_by_stage(
+            network(), "LM", **arguments, start=whole[completed - 1], completed=completed
+        )
+        assert [mask for mask, _ in rest] == whole[completed:]
+
+
+def test_it_goes_on_from_a_mask():
     half = lossprune.prune(network(), "MP", multiply_adds=0.5, example=X)
     further = lossprune.prune(
         network(), "MP", multiply_adds=0.2, example=X, start=half.mask, stages=2
