@@ -238,7 +238,9 @@ def test_results_that_ask_for_no_later_flag_have_no_column_of_it(maker):
     maker.run("QM", 14, 0.01)
     columns = set(read_results(maker.root).runs.columns)
     assert {"compensate", "finish", "recalibrate"} <= columns
-    assert not {"scope", "pattern", "parameters", "exclude"} & columns
+    assert not {"scope", "pattern", "parameters", "exclude", "average", "most_removed"} & columns
+    assert not [name for name in columns if name.startswith("found_")]
+    assert "automatic-choices" not in [table.name for table in tables(maker)]
 
 
 def test_a_layer_keeps_its_place_where_runs_leave_others_out(maker):

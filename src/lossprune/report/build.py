@@ -9,7 +9,8 @@ from lossprune.report.follow_up import write_plans
 from lossprune.report.page import write_page
 from lossprune.report.reading import Results, read_results
 from lossprune.report.records_file import check_arrow, write_records
-from lossprune.report.table import write_table
+from lossprune.report.settings import MAY_BE_FOUND
+from lossprune.report.table import with_words, write_table
 from lossprune.report.tables import all_tables
 
 
@@ -54,7 +55,8 @@ def write_report(
             folder.mkdir(parents=True, exist_ok=True)
         files = [path for table in tables for path in write_table(table, out / "tables")]
         files.append(out / "tables" / "runs.csv")
-        results.runs.to_csv(files[-1], index=False, lineterminator="\n")
+        told = with_words(results.runs, MAY_BE_FOUND)
+        told.to_csv(files[-1], index=False, lineterminator="\n")
         files += write_plans(results.runs, out)
         figures = write_figures(results, out / "figures", pdf=pdf)
         names = [path.relative_to(out).as_posix() for path in figures]

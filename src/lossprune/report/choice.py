@@ -29,7 +29,8 @@ def ranked_regs(runs: pd.DataFrame, by: str, within: list[str]) -> pd.DataFrame:
 
     Means are over seeds.  Those λ that were measured on the most seeds come first, so that an
     unfinished plan does not choose by luck; ``among`` says how many they are.  A λ with a value
-    that is not finite loses to all without; of equal ones the smallest λ is taken.
+    that is not finite loses to all without; of equal ones the smallest λ is taken.  Right after
+    prunings to a budget the mean is of minus the sparsity that they found.
 
     Args:
         runs: one row per method, λ and seed.
@@ -37,6 +38,8 @@ def ranked_regs(runs: pd.DataFrame, by: str, within: list[str]) -> pd.DataFrame:
         within: the columns of a group.
     """
     values = runs.assign(value=runs[by].where(np.isfinite(runs[by]), np.inf))
+    if by == BY_LOSS:  # a budget says the loss: what counts is how much is removed
+        values["value"] = values["value"].mask(runs["sparsity"].isna(), -runs["achieved_sparsity"])
     means = values.groupby([*within, "reg"])["value"].agg(["count", "mean"]).reset_index()
     means["fewer"] = means["count"] < means.groupby(within)["count"].transform("max")
     means["among"] = (~means["fewer"]).groupby([means[name] for name in within]).transform("sum")

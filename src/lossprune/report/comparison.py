@@ -13,7 +13,7 @@ from lossprune.experiment.record import RunRecord
 from lossprune.pruning.names import counted
 from lossprune.report.layout import criterion_order, rows_of, settings_of
 from lossprune.report.reading import MOMENTS, read_results
-from lossprune.report.table import NOTHING
+from lossprune.report.table import NOTHING, stages_text
 from lossprune.text_table import aligned
 
 _SCORES = {
@@ -218,7 +218,9 @@ def _by_method(pairs: pd.DataFrame) -> list[tuple[list[str], pd.DataFrame]]:
     for criterion in criterion_order(pruning["criterion_a"]):
         own = pruning[pruning["criterion_a"] == criterion]
         for (stages, schedule), part in own.groupby(["stages_a", "schedule_a"]):
-            groups.append(([criterion, f"{stages} {schedule}".strip()], part))
+            groups.append(
+                ([criterion, f"{stages_text(int(str(stages)))} {schedule}".strip()], part)
+            )
     return groups
 
 

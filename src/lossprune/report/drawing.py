@@ -16,14 +16,14 @@ from lossprune.report import series
 from lossprune.report.labels import MEASURES, Labels
 from lossprune.report.layout import criterion_order
 from lossprune.report.palette import CRITERION_COLOURS, METHOD_COLOURS
-from lossprune.report.panels import apart, colours_of, decades, in_lines, make_panels
-from lossprune.report.table import reg_text
+from lossprune.report.panels import colours_of, decades, fall_from_dense, in_lines, make_panels
+from lossprune.report.table import reg_text, stages_text
 
 Draw = Callable[[Figure, pd.DataFrame, Labels], None]
 Plot = Callable[[Axes, pd.DataFrame, str, str], Any]  # rows in a colour, by a label, to a handle
 
-_DENSE: Any = {"color": "0.25", "ls": ":", "lw": 1.4}
-_DASHES, _MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
+DENSE: Any = {"color": "0.25", "ls": ":", "lw": 1.4}
+DASHES, _MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
 
 
 def draw_by_sparsity(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
@@ -33,7 +33,7 @@ def draw_by_sparsity(figure: Figure, data: pd.DataFrame, labels: Labels) -> None
     places = data.drop_duplicates(["measure", "tuning"])[["measure", "tuning"]].to_numpy().tolist()
     names = [MEASURES[measure] + tuning for measure, tuning in places]
     panels = make_panels(figure, names, "", width=3.3)
-    kept = sorted(100 * (1 - data["sparsity"].unique()), reverse=True)
+    kept = (100 * (1 - data["sparsity"].unique())).tolist()
     stages = [key for key, _ in data.groupby(["stages", "schedule"])]
     legend: dict[str, Any] = {}
     for (measure, tuning), axes in zip(places, panels.values(), strict=True):
@@ -43,24 +43,19 @@ def draw_by_sparsity(figure: Figure, data: pd.DataFrame, labels: Labels) -> None
         for criterion, colour in colours_of(criterion_order(data["criterion"])).items():
             own = here[here["criterion"] == criterion]
             for key, part in own.groupby(["stages", "schedule"]):
-                place = stages.index(key) % len(_DASHES)
+                place = stages.index(key) % len(DASHES)
                 style: Any = {"color": colour, "marker": _MARKERS[place]}
                 mean = part.groupby(100 * (1 - part["sparsity"]))["shown"].mean()
-                (line,) = axes.plot(mean.index, mean, ls=_DASHES[place], **style)
+                (line,) = axes.plot(mean.index, mean, ls=DASHES[place], **style)
                 x = 100 * (1 - part["sparsity"])
                 axes.scatter(x, part["shown"], s=14, alpha=0.55, lw=0, **style)
-                name = f"{criterion} {_method_text(part)}"
+                name = f"{criterion} {method_text(part)}"
                 legend.setdefault(name + _n_of_seeds(part), line)
-        axes.set_xscale("log")
-        axes.invert_xaxis()
-        axes.xaxis.set_minor_locator(NullLocator())
-        ticks = apart(kept)
-        axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
-        axes.set_xlabel(labels.x)
-    _legend(figure, legend)
+        fall_from_dense(axes, kept, labels.x)
+    legend_beside(figure, legend)
 
 
-def _plot_methods(
+def plot_methods(
     figure: Figure,
     panels: dict[str, Axes],
     data: pd.DataFrame,
@@ -75,24 +70,26 @@ def _plot_methods(
             part = part[part["criterion"] == criterion]
             if part.empty:
                 continue
-            label = _method_text(part)
+            label = method_text(part)
             colour = METHOD_COLOURS[place % len(METHOD_COLOURS)].light
             legend.setdefault(label, plot(axes, part, colour, label))
-    _legend(figure, legend)
+    legend_beside(figure, legend)
 
 
-def _legend(figure: Figure, handles: dict[str, Any]) -> None:
-    # Beside the panels: in one it would lie on what is drawn.
+def legend_beside(figure: Figure, handles: dict[str, Any]) -> None:
+    """Name the handles beside the panels: in one the legend would lie on what is drawn."""
     figure.legend(handles.values(), handles.keys(), loc="outside right center")
 
 
 def _draw_dense(axes: Axes, level: float) -> Any:
-    return axes.axhline(level, **_DENSE)
+    return axes.axhline(level, **DENSE)
 
 
-def _method_text(rows: pd.DataFrame) -> str:
+def method_text(rows: pd.DataFrame) -> str:
+    """Return the π and schedule that rows have in common."""
     first = rows.iloc[0]
-    return f"π {first['stages']}" + (" linear" if first["schedule"] == "linear" else "")
+    linear = " linear" if first["schedule"] == "linear" else ""
+    return f"π {stages_text(first['stages'])}{linear}"
 
 
 def draw_loss_by_reg(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
@@ -118,7 +115,7 @@ def draw_loss_by_reg(figure: Figure, data: pd.DataFrame, labels: Labels) -> None
         axes.fill_between(x, part["min"], part["max"], color=colour, alpha=0.15, lw=0)
         return line
 
-    _plot_methods(figure, panels, data, plot, legend)
+    plot_methods(figure, panels, data, plot, legend)
 
 
 def _title_with_n(axes: Axes, criterion: str, data: pd.DataFrame) -> None:
@@ -127,8 +124,13 @@ def _title_with_n(axes: Axes, criterion: str, data: pd.DataFrame) -> None:
     axes.set_title(in_lines(criterion + _n_text(seeds)))
 
 
+def n_of_runs(rows: pd.DataFrame) -> str:
+    """Return how many runs these rows are of, for a legend."""
+    return f"  (n = {rows['run'].nunique()})"
+
+
 def _n_of_seeds(rows: pd.DataFrame) -> str:
-    return _n_text(rows.groupby(["stages", "sparsity"])["seed"].nunique())
+    return _n_text(rows.groupby(["stages", "sparsity"], dropna=False)["seed"].nunique())
 
 
 def _n_text(counts: pd.Series) -> str:
@@ -158,9 +160,9 @@ def draw_error_by_stages(figure: Figure, data: pd.DataFrame, labels: Labels) -> 
                 axes.scatter(at, error, s=14, alpha=0.55, lw=0, **style)
                 name = criterion + (" linear" if linear else "")
                 legend.setdefault(name + _n_of_seeds(part), line)
-        axes.set_xticks(range(len(stages)), [str(count) for count in stages])
+        axes.set_xticks(range(len(stages)), [stages_text(count) for count in stages])
         axes.set_xlabel(labels.x)
-    _legend(figure, legend)
+    legend_beside(figure, legend)
 
 
 def draw_stage_changes(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
@@ -189,7 +191,7 @@ def draw_stage_changes(figure: Figure, data: pd.DataFrame, labels: Labels) -> No
         x, y = part["predicted_change"], part["realised_change"]
         return axes.scatter(x, y, s=8, color=colour, alpha=0.6)
 
-    _plot_methods(figure, panels, data, plot)
+    plot_methods(figure, panels, data, plot)
 
 
 def draw_change_and_gap(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
@@ -213,7 +215,7 @@ def draw_change_and_gap(figure: Figure, data: pd.DataFrame, labels: Labels) -> N
         text = f"ρ = {rho.rho:.2f} [{rho.low:.2f}, {rho.high:.2f}], n = {rho.n}"
         axes.set_title(f"{tuning}: {text if np.isfinite(rho.rho) else f'n = {rho.n}'}")
         axes.set_xlabel(labels.x)
-    _legend(figure, legend)
+    legend_beside(figure, legend)
 
 
 def draw_layers(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
@@ -224,7 +226,7 @@ def draw_layers(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
         kept = 100 * (1 - part.groupby("position")["sparsity"].mean())
         return axes.plot(kept.index, kept, "o-", color=colour, label=label)[0]
 
-    _plot_methods(figure, panels, data, plot)
+    plot_methods(figure, panels, data, plot)
     names = data.drop_duplicates("position").sort_values("position")["layer"].tolist()
     ticks = range(0, len(names), max(1, len(names) // 8))
     short = [names[place].removesuffix(".weight") for place in ticks]
@@ -250,7 +252,7 @@ def draw_curves(figure: Figure, data: pd.DataFrame, labels: Labels) -> None:
         mean = 100 * part.groupby("epoch")["valid_error"].mean()
         return axes.plot(mean.index, mean, color=colour, label=label)[0]
 
-    _plot_methods(figure, panels, data, plot, legend)
+    plot_methods(figure, panels, data, plot, legend)
     for criterion, axes in panels.items():
         _title_with_n(axes, criterion, data)
         axes.set_xlabel(labels.x)

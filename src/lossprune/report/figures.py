@@ -7,7 +7,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lossprune.report import drawing, series
+from lossprune.report import drawing, drawing_found, series
 from lossprune.report.drawing import Draw
 from lossprune.report.figure_files import FORMATS, STYLE, entitle, save_figure
 from lossprune.report.labels import LABELS, file_slugs
@@ -46,6 +46,9 @@ def _all_figures(results: Results) -> Iterator[tuple[str, pd.DataFrame, Draw]]:
     yield "error-against-sparsity", by_sparsity, drawing.draw_by_sparsity
     yield "loss-against-lambda", series.loss_by_reg(runs), drawing.draw_loss_by_reg
     yield "error-against-stages", series.error_by_stages(runs), drawing.draw_error_by_stages
+    curves = series.budget_curves(results)
+    yield "validation-against-sparsity", curves, drawing_found.draw_budget_curves
+    yield "lambda-of-stages", series.regs_of_stages(results), drawing_found.draw_regs_of_stages
     yield "predicted-against-realised", series.stage_changes(results), drawing.draw_stage_changes
     yield "loss-change-against-error-gap", series.change_and_gap(runs), drawing.draw_change_and_gap
     yield "layer-sparsity", series.layers(results), drawing.draw_layers

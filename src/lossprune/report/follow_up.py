@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from lossprune.experiment.folder import BEST
+from lossprune.flags import AUTO
 from lossprune.report.choice import best_reg_after_pruning
 from lossprune.report.layout import METHOD, dense_names, rows_of
-from lossprune.report.settings import ASKED, SETTINGS
+from lossprune.report.settings import ASKED, FOUND, MAY_BE_FOUND, SETTINGS
 
 _TRAINING = ("epochs", "batch_size", "lr", "decay", "decay_every", "l2")
 _METHOD_FIELDS = ("criterion", "stages", "exponential", "reg")
@@ -25,7 +26,7 @@ def write_plans(runs: pd.DataFrame, folder: Path) -> list[Path]:
     Only of prunings of trained networks that are runs of the same results: a plan trains the
     networks that its runs start from, or finds them trained.
     """
-    pruned = runs[runs["pruned"]]
+    pruned = runs[runs["pruned"] & runs["sparsity"].notna()]
     texts = [
         text for _, group in pruned.groupby(dense_names(pruned)) if (text := _plan(group, runs))
     ]
@@ -44,7 +45,9 @@ def _plan(pruned: pd.DataFrame, runs: pd.DataFrame) -> str | None:
     sparsities = sorted(pruned["sparsity"].unique().tolist())
     asked = [flag for flag in ASKED.values() if flag.field in pruned]
     moves = [flag.field for flag in asked]
-    moved = [flag.field for flag in asked if any(pruned[flag.field] != flag.default)]
+    moved = [
+        flag.field for flag in asked if any(value != flag.default for value in pruned[flag.field])
+    ]
     of_the_method = (*_METHOD_FIELDS, *moved, *(["sparsity"] if len(sparsities) > 1 else []))
     methods = pruned[["network", *METHOD, "pm", "exponential", *moves, "sparsity"]]
     best = best_reg_after_pruning(pruned).merge(methods.drop_duplicates(), on=["network", *METHOD])
@@ -53,7 +56,8 @@ def _plan(pruned: pd.DataFrame, runs: pd.DataFrame) -> str | None:
     axes: dict[str, Any] = {_FIELDS[name]: first[name] for name in fields}
     axes["seed"] = sorted(int(seed) for seed in pruned["seed"].unique())
     for name in of_the_method:
-        axes[_FIELDS[name]] = sorted(best[name].unique().tolist())
+        values = best[name].unique().tolist()
+        axes[_FIELDS[name]] = [_said(name, value) for value in sorted(values, key=_order)]
     name, at_each = first["network"], ""
     if len(sparsities) > 1:
         name, at_each = dense_names(pruned).iloc[0], " at each sparsity"
@@ -69,7 +73,8 @@ def _plan(pruned: pd.DataFrame, runs: pd.DataFrame) -> str | None:
         *_entries({_FIELDS[name]: baseline[name] for name in _TRAINING}),
     ]
     for row in rows_of(best):
-        lines += ["", "[[keep]]", *_entries({_FIELDS[name]: row[name] for name in of_the_method})]
+        rule = {_FIELDS[name]: _said(name, row[name]) for name in of_the_method}
+        lines += ["", "[[keep]]", *_entries(rule)]
     return "\n".join(lines) + "\n"
 
 
@@ -78,6 +83,17 @@ def _baseline(pruned: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Any] | None
     folders = {PurePath(start).parent.name for start in pruned["start"] if start.endswith(BEST)}
     dense = rows_of(runs[~runs["prunes"]])
     return next((run for run in dense if PurePath(run["folder"]).name in folders), None)
+
+
+def _said(field: str, value: Any) -> Any:
+    """Return a setting as a plan says it."""
+    if value is None or (field in MAY_BE_FOUND and value == FOUND):
+        return AUTO if value == FOUND else "None"
+    return value
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    return value is not None, value
 
 
 def _entries(flags: dict[str, Any]) -> list[str]:

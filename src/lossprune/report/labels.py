@@ -53,6 +53,18 @@ LABELS = {
         "ΔL by pruning",
         "error gap, points",
     ),
+    "validation-against-sparsity": Labels(
+        "Loss and error on validation data on the way to a budget",
+        "line: a run; large dot: what it came to",
+        "weights kept, %",
+        "",
+    ),
+    "lambda-of-stages": Labels(
+        "λ of the stages",
+        "line: a run; dot: what a stage chose",
+        "weights kept before the stage, %",
+        "λ",
+    ),
     "predicted-against-realised": Labels(
         "Predicted against realised loss change, stage by stage",
         f"{_BEST}; dot: a stage; dashed line: exact",

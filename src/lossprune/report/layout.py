@@ -9,6 +9,7 @@ that is part of the criterion's name, as in ``QM+compensate+finish=5`` or ``QM+s
 taken.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import PurePath
@@ -19,15 +20,16 @@ import pandas as pd
 
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.names import counted
-from lossprune.report.settings import ASKED, DEFAULTS, FLAG_OF
+from lossprune.report.settings import ASKED, DEFAULTS, FLAG_OF, FOUND
 
+TO_A_BUDGET = "to a budget"
 METHOD = ["criterion", "stages", "schedule"]
 _TRAINING = ["lr", "decay", "decay_every", "l2"]
 _TUNING = ["epochs", *_TRAINING]
 # A network's name begins with these, or they tell methods, tunings and seeds of it apart.
 _OF_THE_METHOD = {
     "arch", "dataset", "sparsity", "pm", "stages", "exponential", "reg", "seed", *_TUNING,
-    *(flag.field for flag in ASKED.values()),
+    *(flag.field for flag in ASKED.values()), "most_removed",
 }  # fmt: skip
 
 # Columns that are outcomes or names, not settings; every other one is a setting, known or not.
@@ -38,7 +40,7 @@ _NOT_SETTINGS = {
 }  # fmt: skip
 _DERIVED = {"criterion", "prunes", "tuned", "diverged", "schedule", "family", "origin", "network",
             "tuning", "training"}  # fmt: skip
-_SCORE_PREFIXES = ("before_", "pruned_", "best_", "last_")
+_OUTCOMES = ("before_", "pruned_", "best_", "last_", "found_")  # what their names begin with
 
 
 def arrange(runs: pd.DataFrame) -> pd.DataFrame:
@@ -53,9 +55,10 @@ def arrange(runs: pd.DataFrame) -> pd.DataFrame:
     runs["prunes"] = runs["prune_epoch"] >= 0
     runs.insert(list(runs.columns).index("criterion"), "pm", runs["criterion"])
     runs["criterion"] = _criteria(runs)
-    one_cut = (runs["stages"] == 1) | ~runs["prunes"]
+    found = (runs["stages"] == FOUND) | runs["sparsity"].isna()  # at a share of what is left
+    unspread = (runs["stages"] == 1) | found | ~runs["prunes"]
     spread = np.where(runs["exponential"], "exponential", "linear")
-    runs["schedule"] = np.where(one_cut, "", spread)
+    runs["schedule"] = np.where(unspread, "", spread)
     runs["family"] = runs["arch"] + " on " + runs["dataset"]
     runs["origin"] = [
         _origin(start, seed) for start, seed in zip(runs["start"], runs["seed"], strict=True)
@@ -80,9 +83,9 @@ def dense_names(runs: pd.DataFrame) -> pd.Series:
 def at_several_sparsities(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the prunings of dense networks that were pruned to more than one sparsity.
 
-    Added is ``dense``, the name of the dense network.
+    Added is ``dense``, the name of the dense network.  Those to a budget find theirs.
     """
-    prunings = runs[runs["prunes"]]
+    prunings = runs[runs["prunes"] & runs["sparsity"].notna()]
     prunings = prunings.assign(dense=dense_names(prunings))
     return prunings[prunings.groupby("dense")["sparsity"].transform("nunique") > 1]
 
@@ -106,6 +109,8 @@ def removed_text(sparsity: float) -> str:
     >>> removed_text(0.98847)
     '98.847 % removed'
     """
+    if math.isnan(sparsity):
+        return TO_A_BUDGET
     return f"{100 * sparsity:.6g} % removed"
 
 
@@ -122,7 +127,7 @@ def families_and_networks(runs: pd.DataFrame) -> dict[str, str]:
 def settings_of(*frames: pd.DataFrame) -> dict[str, str]:
     """Return the columns that are settings, and their flags; unknown ones by their own name."""
     names = dict.fromkeys(name for frame in frames for name in frame.columns)
-    flags = {**FLAG_OF, "has_start": "model_0"}
+    flags = {**FLAG_OF, "has_start": "model_0", "most_removed": "pr"}
     return {name: flags.get(name, str(name)) for name in names if _is_setting(name)}
 
 
@@ -153,6 +158,8 @@ def _criteria(runs: pd.DataFrame) -> list[str]:
         for place, value in enumerate(runs.get(flag.field, ())):
             if value != flag.default and runs["prunes"].iloc[place]:
                 names[place] += f"+{name}" + ("" if value is True else f"={value}")
+    for place, most in enumerate(runs.get("most_removed", ())):
+        names[place] += "" if math.isnan(most) else f"+pr={most}"
     return names
 
 
@@ -194,7 +201,7 @@ def _networks(runs: pd.DataFrame) -> pd.Series:
 
 
 def _is_setting(name: str) -> bool:
-    return not (name in _NOT_SETTINGS or name in _DERIVED or name.startswith(_SCORE_PREFIXES))
+    return not (name in _NOT_SETTINGS or name in _DERIVED or name.startswith(_OUTCOMES))
 
 
 def _network_name(row: dict[str, Any], varying: list[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lossprune.flags import AUTO
 from lossprune.report import series
 from lossprune.report.choice import ranked_after_pruning
 from lossprune.report.labels import LABELS, MEASURES, file_slugs
@@ -25,7 +26,7 @@ from lossprune.report.layout import (
 )
 from lossprune.report.palette import CRITERION_COLOURS, METHOD_COLOURS, SHADES
 from lossprune.report.reading import Results
-from lossprune.report.settings import command_of
+from lossprune.report.settings import FOUND, command_of
 from lossprune.report.table import Table, reg_text, shown
 
 _POINTS = 80  # of a curve or of a run's stages: more than a panel has pixels to tell apart
@@ -114,7 +115,8 @@ def _networks(runs: pd.DataFrame, families: dict[str, str]) -> list[dict[str, An
         dense, sparsity = known.get(name, (name, None))
         networks.append(
             {
-                **{"name": name, "family": family, "dense": dense, "sparsity": sparsity},
+                **{"name": name, "family": family, "dense": dense},
+                "sparsity": None if sparsity is None or math.isnan(sparsity) else sparsity,
                 "removed": "" if sparsity is None else removed_text(sparsity),
                 "correlations": _correlations(runs, name),
             }
@@ -182,7 +184,7 @@ def _filter_keys(row: dict[str, Any]) -> dict[str, list[Any]]:
         methods, regs = [(criterion, rest.split()[0]) for criterion, _, rest in labels], []
     return {
         "criterion": [criterion for criterion, _ in methods],
-        "stages": [int(stages) for _, stages in methods],
+        "stages": [FOUND if stages == AUTO else int(stages) for _, stages in methods],
         "reg": regs,
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from lossprune.report.layout import alone
 from lossprune.report.palette import CRITERION_COLOURS, MOVED_COLOURS, OTHER_COLOUR
@@ -64,6 +65,16 @@ def decades(low: float, high: float) -> list[float]:
         if len(found) > 2:
             break
     return found if len(found) <= 6 else found[found.index(0) % 2 :: 2]
+
+
+def fall_from_dense(axes: Axes, kept: list[float], label: str) -> None:
+    """Let the weights kept, in percent, fall along the axis, with as many labels as have room."""
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.xaxis.set_minor_locator(NullLocator())
+    ticks = apart(sorted(kept, reverse=True))
+    axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
+    axes.set_xlabel(label)
 
 
 def colours_of(criteria: list[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,20 @@ from lossprune.experiment.record import (
     Scores,
 )
 from lossprune.experiment.stage_dict import predicted_change
+from lossprune.flags import AUTO
+from lossprune.report.found import found_of, points_of, regs_of
 from lossprune.report.layout import arrange
 from lossprune.report.records_file import RecordsFile
-from lossprune.report.settings import ASKED, RECORDED, SETTINGS, unasked
+from lossprune.report.settings import (
+    ASKED,
+    BUDGETS,
+    FOUND,
+    MAY_BE_FOUND,
+    OPTIONAL,
+    RECORDED,
+    SETTINGS,
+    unasked,
+)
 from lossprune.report.source import ResultsFolder
 
 _SCORES = tuple(item.name for item in fields(Scores))
@@ -37,6 +49,8 @@ RunSource = ResultsFolder | RecordsFile
 """Runs by their folders; ``folder`` is where their own files are, None where they are not there."""
 
 STAGE_COLUMNS = ("sparsity", "predicted_change", "realised_change")
+REG_COLUMNS = ("sparsity", "chosen")
+POINT_COLUMNS = ("sparsity", "loss", "error", "reached")
 EPOCH_COLUMNS = ("epoch", *_SCORES)
 
 
@@ -47,10 +61,15 @@ class History:
     Attributes:
         stages: one row per pruning stage: sparsity, predicted and realised change of the loss.
         epochs: one row per epoch: its number, then the six scores.
+        regs: one row per stage that chose its λ: the sparsity that it began with, and λ.
+        points: one row per mask that was judged on validation data: sparsity, loss, error, and
+            whether it is what the run came to.
     """
 
     stages: NDArray[np.float32]
     epochs: NDArray[np.float32]
+    regs: NDArray[np.float32]
+    points: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,8 @@ def read_results(path: Path, epochs: int | None = None) -> Results:
         first = left_out[0].reason if left_out else "there is none"
         raise ValueError(f"none of the {len(left_out)} records in {path} can be used: {first}")
     runs = pd.DataFrame(rows).drop(columns=unasked(rows))
+    for name in OPTIONAL & set(runs.columns):  # None, which a column of numbers would turn to NaN
+        runs[name] = pd.Series([row[name] for row in rows], dtype=object)
     return Results(source, arrange(runs), histories, tuple(left_out))
 
 
@@ -146,6 +167,7 @@ def row_of(record: RunRecord) -> dict[str, Any]:
     row["loss_change"] = row["pruned_train_loss"] - row["before_train_loss"]
     row["error_gap"] = row["best_test_error"] - row["before_test_error"]
     device = record.environment.get("device_name", record.environment.get("device", ""))
+    row |= found_of(record)
     row["device"] = legible(str(device))
     row["torch"] = legible(str(record.environment.get("torch", "")))
     return row
@@ -164,15 +186,21 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         if not _fits(name, config[name]):
             raise ValueError(f"the record's setting {name} is {_quoted(config[name])}")
     row = {flag.field: config.get(name, flag.default) for name, flag in SETTINGS.items()}
+    row |= {name: FOUND for name in MAY_BE_FOUND if row[name] == AUTO}
+    if any(row[name] is not None for name in BUDGETS):
+        row |= {} if row["sparsity"] is None else {"most_removed": row["sparsity"]}
+        row["sparsity"] = np.nan
     row |= {name: value for name, value in config.items() if name not in SETTINGS}
     row["has_start"] = row.pop("start") is not None
     return row
 
 
 def _fits(setting: str, value: object) -> bool:
-    kind = RECORDED[setting]
+    kind, kinds = RECORDED[setting], SETTINGS[setting].kinds
     if kind in (int, float):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        found = (value == AUTO and str in kinds) or (value is None and NoneType in kinds)
+        return number or found
     return isinstance(value, kind) or (kind is bool and setting == "model_0" and value is None)
 
 
@@ -193,9 +221,15 @@ def _history(record: RunRecord) -> History:
         [row.epoch, *(getattr(row.scores, name) for name in _SCORES)] for row in record.epochs
     ]
     return History(
-        np.array(stages, dtype=np.float32).reshape(-1, len(STAGE_COLUMNS)),
-        np.array(epochs, dtype=np.float32).reshape(-1, len(EPOCH_COLUMNS)),
+        _array(stages, STAGE_COLUMNS),
+        _array(epochs, EPOCH_COLUMNS),
+        _array(regs_of(record), REG_COLUMNS),
+        _array([[_number(value) for value in point] for point in points_of(record)], POINT_COLUMNS),
     )
+
+
+def _array(rows: list[list[float]], columns: tuple[str, ...]) -> NDArray[np.float32]:
+    return np.array(rows, dtype=np.float32).reshape(-1, len(columns))
 
 
 def _number(value: float | None) -> float:

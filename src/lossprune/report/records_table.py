@@ -28,6 +28,7 @@ _SCORES = tuple(item.name for item in fields(Scores))
 LOSSES = tuple(name for name in _SCORES if name.endswith("loss"))
 ERRORS = tuple(name for name in _SCORES if name.endswith("error"))
 _STEP = "compensation"
+_FOUND = ("reg", "rung", "tried", "taken_back", "points")  # of a stage, where it found them
 _MOMENTS = ("before_pruning", "after_pruning", "best", "last")
 
 
@@ -79,11 +80,12 @@ SCHEMA = pa.schema(
         ("format", pa.string()),
         ("layers", pa.list_(_struct({"name": str, "sparsity": float}))),
         ("compensations", pa.list_(pa.string())),
+        ("found", pa.list_(pa.string())),
     ]
 )
-"""The columns: ``folder``, then those of ``record.json``, the sparsity of each layer, and what the
-compensation of each stage says, as JSON, where a run has one."""
-LATER = ("compensations",)
+"""The columns: ``folder``, then those of ``record.json``, the sparsity of each layer, and, as JSON,
+what the compensation of each stage says and what each stage found, where a run has any."""
+LATER = ("compensations", "found")
 """Columns that files of earlier versions lack."""
 
 
@@ -130,9 +132,14 @@ def _row(run: StoredRun) -> dict[str, Any]:
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     steps = [stage.get(_STEP) for stage in stages]
+    found = [{name: stage[name] for name in _FOUND if name in stage} for stage in stages]
+    apart = (_STEP, *_FOUND)
     return {
-        "stages": [{key: value for key, value in row.items() if key != _STEP} for row in stages],
+        "stages": [
+            {key: value for key, value in row.items() if key not in apart} for row in stages
+        ],
         "compensations": [step and json.dumps(step) for step in steps] if any(steps) else None,
+        "found": [json.dumps(each) for each in found] if any(found) else None,
     }
 
 
@@ -185,6 +192,8 @@ def from_table(table: pa.Table) -> Iterator[StoredRun]:
         for stage, step in zip(row["stages"], row.pop("compensations", None) or (), strict=False):
             if step is not None:
                 stage[_STEP] = parse_json(step)
+        for stage, found in zip(row["stages"], row.pop("found", None) or (), strict=False):
+            stage.update(parse_json(found))
         record = RunRecord.from_dict({**row, "epochs": ()})
         # Not from_dict: of epochs there are thousands.
         record = RunRecord(**{**vars(record), "epochs": epochs})

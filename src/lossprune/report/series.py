@@ -14,7 +14,13 @@ from lossprune.report.choice import (
 )
 from lossprune.report.estimates import Correlation, spearman
 from lossprune.report.layout import METHOD, at_several_sparsities, rows_of
-from lossprune.report.reading import EPOCH_COLUMNS, STAGE_COLUMNS, Results
+from lossprune.report.reading import (
+    EPOCH_COLUMNS,
+    POINT_COLUMNS,
+    REG_COLUMNS,
+    STAGE_COLUMNS,
+    Results,
+)
 
 METHOD_KEYS = ["network", *METHOD]
 LOSS, PRUNED_ERROR, ERROR = "loss", "error after pruning", "error"
@@ -111,6 +117,16 @@ def correlations(runs: pd.DataFrame) -> dict[tuple[str, str], Correlation]:
 def stage_changes(results: Results) -> pd.DataFrame:
     """Return predicted and realised change of the loss by stage, at the best λ, run by run."""
     return _along(results, "stages", STAGE_COLUMNS, "stage")
+
+
+def budget_curves(results: Results) -> pd.DataFrame:
+    """Return loss and error on validation data by sparsity, of each mask that a run judged."""
+    return _along(results, "points", POINT_COLUMNS, None)
+
+
+def regs_of_stages(results: Results) -> pd.DataFrame:
+    """Return the λ that each stage chose, by the sparsity that it began with, run by run."""
+    return _along(results, "regs", REG_COLUMNS, "stage")
 
 
 def training_curves(results: Results) -> pd.DataFrame:

@@ -1,12 +1,14 @@
 """What a report knows of the settings of a run, from the flags of ``lossprune run``."""
 
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from lossprune.experiment.config import RunConfig, implied_dataset
-from lossprune.flags import declared_flags, words_of
+from lossprune.flags import AUTO, declared_flags, words_of
 
 _FLAGS = declared_flags(RunConfig)
 
@@ -23,6 +25,22 @@ FLAG_OF = {flag.field: name for name, flag in _FLAGS.items()}
 """The name of each flag by what the code calls it, which is the column of a table of runs."""
 
 DEFAULTS = {name: flag.default for name, flag in _FLAGS.items()}
+
+
+FOUND = -1
+"""What stands in a table of runs for a λ or π that is found on the way: it sorts before all others.
+
+In the place of a sparsity that a budget finds stands NaN."""
+
+MAY_BE_FOUND = ("reg", "stages")
+"""The columns in which it may stand."""
+
+BUDGETS = ("max_loss_increase", "max_error_increase")
+"""The columns of what a pruning may cost; None where there is no limit."""
+
+
+OPTIONAL = {flag.field for flag in ASKED.values() if NoneType in flag.kinds}
+"""The columns of numbers that may be None: not asked for."""
 
 
 _FIRST_ASKED = ("compensate", "finish", "recalibrate")  # columns that every table of runs has
@@ -45,6 +63,10 @@ def command_of(row: Mapping[str, Any], path: str) -> str:
     """
     values = {flag.field: row.get(flag.field, flag.default) for flag in SETTINGS.values()}
     values |= {"criterion": row["pm"], "start": row.get("start") or None, "path": Path(path)}
+    values |= {name: AUTO for name in MAY_BE_FOUND if values[name] == FOUND}
+    if math.isnan(values["sparsity"]):
+        most = row.get("most_removed", math.nan)
+        values["sparsity"] = None if math.isnan(most) else most
     if values["dataset"] == implied_dataset(row["arch"]):
         values["dataset"] = None
     return shlex.join(["lossprune", "run", *words_of(RunConfig, values)])

@@ -30,7 +30,7 @@ _RULE = (
 )
 _METHOD_COLUMNS = (
     Column("criterion", "criterion"),
-    Column("stages", "π", "count"),
+    Column("stages", "π", "stages"),
     Column("schedule", "schedule"),
 )
 _SPARSITY_COLUMNS = (

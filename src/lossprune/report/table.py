@@ -1,14 +1,16 @@
 """A table of numbers, and how it is written: CSV at full precision, Markdown and LaTeX as read."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lossprune.report.layout import criterion_order, rows_of
+from lossprune.flags import AUTO
+from lossprune.report.layout import TO_A_BUDGET, criterion_order, rows_of
+from lossprune.report.settings import FOUND
 from lossprune.text_table import markdown_rows
 
 RULE = (
@@ -20,6 +22,7 @@ SPREAD = (
     "mean. What is not finite is counted as diverged and left out of the mean."
 )
 _TWO_SEEDS = " * Two seeds have no interval: these are the lower and the higher of them."
+_BUDGET = " Of prunings to a budget the best λ is the one that removes most."
 NOTHING = "–"
 _TEXT_KINDS = ("text",)
 
@@ -31,9 +34,9 @@ class Column:
     Attributes:
         key: of the frame.
         heading: above it.
-        kind: ``text``, ``count``, ``reg`` (a λ), ``number``, ``change`` (a signed number),
-            ``percent`` (a fraction, shown in percent) or ``share`` (that with as many digits as it
-            has).
+        kind: ``text``, ``count``, ``reg`` (a λ), ``chosen`` (a λ in two digits), ``stages`` (a π),
+            ``number``, ``change`` (a signed number), ``percent`` (a fraction, shown in percent),
+            ``share`` (that with as many digits as it has) or ``points`` (a difference of them).
     """
 
     key: str
@@ -91,8 +94,9 @@ def ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def note_of(frame: pd.DataFrame) -> str:
-    """Return what a caption has to add where means are over two seeds, else nothing."""
-    return _TWO_SEEDS if (frame["n"] == 2).any() else ""
+    """Return what a caption has to add of budgets, and where means are over two seeds."""
+    budget = _BUDGET if any(TO_A_BUDGET in name for name in frame["network"]) else ""
+    return budget + (_TWO_SEEDS if (frame["n"] == 2).any() else "")
 
 
 def write_table(table: Table, folder: Path) -> list[Path]:
@@ -107,7 +111,15 @@ def write_table(table: Table, folder: Path) -> list[Path]:
 
 def to_csv(table: Table) -> str:
     """Return the numbers at full precision; fractions stay fractions, nothing stays empty."""
-    return table.frame.to_csv(index=False, lineterminator="\n")
+    columns = [column.key for column in table.columns if column.kind in ("reg", "stages")]
+    return with_words(table.frame, columns).to_csv(index=False, lineterminator="\n")
+
+
+def with_words(frame: pd.DataFrame, columns: Iterable[str]) -> pd.DataFrame:
+    """Return the frame with the word ``auto`` for λ and π that were found, in these columns."""
+    found = [column for column in columns if (frame[column] == FOUND).any()]
+    words = {column: frame[column].astype(object).replace(FOUND, AUTO) for column in found}
+    return frame.assign(**words)
 
 
 def to_markdown(table: Table) -> str:
@@ -193,11 +205,22 @@ def reg_text(reg: float) -> str:
     >>> [reg_text(reg) for reg in (0.0, 1e-05, 0.001, 0.1, 1.0, 100.0)]
     ['0', '1e-5', '1e-3', '0.1', '1', '100']
     """
+    if reg == FOUND:
+        return AUTO
     if reg == 0 or reg >= 0.01:
         return f"{reg:g}"
     mantissa, exponent = f"{reg:e}".split("e")
     mantissa = mantissa.rstrip("0").rstrip(".")
     return f"{mantissa}e{int(exponent)}"
+
+
+def stages_text(stages: float) -> str:
+    """Return a number of stages, or that it was found.
+
+    >>> stages_text(14), stages_text(FOUND)
+    ('14', 'auto')
+    """
+    return AUTO if stages == FOUND else f"{int(stages)}"
 
 
 def _finite(form: str) -> Any:
@@ -207,6 +230,8 @@ def _finite(form: str) -> Any:
 _FORMATS: dict[str, Any] = {
     "count": lambda value: f"{int(value)}",
     "reg": reg_text,
+    "stages": stages_text,
+    "chosen": lambda value: reg_text(float(f"{value:.2g}")),
     "number": _finite(".4f"),
     "change": _finite("+.4f"),
     "percent": lambda value: f"{100 * value:.2f} %",

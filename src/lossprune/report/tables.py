@@ -21,6 +21,7 @@ from lossprune.report.choice import (
     tuned_choices,
 )
 from lossprune.report.estimates import estimate
+from lossprune.report.found_table import found_tables
 from lossprune.report.layout import METHOD, criterion_order
 from lossprune.report.series import correlations
 from lossprune.report.sparsity_tables import sparsity_tables
@@ -33,6 +34,7 @@ from lossprune.report.table import (
     measures,
     note_of,
     ordered,
+    stages_text,
 )
 
 _Chosen = tuple[dict[str, Any], pd.Series]
@@ -46,12 +48,13 @@ def all_tables(runs: pd.DataFrame) -> tuple[Table, ...]:
         difference_table(runs),
         correlation_table(runs),
         *sparsity_tables(runs),
+        *found_tables(runs),
     )
 
 
 _METHOD_COLUMNS = (
     Column("criterion", "criterion"),
-    Column("stages", "π", "count"),
+    Column("stages", "π", "stages"),
     Column("schedule", "schedule"),
     Column("choice", "choice of λ"),
     Column("reg", "λ", "reg"),
@@ -111,7 +114,7 @@ def correlation_table(runs: pd.DataFrame) -> Table:
     among = {
         "all runs": runs,
         "π = 1": runs[runs["stages"] == 1],
-        "π > 1": runs[runs["stages"] > 1],
+        "π > 1": runs[runs["stages"] != 1],
     }
     rows = [
         {"network": network, "tuning": tuning, "among": name, **asdict(found)}
@@ -237,4 +240,4 @@ def _position(key: dict[str, Any], order: list[str]) -> tuple[int, int, str, int
 def _label(key: dict[str, Any], among: str) -> str:
     linear = " linear" if key["schedule"] == "linear" else ""
     choice = f" {key['choice']}" if among == "λ" else ""
-    return f"{key['criterion']} π {key['stages']}{linear}{choice}"
+    return f"{key['criterion']} π {stages_text(key['stages'])}{linear}{choice}"

@@ -120,7 +120,7 @@ function lossFigure(shown) {
 function errorFigure(shown) {
   const rows = atBest(shown).filter((run) => run.tuned && run.error !== null);
   const stages = ascending(rows.map((run) => run.stages));
-  const x = categories(stages, String);
+  const x = categories(stages, FACETS.stages);
   const criteria = criteriaOf(rows);
   const aside = (criterion) => 7 * (criteria.indexOf(criterion) - (criteria.length - 1) / 2);
   const levels = denseLevels(rows, (run) => inPercent(run.errorBefore));
@@ -142,7 +142,7 @@ function errorFigure(shown) {
       points: ascending(part.map((run) => run.stages)).map((count) => {
         const own = part.filter((run) => run.stages === count);
         const { y, ...point } = averaged(own, (run) => 100 * run.error);
-        const title = `${name} π ${count}: ${rangeText({ y, ...point }, " %")}`;
+        const title = `${name} π ${FACETS.stages(count)}: ${rangeText({ y, ...point }, " %")}`;
         return { x: count, y, aside: aside(part[0].criterion), title };
       }),
     })),

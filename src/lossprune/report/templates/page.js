@@ -40,7 +40,7 @@ function drawCharts(runs) {
   const shown = new Set(pruning.map((run) => run.id));
   state.width = id("charts").clientWidth;
   id("charts").replaceChildren(
-    ...(siblings().length > 1 ? [sparsityFigure()] : []),
+    ...(sparsities().length > 1 ? [sparsityFigure()] : []),
     lossFigure(pruning),
     errorFigure(pruning),
     gapFigure(pruning),

@@ -8,7 +8,7 @@ DATA.runs.forEach((run, place) => {
 const REG = new Map(DATA.regs);
 const FACETS = {
   criterion: (value) => value,
-  stages: String,
+  stages: (value) => (value < 0 ? "auto" : String(value)), // found on the way
   reg: (value) => REG.get(value) ?? short(value),
   seed: String,
 };
@@ -31,10 +31,13 @@ const here = () => DATA.networks[state.network];
 // The networks that are one dense network at several sparsities.
 const siblings = () => DATA.networks.filter((network) => network.dense === here().dense);
 
+const sparsities = () => siblings().filter((network) => network.sparsity !== null);
+
 const inNetwork = (run) =>
   run.network === state.network || (run.network < 0 && run.family === here().family);
 
-const atAnySparsity = (run) => run.prunes && DATA.networks[run.network].dense === here().dense;
+// A budget finds a sparsity of its own, which is null here.
+const atAnySparsity = (run) => run.prunes && sparsities().includes(DATA.networks[run.network]);
 
 const baselineShown = (run) =>
   run.prunes || !(state.criterion.size || state.stages.size || state.reg.size);
@@ -47,7 +50,8 @@ const passesAll = (run) =>
 
 const visible = (run) => inNetwork(run) && passesAll(run);
 
-const methodOf = (run) => `π ${run.stages}${run.schedule === "linear" ? " linear" : ""}`;
+const methodOf = (run) =>
+  `π ${FACETS.stages(run.stages)}${run.schedule === "linear" ? " linear" : ""}`;
 
 const nameOf = (run) =>
   run.prunes

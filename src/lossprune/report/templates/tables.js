@@ -107,7 +107,7 @@ function drawTables() {
 
 const RUN_COLUMNS = [
   ["criterion", (run) => (run.prunes ? run.criterion : "baseline"), null, true],
-  ["π", (run) => (run.prunes ? run.stages : null)],
+  ["π", (run) => (run.prunes ? run.stages : null), FACETS.stages],
   ["λ", (run) => (run.prunes ? run.reg : null), FACETS.reg],
   ["seed", (run) => run.seed, String],
   ["fine-tuning", (run) => run.tuning, null, true],
