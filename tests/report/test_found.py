@@ -36,6 +36,8 @@ ASKED = (
     {**LIMIT, "reg": 1e-3},
     {**LIMIT, "reg": "auto"},
     {**LIMIT, "reg": "auto", "sparsity": 0.6},
+    {"multiply_adds": 0.3},
+    {"multiply_adds": 0.3, "reg": "auto"},
 )
 
 
@@ -91,7 +93,7 @@ def test_the_table_is_what_the_records_say(path):
     columns += ["found_reg_high", "found_examples", "achieved_sparsity", "loss_rise", "error_rise"]
     frame = table.frame[columns].astype(object).where(table.frame[columns].notna(), None)
     rows = list(frame.itertuples(index=False, name=None))
-    assert len(rows) == 2 * 5
+    assert len(rows) == 2 * 6
     assert sorted(rows, key=str) == sorted(expected, key=str)
     budgets = table.frame[table.frame["network"] == BUDGET]
     assert set(budgets["criterion"]) == {
@@ -137,8 +139,8 @@ def test_the_curve_and_the_penalties_are_drawn_where_there_are_any(path):
     assert len(lengths) == len(lines) > 2
     assert error.get_title() == "validation error, %"
     regs = {slug: figure for (name, slug), figure in figures.items() if name == "lambda-of-stages"}
-    assert len(regs) == 2
-    (to_80,) = [figure for slug, figure in regs.items() if not slug.endswith("budget")]
+    assert len(regs) == 3
+    (to_80,) = [figure for slug, figure in regs.items() if slug.endswith("80-removed")]
     drawn = {len(line.get_ydata()) for axes in to_80.axes for line in axes.lines}
     assert drawn <= {3}
 
@@ -157,7 +159,10 @@ def test_commands_words_and_records_of_such_runs(path, tmp_path):
     assert tomllib.loads(plan)["pi"] == ["auto", 3]
     assert len(parse_plan(plan, "best").expand()) == 2 + 2 * 2
     data = json.loads(as_json(page_data(results, all_tables(results.runs), [])))
-    assert [network["sparsity"] for network in data["networks"]] == [0.8, None]
+    assert [network["sparsity"] for network in data["networks"]] == [None, 0.8, None]
+    assert [network["removed"] for network in data["networks"]] == [
+        *("30 % of multiply-adds left", "80 % removed", "to a budget"),
+    ]
     assert [-1.0, "auto"] in data["regs"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lossprune.report.layout import METHOD, rows_of
+from lossprune.report.layout import METHOD, TO_A_BUDGET, rows_of
 
 BEST, ZERO, BEST_TUNED = "best λ", "λ = 0", "best λ after fine-tuning"
 
@@ -39,7 +39,9 @@ def ranked_regs(runs: pd.DataFrame, by: str, within: list[str]) -> pd.DataFrame:
     """
     values = runs.assign(value=runs[by].where(np.isfinite(runs[by]), np.inf))
     if by == BY_LOSS:  # a budget says the loss: what counts is how much is removed
-        values["value"] = values["value"].mask(runs["sparsity"].isna(), -runs["achieved_sparsity"])
+        values["value"] = values["value"].mask(
+            runs["target"] == TO_A_BUDGET, -runs["achieved_sparsity"]
+        )
     means = values.groupby([*within, "reg"])["value"].agg(["count", "mean"]).reset_index()
     means["fewer"] = means["count"] < means.groupby(within)["count"].transform("max")
     means["among"] = (~means["fewer"]).groupby([means[name] for name in within]).transform("sum")

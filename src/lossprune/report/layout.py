@@ -20,7 +20,7 @@ import pandas as pd
 
 from lossprune.pruning.criteria import CRITERIA
 from lossprune.pruning.names import counted
-from lossprune.report.settings import ASKED, DEFAULTS, FLAG_OF, FOUND
+from lossprune.report.settings import ASKED, BUDGETS, DEFAULTS, FLAG_OF, FOUND
 
 TO_A_BUDGET = "to a budget"
 METHOD = ["criterion", "stages", "schedule"]
@@ -38,8 +38,8 @@ _NOT_SETTINGS = {
     "seconds", "achieved_sparsity", "trained_epochs", "best_epoch", "loss_change", "error_gap",
     "device", "torch",
 }  # fmt: skip
-_DERIVED = {"criterion", "prunes", "tuned", "diverged", "schedule", "family", "origin", "network",
-            "tuning", "training"}  # fmt: skip
+_DERIVED = {"criterion", "target", "prunes", "tuned", "diverged", "schedule", "family", "origin",
+            "network", "tuning", "training"}  # fmt: skip
 _OUTCOMES = ("before_", "pruned_", "best_", "last_", "found_")  # what their names begin with
 
 
@@ -47,18 +47,23 @@ def arrange(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the runs with the columns by which tables and figures group them.
 
     ``criterion`` becomes the name of what is compared, and ``pm`` is the criterion alone.  Added
-    are ``family`` (architecture and data set), ``network``, ``tuning``, ``schedule``, ``prunes``,
-    ``tuned`` (finished training after pruning) and ``diverged``.  A run that never prunes has an
-    empty ``network``: it belongs to its family.
+    are ``family`` (architecture and data set), ``target`` (how far it is pruned), ``network``,
+    ``tuning``, ``schedule``, ``prunes``, ``tuned`` (finished training after pruning) and
+    ``diverged``.  A run that never prunes has an empty ``network``: it belongs to its family.
     """
     runs = runs.copy()
     runs["prunes"] = runs["prune_epoch"] >= 0
     runs.insert(list(runs.columns).index("criterion"), "pm", runs["criterion"])
     runs["criterion"] = _criteria(runs)
-    found = (runs["stages"] == FOUND) | runs["sparsity"].isna()  # at a share of what is left
-    unspread = (runs["stages"] == 1) | found | ~runs["prunes"]
+    budget, to_cost = _asked(runs, *BUDGETS), _asked(runs, "multiply_adds")
+    open_ended = budget & ~to_cost & ~_asked(runs, "most_removed")
+    unspread = (runs["stages"] == 1) | (runs["stages"] == FOUND) | open_ended | ~runs["prunes"]
     spread = np.where(runs["exponential"], "exponential", "linear")
     runs["schedule"] = np.where(unspread, "", spread)
+    runs["target"] = [
+        TO_A_BUDGET if ends else _target(row)
+        for ends, row in zip(budget, rows_of(runs), strict=True)
+    ]
     runs["family"] = runs["arch"] + " on " + runs["dataset"]
     runs["origin"] = [
         _origin(start, seed) for start, seed in zip(runs["start"], runs["seed"], strict=True)
@@ -75,7 +80,7 @@ def dense_names(runs: pd.DataFrame) -> pd.Series:
     """Return the name of each pruning's dense network: that of its network without the sparsity."""
     names = [
         row["family"] + row["network"].removeprefix(_family_at(row))
-        for row in rows_of(runs[["family", "sparsity", "network"]])
+        for row in rows_of(runs[["family", "target", "network"]])
     ]
     return pd.Series(names, index=runs.index, dtype=object)
 
@@ -90,17 +95,18 @@ def at_several_sparsities(runs: pd.DataFrame) -> pd.DataFrame:
     return prunings[prunings.groupby("dense")["sparsity"].transform("nunique") > 1]
 
 
-def dense_of_networks(runs: pd.DataFrame) -> dict[str, tuple[str, float]]:
-    """Return the dense network's name and the sparsity of each network."""
+def dense_of_networks(runs: pd.DataFrame) -> dict[str, tuple[str, float, str]]:
+    """Return the dense network's name, the sparsity and how far it is pruned, of each network."""
     firsts = runs[runs["prunes"]].drop_duplicates("network")
     dense = dense_names(firsts)
-    return dict(zip(firsts["network"], zip(dense, firsts["sparsity"], strict=True), strict=True))
+    values = zip(dense, firsts["sparsity"], firsts["target"], strict=True)
+    return dict(zip(firsts["network"], values, strict=True))
 
 
 def network_names(runs: pd.DataFrame) -> list[str]:
     """Return the names of all networks and dense networks."""
     networks = dense_of_networks(runs)
-    return sorted({*networks, *(dense for dense, _ in networks.values())})
+    return sorted({*networks, *(dense for dense, _, _ in networks.values())})
 
 
 def removed_text(sparsity: float) -> str:
@@ -109,8 +115,6 @@ def removed_text(sparsity: float) -> str:
     >>> removed_text(0.98847)
     '98.847 % removed'
     """
-    if math.isnan(sparsity):
-        return TO_A_BUDGET
     return f"{100 * sparsity:.6g} % removed"
 
 
@@ -154,13 +158,28 @@ def alone(criterion: str) -> str:
 def _criteria(runs: pd.DataFrame) -> list[str]:
     """Return the criterion of each run, and the flags by which more than the mask moves."""
     names = runs["criterion"].tolist()
+    budget = _asked(runs, *BUDGETS)
     for name, flag in ASKED.items():
         for place, value in enumerate(runs.get(flag.field, ())):
+            if name == "multiply_adds" and not budget.iloc[place]:
+                continue  # it is part of the network's name
             if value != flag.default and runs["prunes"].iloc[place]:
                 names[place] += f"+{name}" + ("" if value is True else f"={value}")
     for place, most in enumerate(runs.get("most_removed", ())):
         names[place] += "" if math.isnan(most) else f"+pr={most}"
     return names
+
+
+def _asked(runs: pd.DataFrame, *names: str) -> pd.Series:
+    """Which runs ask for one of these, by columns that may not be there."""
+    return runs.reindex(columns=list(names)).notna().any(axis=1)
+
+
+def _target(row: dict[str, Any]) -> str:
+    """How far a run is pruned that has no budget."""
+    if math.isnan(row["sparsity"]):
+        return f"{100 * row['multiply_adds']:.6g} % of multiply-adds left"
+    return removed_text(row["sparsity"])
 
 
 def _origin(start: str, seed: int) -> str:
@@ -219,7 +238,7 @@ def _network_name(row: dict[str, Any], varying: list[str]) -> str:
 
 
 def _family_at(row: dict[str, Any]) -> str:
-    return f"{row['family']}, {removed_text(row['sparsity'])}"
+    return f"{row['family']}, {row['target']}"
 
 
 def _short(origin: str) -> str:

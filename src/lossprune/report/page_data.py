@@ -21,7 +21,6 @@ from lossprune.report.layout import (
     dense_of_networks,
     families_and_networks,
     network_names,
-    removed_text,
     rows_of,
 )
 from lossprune.report.palette import CRITERION_COLOURS, METHOD_COLOURS, SHADES
@@ -112,12 +111,12 @@ def _networks(runs: pd.DataFrame, families: dict[str, str]) -> list[dict[str, An
     known = dense_of_networks(runs)
     networks = []
     for name, family in families.items():
-        dense, sparsity = known.get(name, (name, None))
+        dense, sparsity, target = known.get(name, (name, None, ""))
         networks.append(
             {
                 **{"name": name, "family": family, "dense": dense},
                 "sparsity": None if sparsity is None or math.isnan(sparsity) else sparsity,
-                "removed": "" if sparsity is None else removed_text(sparsity),
+                "removed": target,
                 "correlations": _correlations(runs, name),
             }
         )

@@ -189,6 +189,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     row |= {name: FOUND for name in MAY_BE_FOUND if row[name] == AUTO}
     if any(row[name] is not None for name in BUDGETS):
         row |= {} if row["sparsity"] is None else {"most_removed": row["sparsity"]}
+        row["sparsity"] = None
+    if row["sparsity"] is None:
         row["sparsity"] = np.nan
     row |= {name: value for name, value in config.items() if name not in SETTINGS}
     row["has_start"] = row.pop("start") is not None

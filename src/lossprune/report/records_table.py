@@ -28,7 +28,7 @@ _SCORES = tuple(item.name for item in fields(Scores))
 LOSSES = tuple(name for name in _SCORES if name.endswith("loss"))
 ERRORS = tuple(name for name in _SCORES if name.endswith("error"))
 _STEP = "compensation"
-_FOUND = ("reg", "rung", "tried", "taken_back", "points")  # of a stage, where it found them
+_FOUND = ("reg", "rung", "tried", "taken_back", "points", "cost")  # of a stage, where it found them
 _MOMENTS = ("before_pruning", "after_pruning", "best", "last")
 
 

@@ -30,7 +30,7 @@ DEFAULTS = {name: flag.default for name, flag in _FLAGS.items()}
 FOUND = -1
 """What stands in a table of runs for a λ or π that is found on the way: it sorts before all others.
 
-In the place of a sparsity that a budget finds stands NaN."""
+In the place of a sparsity that a budget or a share of the multiply-adds finds stands NaN."""
 
 MAY_BE_FOUND = ("reg", "stages")
 """The columns in which it may stand."""
