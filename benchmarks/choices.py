@@ -57,9 +57,11 @@ class Case:
         self.dense = self.loss(self.network)
 
     def some(self, split: Split) -> Split:
-        """The first examples of a split, as many as are judged."""
-        count = len(split) if self.judged is None else min(self.judged, len(split))
-        return split.take(torch.arange(count))
+        """Examples of a split, drawn at random, as many as are judged."""
+        if self.judged is None or self.judged >= len(split):
+            return split
+        drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+        return split.take(drawn[: self.judged])
 
     def loss(self, network: nn.Module) -> float:
         """The mean over the training examples that are judged."""

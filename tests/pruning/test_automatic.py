@@ -145,6 +145,14 @@ def test_statistics_are_averaged_with_those_of_earlier_stages():
     assert all(torch.equal(got[n], wanted[n]) for n in theta)
 
 
+@pytest.mark.parametrize(("criterion", "averaged"), [("LM", True), ("OBD", False)])
+def test_what_is_found_on_the_way_averages_where_there_is_a_gradient(criterion, averaged):
+    asked = {"sparsity": 0.5, "stages": 2, "data": data(), "reg": "auto"}
+    running = prune_by_stage(network(), criterion, **asked)
+    list(running)
+    assert bool(running.averages) is averaged
+
+
 class TestStages:
     @pytest.mark.parametrize("criterion", ["LM", "QM", "OBD"])
     def test_each_is_within_the_tolerance_or_as_short_as_stages_get(self, criterion):

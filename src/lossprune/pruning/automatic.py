@@ -18,7 +18,7 @@ AUTO = "auto"
 # until(mask, moved): whether it holds of the network at the mask, with parameters and buffers that
 # the pruning has moved, by name.  Where it holds, it holds of every mask that removes more.
 Until = Callable[[Mask, Mapping[str, Tensor]], bool]
-# β of the statistics where λ or stages are found on the way.
+# β of the statistics where λ or stages are found on the way, by a criterion that has a gradient.
 SHARE = 0.9
 # Where no sparsity is given, the number of stages is that to this one, at strides of equal length.
 _FAR = 0.99
@@ -45,7 +45,7 @@ def check_reg(reg: Any, criterion: Criterion) -> float | None:
 
 
 def check_average(average: Any, *, automatic: bool) -> float:
-    """Return β, which is 0 where it is not given and nothing is found on the way.
+    """Return β, where it is not given that of an ``automatic`` one, or 0.
 
     Raises:
         ValueError: not in [0, 1).

@@ -98,7 +98,7 @@ def prune(
             examples that are kept out of the measurement.
         average: β in [0, 1): the share that is kept of what earlier stages measured, when a stage
             adds its own gradient and curvature; if not given, 0.9 where ``reg`` or ``stages`` is
-            ``"auto"``, else 0.
+            ``"auto"`` and the criterion has a gradient, else 0.
         tolerance: of ``stages="auto"``: how many nats the model may be off, by the realised change
             of the loss, where a stage leaves 1/e of what it found, and in proportion to the
             logarithm of what it leaves; 0.1 if not given.  A stage within it makes the next one

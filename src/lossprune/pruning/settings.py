@@ -159,7 +159,8 @@ class Pruning:
             began = selection.gone(self.start)
             found_path = path(began if final is None else min(final, began))
         penalty = check_reg(self.reg, criterion)
-        automatic = penalty is None or strides is not None
+        # A gradient is noise at most weights; a curvature is none, and would only be late.
+        automatic = criterion.gradient and (penalty is None or strides is not None)
         share = check_average(self.average, automatic=automatic)
         found = {
             "network": network,
