@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lossprune.deployment.deployed import Deployed as Deployed
     from lossprune.deployment.fastest import deploy as deploy
     from lossprune.deployment.file_size import FileSize as FileSize
+    from lossprune.deployment.latency import DeployedTime as DeployedTime
+    from lossprune.deployment.latency import latency_scope as latency_scope
     from lossprune.deployment.onnx import export_onnx as export_onnx
     from lossprune.deployment.saved.reading import load_deployed as load_deployed
     from lossprune.deployment.sparse_file import load_sparse as load_sparse
@@ -53,6 +55,7 @@ _NAMES = {
     "deployment.onnx": "export_onnx",
     "deployment.saved.reading": "load_deployed",
     "deployment.file_size": "FileSize",
+    "deployment.latency": "DeployedTime latency_scope",
     "deployment.sparse_file": "load_sparse save_sparse",
     "pruning": "CRITERIA Compensation CompensationRecord Criterion Mask PruningError "
     "PruningResult Sensitivity StageRecord Statistics measure prune prune_by_stage recalibrate "

@@ -198,7 +198,11 @@ class Tokens(nn.Module):
 
 @pytest.mark.parametrize(
     ("lanes", "flags"),
-    [(4, []), (8, SANITIZED), pytest.param(16, SANITIZED, marks=pytest.mark.slow)],
+    [
+        (4, []),
+        (8, SANITIZED),
+        pytest.param(16, SANITIZED, marks=pytest.mark.full("16 lanes, beside 4 and 8")),
+    ],
 )
 def test_a_transformer_for_vectors_of_each_width(lanes, flags, tmp_path):
     torch.manual_seed(0)

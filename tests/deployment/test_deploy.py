@@ -137,12 +137,12 @@ def test_linear_layers_of_any_size(sizes, batch, density, few):
 @pytest.mark.parametrize("rows", [9, 300])
 def test_many_features_are_summed_chunk_by_chunk(rows):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(300, 20), nn.GELU(), nn.Linear(20, 7)).eval()
+    model = nn.Sequential(nn.Linear(900, 20), nn.GELU(), nn.Linear(20, 7)).eval()
     mask = random_mask(model, 0.3)
     mask["0.weight"][3] = False
     mask["0.weight"][5:, 80:200] = False
     mask.apply_(model)
-    x = torch.randn(rows, 300)
+    x = torch.randn(rows, 900)
     deployed = sparse(model, x).retune_(Tuning(few=0))
     assert max(made.chunks for made in deployed.plan((x,)).operations) > 2
     assert_equal_to_rounding(deployed(x), model, x)

@@ -100,7 +100,7 @@ def test_the_cache_can_be_made_beforehand(command, photographs):
     assert "test       10 examples" in lines
 
 
-@pytest.mark.slow
+@pytest.mark.full("two processes of one run, beside many that decode one folder")
 def test_two_processes_decode_once_and_do_one_run(command, photographs, tmp_path, monkeypatch):
     """The same run as of one process: pruning, fine-tuning and batch norms over whole batches."""
     flags = [str(word) for word in (*RUN, "--data_path", photographs, "--nepochs", 1)]

@@ -73,7 +73,7 @@ def test_a_run_in_bf16_is_repeated_to_the_bit_and_says_so(tmp_path):
     ("way", "rounding"),
     [
         ({"amp": "bf16"}, 0.05),
-        pytest.param({"compiled": True}, 1e-4, marks=pytest.mark.slow),
+        pytest.param({"compiled": True}, 1e-4, marks=pytest.mark.full("compiled training")),
     ],
 )
 def test_it_is_the_plain_run_to_rounding_and_goes_on_to_the_bit(tmp_path, way, rounding):

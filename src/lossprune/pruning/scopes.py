@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from lossprune.pruning.names import find_in
 
 Shape = tuple[int, ...]
+LATENCY = "latency"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Scope:
         keeps_last: whether the network's last layer stays dense.
         price: what saliencies are divided by before they compete; None: by nothing.
         description: one line for help texts and tables.
+        prices: the same in numbers of at least 0, by parameter name, such as what
+            :func:`lossprune.latency_scope` measures; None: they are not known beforehand.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Scope:
     keeps_last: bool = False
     price: str | None = None
     description: str = ""
+    prices: Mapping[str, float] | None = field(default=None, repr=False)
 
 
 SCOPES: dict[str, Scope] = {
@@ -84,6 +88,11 @@ def find_scope(scope: str | Scope) -> Scope:
     """
     if isinstance(scope, Scope):
         return scope
+    if scope == LATENCY:
+        raise ValueError(
+            "scope 'latency' goes by what is measured on this machine: give "
+            "scope=lossprune.latency_scope(model, example)"
+        )
     return find_in(SCOPES, scope, "scope")
 
 

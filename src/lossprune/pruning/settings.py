@@ -1,10 +1,11 @@
 """What a pruning is asked to do: its settings, written and checked once."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lossprune.pruning.automatic import (
     Until,
@@ -150,7 +151,7 @@ class Pruning:
             last if last in weights else None,
             stacked_weights(self.model),
             costs=None if to_cost is None else to_cost.each,
-            prices=None if costs is None or scope.price is None else costs.prices,
+            prices=self._prices(scope, costs, weights),
             unit="weights" if to_cost is None else to_cost.unit,
         )
         if self.start is not None:
@@ -182,9 +183,12 @@ class Pruning:
 
     def _counted(self, network: PrunableNetwork, scope: Scope) -> WeightCosts | None:
         """What weights cost, if the scope or the target goes by it."""
-        if scope.price not in (None, MULTIPLY_ADDS):
-            raise ValueError(f"scope.price must be None or {MULTIPLY_ADDS!r}, got {scope.price!r}")
-        if scope.price is None and self.multiply_adds is None:
+        if scope.prices is None and scope.price not in (None, MULTIPLY_ADDS):
+            raise ValueError(
+                f"scope.price must be None or {MULTIPLY_ADDS!r} where scope.prices does not say it "
+                f"in numbers, got {scope.price!r}"
+            )
+        if (scope.price is None or scope.prices) and self.multiply_adds is None:
             if self.example is not None:
                 raise ValueError(
                     "example is what multiply-adds are counted on: give multiply_adds= or "
@@ -192,6 +196,21 @@ class Pruning:
                 )
             return None
         return count_multiply_adds(network, self.example, self.data, sharded=self.sharded)
+
+    def _prices(
+        self, scope: Scope, costs: WeightCosts | None, weights: Mapping[str, Tensor]
+    ) -> Mapping[str, float] | None:
+        """What the scope divides saliencies by, if anything."""
+        if scope.prices is None:
+            return None if costs is None or scope.price is None else costs.prices
+        for name in weights:
+            price = scope.prices.get(name)
+            if price is None or not 0 <= price < math.inf:
+                raise ValueError(
+                    f"scope.prices must have a number of at least 0 for each pruned weight, got "
+                    f"{price!r} for {name!r}: exclude that weight, or give it a price"
+                )
+        return scope.prices
 
 
 def _compensation(given: Any) -> Compensation | None:
