@@ -112,3 +112,17 @@ def test_less_than_the_network_takes_without_any_weight():
     said = r"FileSize\(at most 500 bytes, .* does not hold even where all 1,472 prunable weights"
     with pytest.raises(PruningError, match=said):
         lossprune.prune(net, "MP", until=FileSize(net, 500))
+
+
+def test_what_holds_of_no_weights_alone_is_reached_by_no_stage():
+    net = network()
+
+    class Nothing:
+        def __call__(self, mask, moved):
+            return mask.removed == mask.total
+
+        def __repr__(self):
+            return "nothing is left"
+
+    with pytest.raises(PruningError, match=r"nothing is left does not hold where 1,471 of 1,472"):
+        lossprune.prune(net, "MP", until=Nothing())

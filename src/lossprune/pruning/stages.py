@@ -181,7 +181,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         while not (self._judge.spent or self._target.met):
             aim = path.aim(self._now(mask), self._completed, self._done)
             if aim is None or (path.final is None and selection.removable(mask) < 2):
-                self._check_end(mask)
+                self._target.end(mask)
                 return
             stage = self._completed + 1
             try:
@@ -239,13 +239,6 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             points=points,
             cost=None if selection.costs is None else 1 - selection.gone(attempt.reached),
         )
-
-    def _check_end(self, mask: Mask) -> None:
-        if self._target.until is not None:
-            raise PruningError(
-                f"what until asks for does not hold where {mask.removed:,} of {mask.total:,} "
-                "weights are removed, and the pruning can go no further"
-            )
 
     def _now(self, mask: Mask) -> float:
         """The sparsity of a mask, which is the final one where it has all removed of that."""

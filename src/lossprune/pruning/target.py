@@ -56,6 +56,18 @@ class Target:
                 low = tried.amount
         return enough
 
+    def end(self, mask: Mask) -> None:
+        """Take this mask as the last one.
+
+        Raises:
+            PruningError: what was to hold does not.
+        """
+        if self.until is not None and not self.met:
+            raise PruningError(
+                f"{self.until!r} does not hold where {mask.removed:,} of {mask.total:,} weights "
+                "are removed, and the pruning can go no further"
+            )
+
     def _holds(self, trial: Trial, attempt: Attempt) -> bool:
         assert self.until is not None
         return self.until(attempt.reached, {**trial.moving.network.moved, **attempt.move.values})
