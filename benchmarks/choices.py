@@ -44,6 +44,12 @@ POINTS = 0.5  # of validation error
 CRITERIA = ("LM", "QM", "OBD")
 
 
+def some(split: Split, count: int | None) -> Split:
+    """So many examples of a split, the same ones each time, of all classes; None: all of it."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return split if count is None else split.take(order[:count])
+
+
 class Case:
     """A trained network, its data, and what is measured of a pruning of it."""
 
@@ -56,23 +62,16 @@ class Case:
         self.network.eval()
         self.dense = self.loss(self.network)
 
-    def some(self, split: Split) -> Split:
-        """Examples of a split, drawn at random, as many as are judged."""
-        if self.judged is None or self.judged >= len(split):
-            return split
-        drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-        return split.take(drawn[: self.judged])
-
     def loss(self, network: nn.Module) -> float:
         """The mean over the training examples that are judged."""
-        total, judged = 0.0, self.some(self.dataset.train)
+        total, judged = 0.0, some(self.dataset.train, self.judged)
         with torch.no_grad():
             for inputs, targets in self.dataset.batches(judged, 1000):
                 total += float(F.cross_entropy(network(inputs), targets, reduction="sum"))
         return total / len(judged)
 
     def valid(self) -> list[Any]:
-        return list(self.dataset.batches(self.some(self.dataset.valid), 1000))
+        return list(self.dataset.batches(some(self.dataset.valid, self.judged), 1000))
 
     def pruned(self, criterion: str, **asked: Any) -> tuple[lossprune.Mask, Row]:
         """The mask, and what came of it."""

@@ -23,8 +23,7 @@ from torch import nn
 
 import lossprune
 from benchmarks.cells import Cells, Row, mean_and_std, print_markdown
-from benchmarks.choices import Case, fill
-from lossprune.data import Split
+from benchmarks.choices import Case, fill, some
 from lossprune.experiment.stage_examples import StageExamples
 from lossprune.networks import NETWORKS
 from lossprune.pruning.norms import tracking_norms
@@ -32,12 +31,6 @@ from lossprune.pruning.norms import tracking_norms
 SHARES = (0.25, 0.1)
 SCOPES = ("multiply-adds", "global", "erdos-renyi-kernel")
 CRITERIA = ("MP", "QM")
-
-
-def some(split: Split, count: int | None) -> Split:
-    """So many examples of a split, the same ones each time, of all classes; None: all of it."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-    return split if count is None else split.take(order[:count])
 
 
 def tested(case: Case, network: nn.Module) -> tuple[float, float]:
