@@ -59,7 +59,7 @@ def test_the_file_of_what_is_returned_fits_and_is_near(tmp_path, asked):
 
 def test_stopped_after_any_stage_it_goes_on_to_the_same_masks():
     net = network()
-    asked = {"data": data(), "until": FileSize(net, 5000), "stages": 9, "reg": 0.0}
+    asked = {"data": data(), "until": FileSize(net, 5000), "stages": 9, "average": 0}
     stages = list(prune_by_stage(net, "QM", **asked))
     for completed in range(1, len(stages) + 1):
         done = [record for _, record in stages[:completed]]

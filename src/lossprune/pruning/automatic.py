@@ -18,10 +18,19 @@ AUTO = "auto"
 # until(mask, moved): whether it holds of the network at the mask, with parameters and buffers that
 # the pruning has moved, by name.  Where it holds, it holds of every mask that removes more.
 Until = Callable[[Mask, Mapping[str, Tensor]], bool]
-# β of the statistics where λ or stages are found on the way, by a criterion that has a gradient.
+# β of the statistics where λ, stages or the sparsity is found on the way, by a criterion that has a
+# gradient.
 SHARE = 0.9
 # Where no sparsity is given, the number of stages is that to this one, at strides of equal length.
 _FAR = 0.99
+# And that number where it is not given: a budget is mostly spent long before, so stages are short.
+_STAGES_FAR = 112
+
+
+def default_stages(criterion: Criterion, final: float | None) -> int:
+    """Return π where it is not given; ``final`` is None where a budget alone says how far to go."""
+    local = criterion.stages > 1
+    return max(criterion.stages, _STAGES_FAR) if final is None and local else criterion.stages
 
 
 def check_reg(reg: Any, criterion: Criterion) -> float | None:

@@ -14,6 +14,7 @@ from lossprune.pruning.automatic import (
     check_reg,
     check_strides,
     check_until,
+    default_stages,
     path_of,
 )
 from lossprune.pruning.choices import Choices
@@ -104,13 +105,18 @@ class Pruning:
 
     def __post_init__(self) -> None:
         criterion = find_criterion(self.criterion)
-        stages = self.stages
-        if stages is None and isinstance(self.schedule, str):
-            stages = criterion.stages
         pattern = find_pattern(self.pattern)
         check_target(self.multiply_adds, self.sparsity, pattern)
         check_until(self.until, self.sparsity, self.multiply_adds)
         budget = check_budget(self.max_loss_increase, self.max_error_increase)
+        final = None
+        if self.multiply_adds is not None:
+            final = share_gone("multiply_adds", self.multiply_adds)
+        elif self.sparsity is not None or pattern is not None or not (budget or self.until):
+            final = final_sparsity(self.sparsity, pattern)
+        stages = self.stages
+        if stages is None and isinstance(self.schedule, str):
+            stages = default_stages(criterion, final)
         strides = check_strides(
             stages,
             criterion,
@@ -119,11 +125,6 @@ class Pruning:
             max_examples=self.max_examples,
             seconds=self.seconds,
         )
-        final = None
-        if self.multiply_adds is not None:
-            final = share_gone("multiply_adds", self.multiply_adds)
-        elif self.sparsity is not None or pattern is not None or not (budget or self.until):
-            final = final_sparsity(self.sparsity, pattern)
         compensation = _compensation(self.compensate)
 
         def path(began: float) -> Path:
@@ -161,7 +162,8 @@ class Pruning:
             found_path = path(began if final is None else min(final, began))
         penalty = check_reg(self.reg, criterion)
         # A gradient is noise at most weights; a curvature is none, and would only be late.
-        automatic = criterion.gradient and (penalty is None or strides is not None)
+        found = penalty is None or strides is not None or final is None
+        automatic = criterion.gradient and found
         share = check_average(self.average, automatic=automatic)
         found = {
             "network": network,
