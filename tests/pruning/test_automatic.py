@@ -229,6 +229,12 @@ class TestBudgets:
         assert result.mask.sparsity > 0
         assert float(after - before) <= 0.1 + 1e-12
 
+    @pytest.mark.parametrize(("stages", "to_far"), [(None, 112), (20, 20)])
+    def test_stages_to_a_budget_are_short(self, stages, to_far):
+        asked = {"max_loss_increase": 0.02, "validation": data(9), "stages": stages}
+        first = lossprune.prune(network(), "QM", data=data(), **asked).stages[0]
+        assert first.removed == round((1 - 0.01 ** (1 / to_far)) * (12 * 16 + 16 * 4))
+
     def test_magnitudes_need_validation_data_alone(self):
         result = lossprune.prune(network(), "MP", validation=data(9), max_loss_increase=0.2)
         assert result.curve[0].loss + 0.2 >= next(
