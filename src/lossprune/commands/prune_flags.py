@@ -63,7 +63,7 @@ class PruneConfig:
     average: float | None = flag(
         None,
         "average",
-        "share kept of what earlier stages measured, in [0, 1); LM, QM: 0.9 with an auto; else 0",
+        "share kept of what earlier stages measured, in [0, 1); LM, QM: 0.9 with auto or budget",
     )
     tolerance: float | None = flag(
         None, "tolerance", "with --stages auto: nats that the model may be off; 0.1"

@@ -119,12 +119,14 @@ class DeployedTime:
     @torch.no_grad()
     def measured(self, mask: Mask, moved: Mapping[str, Tensor] | None = None) -> float:
         """Return the share of the dense network's time that the deployed one takes."""
+        call = Call.of(self._example).copied()
+        if call.on_gpu:  # its calls return before they are done
+            raise PruningError("DeployedTime times networks on a CPU, and the example is on a GPU")
         dense = copy.deepcopy(self._model).eval()
         own = dict((*dense.named_parameters(), *dense.named_buffers()))
         for name, value in (moved or {}).items():
             own[name].copy_(value)
         fast: Deployed = deploy(dense, mask, self._example, seconds=self._seconds)
-        call = Call.of(self._example).copied()
         # As it is called by its users: a call of Call's also seeds.
         ways = [lambda n=network: n(*call.inputs, **call.named) for network in (fast, dense)]
         times = interleaved(ways, seconds=self._seconds / 4, least=_ROUNDS, now=clock())

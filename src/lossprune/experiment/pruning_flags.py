@@ -122,7 +122,7 @@ class PruningFlags:
     average: float | None = flag(
         None,
         "average",
-        "share kept of what earlier stages measured, in [0, 1); LM, QM: 0.9 with an auto; else 0",
+        "share kept of what earlier stages measured, in [0, 1); LM, QM: 0.9 with auto or budget",
         "asked",
     )
     tolerance: float | None = flag(
