@@ -15,6 +15,7 @@ from lossprune.experiment.runner import run
 from lossprune.flags import parse
 from lossprune.report.figures import drawn_figures
 from lossprune.report.follow_up import write_plans
+from lossprune.report.page import write_page
 from lossprune.report.page_data import as_json, page_data
 from lossprune.report.reading import read_results
 from lossprune.report.records_file import write_records
@@ -22,6 +23,7 @@ from lossprune.report.settings import MAY_BE_FOUND, command_of
 from lossprune.report.table import to_csv, with_words
 from lossprune.report.tables import all_tables
 from lossprune.sweep.plan_file import parse_plan
+from tests.report.browser import browser, missing
 
 ARCH = f"{__name__}:small"
 FAMILY = f"{ARCH} on digits"
@@ -143,6 +145,47 @@ def test_the_curve_and_the_penalties_are_drawn_where_there_are_any(path):
     (to_80,) = [figure for slug, figure in regs.items() if slug.endswith("80-removed")]
     drawn = {len(line.get_ydata()) for axes in to_80.axes for line in axes.lines}
     assert drawn <= {3}
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_the_page_draws_them_too(path, tmp_path):
+    results = read_results(path)
+    write_page(results, all_tables(results.runs), tmp_path, [], 0)
+    drawn = {}
+    with browser() as window:
+        window.open(tmp_path / "index.html")
+        networks = window.run("return DATA.networks.map((network) => network.removed)")
+        for place, removed in enumerate(networks):
+            window.run("turnTo(arguments[0])", place)
+            drawn[removed] = window.run(
+                """return Object.fromEntries([...document.querySelectorAll("#charts .figure")].map(
+                (figure) => [figure.querySelector("h3").textContent.split(",")[0],
+                [...figure.querySelectorAll("circle")].map((dot) => [+dot.r.baseVal.value,
+                dot.cx.baseVal.value, dot.cy.baseVal.value, dot.textContent])]))"""
+            )
+        assert window.console() == []
+    title = "Loss and error on validation data on the way to a budget"
+    assert [removed for removed in networks if title in drawn[removed]] == ["to a budget"]
+    budgets = results.runs[results.runs["network"] == BUDGET]
+    most = budgets.groupby("criterion")["achieved_sparsity"].idxmax()
+    ends = [text for r, *_, text in drawn["to a budget"][title] if r == 4]
+    for row in budgets.loc[most].to_dict("records"):  # the best of their criteria are drawn
+        end = records_in(path)[row["folder"]].stages[-1]
+        (point,) = [p for p in end["points"] if p["removed"] == end["removed"]]
+        words = [f"validation loss {point['loss']:.4g}", f"error, % {100 * point['error']:.4g}"]
+        assert all(any(word in text for text in ends) for word in words)
+    drawn_regs = drawn["80 % removed"]["λ of the stages"]
+    records = [r for r in records_in(path).values() if r.config.get("pr") == 0.8]
+    chosen = [stage["reg"] for r in records for stage in r.stages if "reg" in stage]
+    assert len(drawn_regs) == len(chosen) == 6
+    heights = [-y for *_, y, _ in sorted(drawn_regs, key=lambda dot: reg_in(dot[3]))]
+    assert heights == sorted(heights)
+    told = sorted(reg_in(text) for *_, text in drawn_regs)
+    assert told == pytest.approx(sorted(chosen), rel=1e-3)
+
+
+def reg_in(text: str) -> float:
+    return float(text.partition(": λ ")[2].split()[0])
 
 
 def test_commands_words_and_records_of_such_runs(path, tmp_path):

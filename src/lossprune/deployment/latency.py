@@ -54,8 +54,8 @@ def latency_scope(
         ValueError: there are no such weights.
         PruningError: the network does not run on ``example``; none of its layers is faster sparse.
 
-    >>> network = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
-    >>> scope = latency_scope(network, torch.randn(1, 256), seconds=0.1)
+    >>> network = nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10))
+    >>> scope = latency_scope(network, torch.randn(1, 1024), seconds=0.1)
     >>> sorted(scope.prices)
     ['0.weight', '2.weight']
     """

@@ -17,7 +17,7 @@ from lossprune.report.table import Table
 
 SCRIPTS = (
     *("charts.js", "runs.js", "headlines.js", "figures.js", "sparsity.js"),
-    *("tables.js", "detail.js", "page.js"),
+    *("found.js", "tables.js", "detail.js", "page.js"),
 )
 """The page's one script, in the order in which its parts are read."""
 

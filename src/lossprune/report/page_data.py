@@ -56,6 +56,8 @@ def page_data(results: Results, tables: tuple[Table, ...], figures: list[str]) -
         "runs": _runs(results, networks),
         "tables": [_table(table) for table in tables],
         "stages": _stages(results),
+        "points": _along_weights(series.budget_curves(results), ("loss", "error", "reached")),
+        "regsOfStages": _along_weights(series.regs_of_stages(results), ("chosen",)),
         "curves": _curves(results),
         "layers": _layers(results),
         "figures": figures,
@@ -198,6 +200,15 @@ def _stages(results: Results) -> list[dict[str, Any]]:
             columns = ("stage", "predicted_change", "realised_change")
             points = part[list(columns)].to_numpy(dtype=float)[::step]
             parts.append({"run": run, "points": [[_plain(x) for x in point] for point in points]})
+    return parts
+
+
+def _along_weights(data: pd.DataFrame, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return values by the share of weights kept in per cent, which stands first, run by run."""
+    parts = []
+    for run, part in data.groupby("run"):
+        rows = zip(100 * (1 - part["sparsity"]), *(part[name] for name in columns), strict=True)
+        parts.append({"run": run, "points": [[_plain(float(x)) for x in row] for row in rows]})
     return parts
 
 

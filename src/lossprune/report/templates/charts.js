@@ -99,14 +99,14 @@ function symlog(values, threshold) {
   return { at: (value) => inner.at(bend(value)), ticks };
 }
 
-// Logarithmic, falling, with ticks at the values themselves.
-function falling(values) {
+// Logarithmic, falling, with ticks at the values themselves or at others.
+function falling(values, at = values) {
   const logs = values.map(Math.log);
   const [low, high] = bounds(logs);
   const margin = (high - low) * 0.06;
   return {
     at: (value) => (high + margin - Math.log(value)) / (high - low + 2 * margin),
-    ticks: [...values].sort((a, b) => b - a).map((value) => [value, short(value)]),
+    ticks: [...at].sort((a, b) => b - a).map((value) => [value, short(value)]),
   };
 }
 

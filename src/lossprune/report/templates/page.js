@@ -44,6 +44,8 @@ function drawCharts(runs) {
     lossFigure(pruning),
     errorFigure(pruning),
     gapFigure(pruning),
+    ...(anyOf("points") ? [budgetFigure(shown)] : []),
+    ...(anyOf("regsOfStages") ? [regsFigure(shown)] : []),
     stageFigure(shown),
     layerFigure(shown),
     curveFigure(shown),
