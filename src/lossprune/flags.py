@@ -27,7 +27,6 @@ MOST_RUNS = 100_000  # of a plan: to list them takes seconds
 MOST_REG = 1e30  # times θ² it is still a number in single precision
 
 AUTO: Final = "auto"  # in the place of a number that is to be found
-_LONGEST_OWN = 80  # of a name that is part of a folder's name
 _CPUS = os.cpu_count() or 1
 # A thread beyond the CPUs only waits for another.  Not fewer than a large machine has, as a run may
 # be planned on a small one.
@@ -303,7 +302,7 @@ def check_one_or_own(name: str, value: str, choices: Iterable[str], own: str) ->
         module, _, attribute = value.partition(":")
         words = (*module.split("."), *attribute.split("."))
         good = all(map(str.isidentifier, words)) and not module.endswith(".py")
-        if not good or len(value) > _LONGEST_OWN:
+        if not good:
             raise ValueError(f"--{name} must be {own}, as Python imports it, got {value!r}")
         return
     choices = list(choices)

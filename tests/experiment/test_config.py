@@ -43,6 +43,17 @@ def test_later_flags_are_named_only_where_they_change_the_result(changes, name):
     assert replace(config, **changes).name == name
 
 
+def test_a_name_that_no_file_system_takes_has_its_first_flags_and_a_hash():
+    config = RunConfig(arch="my.own:" + "n" * 80, dataset="my.own:" + "d" * 40)
+    name = config.name
+    assert name.startswith(f"arch={config.arch},dataset={config.dataset},dec=1.0")
+    assert 200 < len(name) <= 240
+    other = replace(config, seed=7)
+    assert other.name == name.replace("seed=1111", "seed=7")
+    assert replace(config, sparsity=0.5).name[-16:] != name[-16:]
+    assert len(replace(config, arch="my.own:" + "é" * 200).name.encode()) <= 240
+
+
 def test_the_network_implies_the_data_set():
     assert RunConfig(arch="MLP").dataset_name == "mnist"
     assert RunConfig(arch="PreActResNet18").dataset_name == "cifar10"

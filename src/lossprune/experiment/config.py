@@ -7,6 +7,7 @@ Flags keep their published spelling (``--pr``); the code uses the field's names
 # ruff: noqa: RUF009 (flag() makes the field, it is not a default that instances would share)
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from lossprune.networks import NETWORKS
 DEVICES = ("auto", "cpu", "cuda")
 TRAININGS = ("auto", "dense", "sparse")
 AMPS = ("off", "bf16")
+_LONGEST_NAME, _SEED = 240, 30  # bytes, of which the seed takes some; file systems take 255
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,28 @@ class RunConfig(PruningFlags, _NetworkFlags):  # flags of the last base come fir
                 del parts[name]
         # Commas part the flags.
         told = {name: str(value).replace(",", "+") for name, value in parts.items()}
-        return ",".join(f"{name}={value}" for name, value in told.items())
+        return _fitting([f"{name}={value}" for name, value in told.items()])
 
     @property
     def folder(self) -> Path:
         """The run's folder."""
         return self.path / self.name
+
+
+def _fitting(parts: list[str]) -> str:
+    """Return a folder's name of the parts: of too many, the first ones, a hash of all, the seed.
+
+    But for the seed they are the same for every one.
+    """
+    whole = ",".join(parts)
+    if len(whole.encode()) <= _LONGEST_NAME:
+        return whole
+    (seed,) = [part for part in parts if part.startswith("seed=")]
+    others = [part for part in parts if part != seed]
+    told = "sha256=" + sha256(",".join(others).encode()).hexdigest()[:16]
+    while len(",".join([*others, told]).encode()) > _LONGEST_NAME - _SEED:
+        others.pop()
+    return ",".join([*others, seed, told])
 
 
 def implied_dataset(arch: str) -> str | None:
