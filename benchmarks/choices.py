@@ -5,8 +5,8 @@ prunes each trained MLP (one a seed, in the order of ``--seeds``) by LM, QM and 
 98.847 %, at nine fixed λ and at λ "auto", with statistics averaged over stages and without, and
 prints by how much the loss over all training examples rises, beside the fixed λ of the lowest mean,
 paired over the seeds with 95 % t-intervals, and the time beside that of the fixed ones.
-``stages`` does it for 1, 14 and 140 fixed stages and for "auto" with ceilings on the examples that
-are read; ``budget`` finds the sparsity at which the validation error has risen by half a point, and
+``stages`` does it for 1 to 140 fixed stages and for "auto" with ceilings on the examples that are
+read; ``budget`` finds the sparsity at which the validation error has risen by half a point, and
 what a bisection finds that prunes anew for every sparsity.  Finished cells are kept in ``--out``.
 ``--arch VGG11 --networks vgg11.safetensors --dataset folder --data_path images.tar --stages 14
 --regs 0 0.001 0.01 0.1`` does it with another network; one network stands for all seeds, which then
@@ -39,7 +39,7 @@ from lossprune.pruning import prune_by_stage
 
 SPARSITY = 0.98847
 REGS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-CEILINGS = (1, 3, 7, 14, 35, 70, 140)  # stages' worth of examples
+COUNTS = (1, 3, 7, 14, 35, 70, 140)  # of stages; ceilings on the examples, in those of a stage
 POINTS = 0.5  # of validation error
 CRITERIA = ("LM", "QM", "OBD")
 
@@ -146,8 +146,8 @@ def reg(cases: Sequence[Case], cells: Cells, given: argparse.Namespace) -> None:
 
 
 def stages(cases: Sequence[Case], cells: Cells, given: argparse.Namespace) -> None:
-    ways: list[Row] = [{"stages": count, "ceiling": 0} for count in (1, 14, 140)]
-    ways += [{"stages": "auto", "ceiling": count} for count in CEILINGS]
+    ways: list[Row] = [{"stages": count, "ceiling": 0} for count in COUNTS]
+    ways += [{"stages": "auto", "ceiling": count} for count in COUNTS]
     lines = []
     for criterion in given.criteria:
         for way in ways:

@@ -31,7 +31,7 @@ FLAGS = shlex.split(
     f"run --arch {ARCH} --dataset digits --threads 1 --pm QM --nex 100 --nepochs 6 --pe 5 --lr 0.5"
 )
 FOUND = shlex.split(
-    "--nex 1000 --reg auto --pi auto --tolerance 0.05 --max_examples 20000 --pr 0.9 "
+    "--nex 1000 --reg auto --pi auto --tolerance 0.05 --max_examples 20000 --multiply_adds 0.1 "
     "--max_loss_increase 0.5"
 )
 CONFIG = RunConfig(

@@ -112,8 +112,11 @@ class TestReg:
             lossprune.prune(network(), "QM", sparsity=0.5, data=few, reg="auto", stages=1)
 
 
-def test_statistics_are_averaged_with_those_of_earlier_stages():
-    net, share = network(), 0.7
+@pytest.mark.parametrize(
+    ("first_stage", "strides"), [(0.04, 1.0), (0.2, -math.log(0.8) / 0.05)]
+)  # a short stage counts as one of 5 %
+def test_statistics_are_averaged_with_those_of_earlier_stages(first_stage, strides):
+    net, beta = network(), 0.7
     drawn = [data(5), data(6)]
     draws = itertools.chain(drawn)
 
@@ -122,7 +125,14 @@ def test_statistics_are_averaged_with_those_of_earlier_stages():
             return iter(next(draws))
 
     got = lossprune.prune(
-        net, "QM", sparsity=0.75, data=Draws(), stages=2, reg=0.0, average=share
+        net,
+        "QM",
+        sparsity=0.5,
+        data=Draws(),
+        stages=2,
+        schedule=(first_stage, 0.5),
+        reg=0.0,
+        average=beta,
     ).mask
     theta = {n: net.get_parameter(n).detach() for n in ("0.weight", "2.weight")}
     one = lossprune.measure(net, drawn[0])
@@ -131,8 +141,9 @@ def test_statistics_are_averaged_with_those_of_earlier_stages():
     first = without(
         net,
         {n: formula(theta[n], one.gradient[n], one.ggn_diagonal[n]) for n in theta},
-        round(0.5 * total),
+        round(first_stage * total),
     )
+    share = beta**strides
     two = lossprune.measure(net, drawn[1], mask=first)
     scores = {}
     for n, weight in theta.items():
@@ -141,7 +152,7 @@ def test_statistics_are_averaged_with_those_of_earlier_stages():
             for a, b in ((one.gradient, two.gradient), (one.ggn_diagonal, two.ggn_diagonal))
         )
         scores[n] = formula(weight, g, h).masked_fill(~first[n], -math.inf)
-    wanted = without(net, scores, round(0.75 * total))
+    wanted = without(net, scores, round(0.5 * total))
     assert all(torch.equal(got[n], wanted[n]) for n in theta)
 
 

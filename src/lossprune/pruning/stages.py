@@ -206,7 +206,8 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         term = term_of(self._criterion, objective, mask)
         statistics = None
         if self._pruning.data is not None:
-            statistics = self._averages.with_(self._measure(objective, mask, stage))
+            measured = self._measure(objective, mask, stage)
+            statistics = self._averages.with_(measured, mask.total - mask.removed)
         scoring = Scoring(self._criterion, self._moving.network.weights, statistics, term)
         trial = Trial(
             self._pruning, self._moving, mask, objective, scoring, last=self._is_last(stage)
