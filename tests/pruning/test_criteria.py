@@ -183,3 +183,27 @@ def test_complex_weights_have_no_statistics_but_others_beside_them_do():
     torch.testing.assert_close(
         found.ggn_diagonal["b.weight"], expected.ggn_diagonal["weight"], rtol=1e-5, atol=1e-9
     )
+
+
+def test_a_change_counts_only_where_weights_go():
+    """Infinite for a weight that stays, as a formula of one's own may be."""
+    layer = nn.Linear(4, 1, bias=False).double()
+    layer.weight.data = torch.tensor([[1.0, 2.0, 3.0, 4.0]], dtype=torch.float64)
+    batches = [(torch.ones(2, 4, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64))]
+    mine = lossprune.Criterion(
+        "mine",
+        saliency=lambda theta, g, h: theta,
+        change=lambda theta, g, h: torch.where(theta > 2, torch.inf, 10 * theta),
+    )
+    result = lossprune.prune(layer, mine, sparsity=0.5, data=batches, loss="mse")
+    assert result.stages[0].predicted_change == 30
+
+
+def test_saliencies_that_are_weights_themselves_are_not_changed():
+    """Zeros are ranked below all others without being written."""
+    layer = nn.Linear(4, 1, bias=False)
+    layer.weight.data = torch.tensor([[0.0, -2.0, 3.0, 0.0]])
+    mine = lossprune.Criterion("mine", saliency=lambda theta, g, h: theta)
+    mask = lossprune.prune(layer, mine, sparsity=0.5).mask
+    assert mask["weight"].tolist() == [[False, True, True, False]]
+    assert layer.weight.tolist() == [[0.0, -2.0, 3.0, 0.0]]

@@ -56,7 +56,7 @@ class WeightCosts:
     def of(self, kept: "Mapping[str, Tensor]") -> Cost:
         """Return what a mask leaves."""
         dense = sum(self.each[name] * mask.numel() for name, mask in kept.items())
-        left = sum(self.each[name] * int(mask.sum()) for name, mask in kept.items())
+        left = sum(self.each[name] * int(mask.count_nonzero()) for name, mask in kept.items())
         return Cost(self.unit, dense, left)
 
 

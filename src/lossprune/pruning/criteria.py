@@ -76,13 +76,13 @@ _REG = 1e-2
 CRITERIA: dict[str, Criterion] = {
     "MP": Criterion(
         "MP",
-        saliency=lambda theta, g, h: 0.5 * theta**2,
+        saliency=lambda theta, g, h: (theta**2).mul_(0.5),
         description="magnitude: ½ θ²",
     ),
     "LM": Criterion(
         "LM",
-        saliency=lambda theta, g, h: (g * theta).abs(),
-        change=lambda theta, g, h: -g * theta,
+        saliency=lambda theta, g, h: (g * theta).abs_(),
+        change=lambda theta, g, h: (g * theta).neg_(),
         gradient=True,
         stages=_STAGES,
         reg=_REG,

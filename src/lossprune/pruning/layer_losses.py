@@ -80,7 +80,7 @@ class LayerLosses:
             points.append(
                 SensitivityPoint(
                     sparsity=sparsity,
-                    removed=int(marked[name].sum()),
+                    removed=int(marked[name].count_nonzero()),
                     loss=loss,
                     realised_change=loss - self.dense.loss,
                     predicted_change=predicting.predicted_change(marked) if self.predicts else None,

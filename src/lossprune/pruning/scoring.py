@@ -1,5 +1,6 @@
 """From statistics to saliencies, and to the change of the loss that a criterion predicts."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from torch import Tensor
 from lossprune.pruning.criteria import Criterion
 from lossprune.pruning.curvature.statistics import Statistics, check_entries
 from lossprune.pruning.errors import PruningError
+
+_CHUNK = 1 << 18  # numbers that are summed at once: their copies stay in the cache
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,17 @@ class Scoring:
         scores = {}
         for name in self.weights:
             theta, saliency = self._evaluated("saliency", name)
-            saliency = saliency + 0.5 * reg * theta**2
+            saliency = _penalised(saliency, reg, theta)
             check_entries("saliency", name, saliency)
-            scores[name] = saliency.masked_fill(theta == 0, -torch.inf)
+            if int(theta.count_nonzero()) < theta.numel():
+                saliency = saliency.masked_fill(theta == 0, -torch.inf)
+            scores[name] = saliency
         return scores
 
     def penalised(self, plain: Mapping[str, Tensor], reg: float) -> dict[str, Tensor]:
         """Return the saliencies with a penalty, from those without."""
         return {
-            name: saliency + 0.5 * reg * self._theta(name) ** 2 for name, saliency in plain.items()
+            name: _penalised(saliency, reg, self._theta(name)) for name, saliency in plain.items()
         }
 
     def predicted_change(self, marked: Mapping[str, Tensor]) -> float | None:
@@ -60,7 +65,7 @@ class Scoring:
         total = 0.0
         for name in self.weights:
             _, change = self._evaluated("change", name)
-            total += float(change[marked[name]].sum(dtype=torch.float64))
+            total += _sum_where(marked[name], change)
         return total
 
     def _evaluated(self, what: str, name: str) -> tuple[Tensor, Tensor]:
@@ -85,3 +90,19 @@ class Scoring:
         weight = self.weights[name]
         theta = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
         return theta.abs() if theta.is_complex() else theta
+
+
+def _penalised(saliency: Tensor, reg: float, theta: Tensor) -> Tensor:
+    """Saliency + ½ λ θ², in the wider of their types."""
+    if reg == 0:
+        return saliency.to(torch.promote_types(saliency.dtype, theta.dtype))
+    penalty = theta.square().mul_(0.5 * reg)
+    return penalty.add_(saliency) if saliency.dtype == penalty.dtype else penalty + saliency
+
+
+def _sum_where(marked: Tensor, change: Tensor) -> float:
+    """Σ of the marked entries, in double precision."""
+    chunks = zip(change.flatten().split(_CHUNK), marked.flatten().split(_CHUNK), strict=True)
+    total = sum(float((some * gone).sum(dtype=torch.float64)) for some, gone in chunks)
+    # What is not marked may be infinite in a formula of one's own, and then is no 0 in a product.
+    return total if math.isfinite(total) else float(change[marked].sum(dtype=torch.float64))

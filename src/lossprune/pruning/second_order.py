@@ -155,7 +155,7 @@ class _Model:
             sharded=objective.sharded,
         )
         self._kept = kept
-        self._sizes = [int(where.sum()) for where in kept.values()]
+        self._sizes = [int(where.count_nonzero()) for where in kept.values()]
         theta = {name: weight.detach() for name, weight in network.weights.items()}
         self.masked = {name: weight * kept[name] for name, weight in theta.items()}
         removal = self._products.expansion(

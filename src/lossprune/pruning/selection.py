@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.mask import removed_from
 from lossprune.pruning.patterns import Pattern
 from lossprune.pruning.scopes import Scope, quotas
 from lossprune.pruning.smallest import select_smallest
@@ -200,7 +201,7 @@ class Selection:
 
 
 def _lost(kept: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: mask.numel() - int(mask.sum()) for name, mask in kept.items()}
+    return {name: removed_from(mask) for name, mask in kept.items()}
 
 
 def _per(price: float, saliency: Tensor) -> Tensor:

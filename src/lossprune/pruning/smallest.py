@@ -4,18 +4,20 @@ The threshold up to which saliencies are marked is found by counting, not by sor
 float, read as an integer, order as the float does, so a histogram of their leading 16 bits tells in
 which of 65,536 bins the threshold lies, and further ones refine it (2 passes for float32, 4 for
 float64).  Where weights differ in what they cost, each is counted as often as that.  Each pass is
-linear in the number of weights, takes one layer at a time in chunks, never joins the layers, and
-counts integers, so the answer is the same on every device.
+linear in the number of weights, takes one layer at a time in chunks that stay in the cache, never
+joins the layers, and counts integers, so the answer is the same on every device.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS
-_CHUNK = 1 << 24
+# Weights in a chunk: on a GPU, where each takes several launches, more than stay in a cache.
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
 _INTEGER = {torch.float32: (torch.int32, 32), torch.float64: (torch.int64, 64)}
 
 
@@ -46,7 +48,7 @@ def select_smallest(
     {'a': tensor([False,  True]), 'b': tensor([ True, False])}
     """
     costs = costs or dict.fromkeys(saliencies, 1)
-    available = sum(costs[name] * int(kept[name].sum()) for name in saliencies)
+    available = sum(costs[name] * int(kept[name].count_nonzero()) for name in saliencies)
     if not 0 <= amount <= available:
         raise ValueError(
             f"amount must be between 0 and the {available} that the kept weights cost, got {amount}"
@@ -56,13 +58,19 @@ def select_smallest(
     dtype = torch.float32
     for saliency in saliencies.values():
         dtype = torch.promote_types(dtype, saliency.dtype)
-    threshold, missing = _find_threshold(saliencies, kept, amount, costs, dtype)
+    threshold = _find_threshold(saliencies, kept, amount, costs, dtype)
+    missing = threshold.missing
+    # What costs nothing goes with others of its saliency only where some of these are missing.
+    whole = missing == threshold.tied and all(costs.values())
     marked = {}
     for name, saliency in saliencies.items():
-        keys = _ordered_integers(saliency, dtype)
-        mark = (keys < threshold) & kept[name]
+        values = saliency.to(dtype)
+        if whole:
+            marked[name] = (values <= threshold.value).logical_and_(kept[name])
+            continue
+        mark = ((values < threshold.value) & kept[name]).contiguous()
         if missing > 0:
-            tied = ((keys == threshold) & kept[name]).flatten().nonzero().flatten()
+            tied = ((values == threshold.value) & kept[name]).flatten().nonzero().flatten()
             if costs[name] > 0:  # else all of them cost nothing
                 tied = tied[: -(-missing // costs[name])]
             mark.view(-1)[tied] = True
@@ -71,12 +79,21 @@ def select_smallest(
     return marked
 
 
-def _ordered_integers(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Integers that order as the floats do."""
-    integer, bits = _INTEGER[dtype]
-    keys = (values.to(dtype) + 0.0).contiguous().view(integer)  # + 0 turns −0 into +0
-    # A negative float's magnitude bits order backwards: flip them, leave the sign.
-    return torch.where(keys < 0, keys ^ ((1 << (bits - 1)) - 1), keys)
+@dataclass(frozen=True)
+class _Threshold:
+    """The saliency at which an amount is reached.
+
+    All smaller ones cost less than the amount, and with those of this value at least as much.
+
+    Attributes:
+        value: a number, of the type that saliencies are compared in.
+        missing: how much of the amount those of this value are to cost.
+        tied: what all of them cost.
+    """
+
+    value: float
+    missing: int
+    tied: int
 
 
 def _find_threshold(
@@ -85,19 +102,18 @@ def _find_threshold(
     amount: int,
     costs: Mapping[str, int],
     dtype: torch.dtype,
-) -> tuple[int, int]:
-    """Return the key at which the amount is reached, and how much of it that very key is to cost.
-
-    All smaller keys cost less than the amount, and with those of this key at least as much.
-    """
-    prefix, missing = None, amount
-    for shift in range(_INTEGER[dtype][1] - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        below = _histogram(saliencies, kept, costs, dtype, prefix, shift).cumsum(0)
+) -> _Threshold:
+    integer, bits = _INTEGER[dtype]
+    first, missing, tied = -1 << (bits - 1), amount, 0  # the least key that it may be
+    for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        counts = _histogram(saliencies, kept, costs, dtype, first, shift)
+        below = counts.cumsum(0)
         digit = int(torch.searchsorted(below, missing))
-        missing -= int(below[digit - 1]) if digit > 0 else 0
-        prefix = digit - _DIGITS // 2 if prefix is None else (prefix << _DIGIT_BITS) | digit
-    assert prefix is not None
-    return prefix, missing
+        tied = int(counts[digit])
+        missing -= int(below[digit]) - tied
+        first += digit << shift
+    value = _reflected(torch.tensor([first], dtype=integer)).view(dtype)
+    return _Threshold(value.item(), missing, tied)
 
 
 def _histogram(
@@ -105,24 +121,42 @@ def _histogram(
     kept: Mapping[str, Tensor],
     costs: Mapping[str, int],
     dtype: torch.dtype,
-    prefix: int | None,
+    first: int,
     shift: int,
 ) -> Tensor:
-    """Sum the costs of kept weights by their digit at ``shift``, of those before it ``prefix``.
+    """Sum the costs of kept weights by their digit at ``shift``, of those whose key has one.
 
-    None: there are none before it.  This leading digit has the sign, the others are plain bits.
+    These are the keys from ``first`` on, for so long as they differ from it by less than a digit.
     """
     total = torch.zeros(_DIGITS, dtype=torch.int64)
+    last = first + (_DIGITS << shift) - 1
+    least = torch.iinfo(_INTEGER[dtype][0])
     for name, saliency in saliencies.items():
         flat, alive = saliency.reshape(-1), kept[name].reshape(-1)
-        for start in range(0, flat.numel(), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            keys = _ordered_integers(flat[chunk][alive[chunk]], dtype)
-            if prefix is None:
-                digits = (keys >> shift) + _DIGITS // 2
-            else:
-                keys = keys[(keys >> (shift + _DIGIT_BITS)) == prefix]
-                digits = (keys >> shift) & (_DIGITS - 1)
-            if digits.numel():
-                total += costs[name] * torch.bincount(digits, minlength=_DIGITS).cpu()
+        size = _CHUNK.get(flat.device.type, _CHUNK["cuda"])
+        counts = torch.zeros(_DIGITS + 2, dtype=torch.int64, device=flat.device)
+        for start in range(0, flat.numel(), size):
+            chunk = slice(start, start + size)
+            # 1 to 65,536: a digit; 0: a key below, or a weight that is gone; else a key above.
+            digits = _ordered_integers(flat[chunk], dtype)
+            digits.clamp_(max(first - 1, least.min), min(last + 1, least.max))
+            digits.bitwise_right_shift_(shift).sub_((first >> shift) - 1).mul_(alive[chunk])
+            counts += torch.bincount(digits, minlength=_DIGITS + 2)
+        total += costs[name] * counts[1:-1].cpu()
     return total
+
+
+def _ordered_integers(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Integers that order as the floats do, in memory of their own."""
+    integer, _ = _INTEGER[dtype]
+    # + 0 turns −0 into +0
+    return _reflected((values.to(dtype) + 0.0).contiguous().view(integer))
+
+
+def _reflected(keys: Tensor) -> Tensor:
+    """Bits of floats to integers that order as these do, and back; in place.
+
+    A negative float's magnitude bits order backwards: they are flipped, and the sign is left.
+    """
+    signs = keys >> (torch.iinfo(keys.dtype).bits - 1)
+    return keys.bitwise_xor_(signs.bitwise_and_(torch.iinfo(keys.dtype).max))

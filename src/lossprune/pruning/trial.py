@@ -87,7 +87,7 @@ class Trial:
         if marked is None:
             marked = self.pruning.selection.mark(self._saliencies, self.mask, amount)
         reached = Mask(
-            {name: kept & ~marked[name] for name, kept in self.mask.items()},
+            {name: kept ^ marked[name] for name, kept in self.mask.items()},
             criterion=self.scoring.criterion.name,
         )
         statistics, objective = self.scoring.statistics, self.objective

@@ -138,7 +138,8 @@ class MaskedNetwork:
         values |= {name: value.detach().clone() for name, value in prunable.moved.items()}
         self.kept = None if mask is None else _checked(mask, own, values, self.device)
         for name, kept in (self.kept or {}).items():
-            values[name] = values[name] * kept
+            if int(kept.count_nonzero()) < kept.numel():  # else the weight itself will do
+                values[name] = values[name] * kept
         self.weights = {name: values.pop(name).requires_grad_() for name in own}
         self.constants = values
         self.unreached = set(self.weights)

@@ -243,7 +243,9 @@ def check_finite(statistics: Statistics) -> None:
 
 def check_entries(what: str, name: str, tensor: Tensor) -> None:
     """Raise unless every entry of what was found of the parameter ``name`` is finite."""
-    bad = tensor.numel() - int(tensor.isfinite().sum())
+    if tensor.numel() == 0 or all(bound.isfinite() for bound in tensor.aminmax()):
+        return
+    bad = tensor.numel() - int(tensor.isfinite().count_nonzero())
     if bad:
         raise PruningError(
             f"the {what} of {name!r} is not finite in {bad} of {tensor.numel()} entries"
