@@ -12,7 +12,7 @@ demo: install
 	$(BIN)/lossprune demo
 
 test: install-test check
-	$(BIN)/pytest -n 2 --dist worksteal -q -rs --durations 15
+	$(BIN)/pytest -n 3 --dist worksteal -q -rs --durations 15
 
 check: install-test
 	$(BIN)/ruff check .
