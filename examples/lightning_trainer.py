@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -11,30 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lossprune
-
-
-class EnforceMask(pl.Callback):
-    """Hold a mask during training; write it into checkpoints and read it from them."""
-
-    def __init__(self, mask: lossprune.Mask | None = None) -> None:
-        self.mask = mask
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Enforce the mask on every optimizer, after a checkpoint's weights are in place."""
-        self.running = [self.mask.enforce(module, optimizer) for optimizer in trainer.optimizers]
-
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Let go, so that another fit with the same optimizer is free."""
-        for enforcement in self.running:
-            enforcement.remove()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Put into a checkpoint."""
-        return {"mask": dict(self.mask), "criterion": self.mask.criterion}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take from a checkpoint."""
-        self.mask = lossprune.Mask(state["mask"], criterion=state["criterion"])
+from lossprune.trainers.lightning import MaskCallback
 
 
 class Digits(pl.LightningModule):
@@ -58,7 +34,7 @@ class Digits(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
 
-def trainer(folder: Path, callback: EnforceMask, epochs: int) -> pl.Trainer:
+def trainer(folder: Path, callback: MaskCallback, epochs: int) -> pl.Trainer:
     """Return a quiet trainer on one CPU."""
     return pl.Trainer(
         max_epochs=epochs,
@@ -83,12 +59,12 @@ def main() -> None:
     mask = lossprune.prune(model, "QM", sparsity=0.8, data=loader, stages=14).mask
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "last.ckpt"
-        first = trainer(Path(folder), EnforceMask(mask), epochs=5)
+        first = trainer(Path(folder), MaskCallback(mask), epochs=5)
         first.fit(model, loader)
         first.save_checkpoint(checkpoint)
 
         resumed = Digits()
-        held = EnforceMask()  # gets its mask from the checkpoint
+        held = MaskCallback()  # gets its mask from the checkpoint
         trainer(Path(folder), held, epochs=10).fit(
             resumed, loader, ckpt_path=checkpoint, weights_only=True
         )

@@ -9,31 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import lossprune
+from lossprune.trainers.transformers import MaskCallback
 
 CONTEXT, HELD_OUT = 64, "CHAPTER XI\n"  # the last two chapters are not trained on
-
-
-class EnforceMask(TrainerCallback):
-    """Hold a mask during training and save it in every checkpoint."""
-
-    def __init__(self, mask: lossprune.Mask) -> None:
-        self.mask = mask
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """Enforce the mask, after a checkpoint's weights are in place."""
-        self.running = self.mask.enforce(objects["model"], objects["optimizer"])
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """Let go."""
-        self.running.remove()
-
-    def on_save(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """Write the mask beside the weights of a checkpoint."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self.mask.save(folder / "mask.safetensors")
 
 
 def characters() -> tuple[list[dict[str, torch.Tensor]], list[dict[str, torch.Tensor]], int]:
@@ -107,24 +88,23 @@ def main() -> None:
             model,
             arguments(folder, 20, save_steps=20),
             train_dataset=training,
-            callbacks=[EnforceMask(result.mask)],
+            callbacks=[MaskCallback(result.mask)],
         )
         tuning.train()
 
-        checkpoint = Path(folder) / "checkpoint-20"
-        mask = lossprune.Mask.load(checkpoint / "mask.safetensors")
+        held = MaskCallback()  # gets its mask from the checkpoint
         resumed = Trainer(
             tiny_gpt2(vocabulary),
             arguments(folder, 40, save_strategy="no"),
             train_dataset=training,
             eval_dataset=held_out,
-            callbacks=[EnforceMask(mask)],
+            callbacks=[held],
         )
-        resumed.train(resume_from_checkpoint=str(checkpoint))
+        resumed.train(resume_from_checkpoint=True)
         print(f"held-out loss {resumed.evaluate()['eval_loss']:.3f}")
     weights: dict[str, nn.Parameter] = dict(resumed.model.named_parameters())
-    zeros = sum(int((weights[name] == 0).sum()) for name in mask)
-    print(f"{zeros} weights are exactly 0, {mask.removed} were removed")
+    zeros = sum(int((weights[name] == 0).sum()) for name in held.mask)
+    print(f"{zeros} weights are exactly 0, {held.mask.removed} were removed")
 
 
 if __name__ == "__main__":

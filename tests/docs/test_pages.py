@@ -121,6 +121,29 @@ network = nn.Sequential(
 result = lossprune.prune(network, "MP", sparsity=0.98)
 fast = lossprune.deploy(network, result.mask, example)
 """,
+    ("docs/finetuning.md", "callbacks=[MaskCallback(mask)]"): """
+import pytorch_lightning
+
+class Module(pytorch_lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.network = build()
+
+    def forward(self, images):
+        return self.network(images)
+
+    def training_step(self, batch):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters())
+
+of_network, module = mask, Module()
+mask = lossprune.prune(module, "MP", sparsity=0.9).mask
+rows = torch.utils.data.TensorDataset(*(torch.cat(part) for part in zip(*loader)))
+loader = torch.utils.data.DataLoader(rows, 100)
+""",
+    ("docs/finetuning.md", "lossprune.sparse(network"): "mask = of_network",
     ("docs/distributed.md", "fully_shard"): """
 torch.distributed.init_process_group(store=torch.distributed.HashStore(), rank=0, world_size=1)
 """,

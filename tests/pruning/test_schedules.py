@@ -21,6 +21,8 @@ from lossprune.pruning import SCHEDULES
         ("exponential", 0.99, 2, (0.9, 0.99)),
         ("exponential", 0.5904, 4, (0.2, 0.36, 0.488, 0.5904)),
         ("exponential", 0.0, 3, (0.0, 0.0, 0.0)),
+        ("cubic", 0.5, 2, (0.4375, 0.5)),
+        ("cubic", 0.8, 4, (0.4625, 0.7, 0.7875, 0.8)),
         ("linear", 0.0, 2, (0.0, 0.0)),
     ],
 )

@@ -93,7 +93,7 @@ def prune(
             SynFlow, 1 for the others.  Without a sparsity it is the number of stages to 99 %, and
             112 where several are the rule.  ``"auto"``: each stage goes as far as the model holds
             (see ``tolerance``).
-        schedule: ``"exponential"``, ``"linear"``, or a rising sequence of sparsities.
+        schedule: ``"exponential"``, ``"linear"``, ``"cubic"``, or a rising sequence of sparsities.
         reg: λ ≥ 0, the step-size penalty; if not given, what the criterion says: 0.01 for LM and
             QM, 0 for the others.  ``"auto"``: chosen at every stage, by the loss on a fifth of its
             examples that are kept out of the measurement.

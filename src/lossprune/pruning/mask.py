@@ -134,7 +134,7 @@ class Mask(Mapping[str, Tensor]):
             PruningError: the mask names parameters that the model lacks or has in other shapes; all
                 are listed.
         """
-        for parameter, where in self._removed_of(model):
+        for parameter, where in self.removed_of(model):
             parameter.masked_fill_(where, 0.0)  # not a product: 0 · NaN is NaN
         return model
 
@@ -153,7 +153,7 @@ class Mask(Mapping[str, Tensor]):
             PruningError: as :meth:`apply_`; or the optimizer holds none of the masked parameters,
                 or it gives no notice of its steps.
         """
-        return Enforcement(self._removed_of(model), optimizer)
+        return Enforcement(self.removed_of(model), optimizer)
 
     def save(self, path: str | Path) -> None:
         """Write the mask as safetensors: one bit a weight; shapes and criterion in the metadata.
@@ -207,8 +207,12 @@ class Mask(Mapping[str, Tensor]):
         """
         return tuple(compared(self, model)[1])
 
-    def _removed_of(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        """Pairs of a parameter and where it is removed, on the parameter's device."""
+    def removed_of(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Return pairs of a parameter and where it is removed, a bool tensor on its device.
+
+        Raises:
+            PruningError: as :meth:`apply_`.
+        """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         return [
             (parameters[found], ~self._kept[name].to(parameters[found].device))

@@ -17,9 +17,16 @@ def _exponential(sparsity: float, stages: int, start: float = 0.0) -> list[float
     return [1.0 - (1.0 - start) * left ** (stage / stages) for stage in range(1, stages + 1)]
 
 
+def _cubic(sparsity: float, stages: int, start: float = 0.0) -> list[float]:
+    """Most goes early, and ever less towards the end."""
+    left = [1 - stage / stages for stage in range(1, stages + 1)]
+    return [sparsity + (start - sparsity) * part**3 for part in left]
+
+
 MOST_STAGES = 1_000_000  # a stage measures the network: nobody has the time for more
 
 SCHEDULES: dict[str, Callable[[float, int, float], list[float]]] = {
+    "cubic": _cubic,
     "exponential": _exponential,
     "linear": _linear,
 }
@@ -38,11 +45,13 @@ def sparsities(
     - ``"linear"``: κ₀ + (κ − κ₀)·i/π;
     - ``"exponential"``: 1 − (1 − κ₀) ((1 − κ) / (1 − κ₀))^(i/π), so that each stage removes the
       same fraction 1 − ((1 − κ) / (1 − κ₀))^(1/π) of what remains;
+    - ``"cubic"``: κ + (κ₀ − κ)(1 − i/π)³, most of it early, for networks that train between stages;
     - a sequence of sparsities is itself the schedule: it must not fall, and end at κ.
 
     ``stages`` is 1 if not given, or the length of the sequence.
 
-    Source: Laurent et al., "Revisiting Loss Modelling for Unstructured Pruning", 2020, section 3.
+    Sources: Laurent et al., "Revisiting Loss Modelling for Unstructured Pruning", 2020, section 3;
+    Zhu and Gupta, "To prune, or not to prune", 2017, for the cubic one.
 
     >>> sparsities("linear", 0.9, 3)
     (0.3, 0.6, 0.9)
@@ -50,6 +59,8 @@ def sparsities(
     [0.5, 0.75, 0.875]
     >>> [round(kappa, 4) for kappa in sparsities("exponential", 0.875, 2, start=0.5)]
     [0.75, 0.875]
+    >>> sparsities("cubic", 0.5, 2)
+    (0.4375, 0.5)
     """
     check_sparsity(sparsity)
     check_sparsity(start, "start")
