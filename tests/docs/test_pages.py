@@ -26,6 +26,7 @@ PAGES = (
     "docs/choices.md",
     "docs/costs.md",
     "docs/compensation.md",
+    "docs/transformers.md",
     "docs/finetuning.md",
     "docs/deployment.md",
     "docs/distributed.md",

@@ -413,7 +413,7 @@ class TestWeightsThatAreZero:
     def test_go_first(self, criterion, reg):
         start = TestFromAPrunedNetwork.start()
         model = start.apply_(network())
-        settings = {"data": [pool()], "seed": 3, "reg": reg, "sparsity": 0.5}
+        settings = {"data": [pool()], "seed": 3, "reg": reg, "sparsity": 0.5, "scope": "global"}
         settings["schedule"] = (0.1, 24 / 119, 0.5)
         masks = prune_by_stage(model, criterion, **settings)
         (first, _), (second, _), (third, _) = masks

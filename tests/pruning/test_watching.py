@@ -15,7 +15,7 @@ import lossprune
 from lossprune.progress import OneLine
 from lossprune.pruning import LongPruningWarning
 
-TRAINED = ("MP", "LM", "QM", "OBD", "EF-OBD")
+TRAINED = ("MP", "LM", "QM", "OBD", "EF-OBD", "Wanda")
 
 
 def network(wide=6):

@@ -94,7 +94,9 @@ class PruneConfig:
         None, "parameters", "which weights to prune: names or patterns, joined by commas"
     )
     exclude: str | None = flag(None, "exclude", "which of them not, in the same way")
-    scope: str = flag("global", "scope", f"which weights compete: {', '.join(SCOPES)}")
+    scope: str | None = flag(
+        None, "scope", f"which weights compete: {', '.join(SCOPES)}; the criterion's default"
+    )
     multiply_adds: float | None = flag(
         None,
         "multiply_adds",
@@ -143,7 +145,8 @@ class PruneConfig:
     def __post_init__(self) -> None:
         check_one_of("criterion", self.criterion, CRITERIA)
         check_one_of("schedule", self.schedule, SCHEDULES)
-        check_one_of("scope", self.scope, SCOPES)
+        if self.scope is not None:
+            check_one_of("scope", self.scope, SCOPES)
         self._check_target()
         if self.sparsity is not None:
             check_fraction("sparsity", self.sparsity)
@@ -186,7 +189,8 @@ class PruneConfig:
                 "--multiply_adds, the share of them that is left, --bytes, the size of the file, "
                 "or --max_loss_increase or --max_error_increase, what the pruning may cost"
             )
-        counted = self.multiply_adds is not None or SCOPES[self.scope].price is not None
+        priced = self.scope is not None and SCOPES[self.scope].price is not None
+        counted = self.multiply_adds is not None or priced
         if counted and self.data is self.dataset is None:
             given = "--multiply_adds" if self.multiply_adds is not None else f"--scope {self.scope}"
             raise ValueError(f"{given} counts on an example: give --data or --dataset")

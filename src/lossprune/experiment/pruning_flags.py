@@ -87,7 +87,12 @@ class PruningFlags:
         f"of the curvature: {', '.join(ESTIMATORS)}; a value may follow, as in monte-carlo:20",
         "changed",
     )
-    scope: str = flag("global", "scope", f"which weights compete: {', '.join(SCOPES)}", "asked")
+    scope: str | None = flag(
+        None,
+        "scope",
+        f"which weights compete: {', '.join(SCOPES)}; the criterion's default",
+        "asked",
+    )
     pattern: str = flag(
         "unstructured", "pattern", "unstructured, or N:M such as 2:4, without --pr", "asked"
     )
@@ -155,7 +160,7 @@ class PruningFlags:
             find_estimator(self.estimator)
         except ValueError as error:
             raise ValueError(f"--estimator {self.estimator}: {error}") from None
-        check_one_of("scope", self.scope, SCOPES)
+        self._settle_scope()
         self._settle_sparsity()
         for name in ("parameters", "exclude"):
             object.__setattr__(self, name, _checked_names(name, getattr(self, name)))
@@ -169,6 +174,15 @@ class PruningFlags:
         check_whole("nex", self.examples, 1)  # the data set says how many there are
         check_one_of("recalibrate", self.recalibrate, RECALIBRATIONS)
         check_together(self)
+
+    def _settle_scope(self) -> None:
+        """Check the scope; one that the criterion takes anyway is not asked for."""
+        if self.scope is None:
+            return
+        check_one_of("scope", self.scope, SCOPES)
+        known = CRITERIA.get(self.criterion)
+        if known is not None and self.scope == known.scope:
+            object.__setattr__(self, "scope", None)
 
     def _settle_sparsity(self) -> None:
         """Check sparsity and pattern together; of one alone, take the other from it."""

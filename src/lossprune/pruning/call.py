@@ -52,7 +52,7 @@ def prune(
     until: Until | None = None,
     parameters: Choices | None = None,
     exclude: Choices | None = None,
-    scope: str | Scope = "global",
+    scope: str | Scope | None = None,
     pattern: str | None = "unstructured",
     multiply_adds: float | None = None,
     example: Any = None,
@@ -120,7 +120,8 @@ def prune(
             sequence of these; see :func:`lossprune.pruning.prunable_weights`.
         exclude: which of them not, in the same ways, or ``"first and last"`` for the first and
             last layer that the network registers.
-        scope: which weights compete: a name in ``SCOPES`` or a :class:`Scope`;
+        scope: which weights compete: a name in ``SCOPES`` or a :class:`Scope`; if not given, what
+            the criterion says: ``"row"`` for Wanda, ``"global"`` for the others;
             ``"multiply-adds"`` divides each saliency by the multiply-adds that its weight takes
             part in.
         pattern: ``"unstructured"``, or ``"N:M"``, such as ``"2:4"``, to keep N in every group of M

@@ -10,7 +10,8 @@ empirical Fisher, as in Theis et al., "Faster gaze prediction with dense network
 pruning", 2018; SNIP: Lee, Ajanthan and Torr, "SNIP: Single-shot network pruning based on connection
 sensitivity", ICLR 2019; GraSP: Wang, Zhang and Grosse, "Picking winning tickets before training by
 preserving gradient flow", ICLR 2020; SynFlow: Tanaka, Kunin, Yamins and Ganguli, "Pruning neural
-networks without any data by iteratively conserving synaptic flow", NeurIPS 2020.
+networks without any data by iteratively conserving synaptic flow", NeurIPS 2020; Wanda: Sun, Liu,
+Bair and Kolter, "A simple and effective pruning approach for large language models", ICLR 2024.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Criterion:
             of the curvature; None: the curvature.
         stages: how many stages :func:`lossprune.prune` takes where it is not told.
         reg: the λ that it takes where it is not told.
+        scope: which weights compete where it is not told, a name in ``lossprune.pruning.SCOPES``.
         before_training: whether it is made for networks that are not trained.
 
     >>> import lossprune, torch
@@ -62,6 +64,7 @@ class Criterion:
     statistic: str | None = None
     stages: int = 1
     reg: float = 0.0
+    scope: str = "global"
     before_training: bool = False
 
 
@@ -144,6 +147,13 @@ CRITERIA: dict[str, Criterion] = {
         statistic="uniform",
         before_training=True,
         description="uniformly at random",
+    ),
+    "Wanda": Criterion(
+        "Wanda",
+        saliency=lambda theta, g, x: theta.abs() * x,
+        statistic="input-norm",
+        scope="row",
+        description="weights and activations: |θ| ‖x‖, x the inputs it multiplies, per output",
     ),
 }
 

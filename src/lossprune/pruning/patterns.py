@@ -43,13 +43,7 @@ class Pattern:
         self, shapes: Mapping[str, tuple[int, ...]], inputs: Mapping[str, int]
     ) -> None:
         """Raise a ``ValueError`` unless groups fit into the inputs of every weight."""
-        unknown = [repr(name) for name in shapes if name not in inputs]
-        if unknown:
-            raise ValueError(
-                f"pattern {str(self)!r} goes along a layer's inputs, but which dimension these are "
-                "is not known (their module has no is_transposed); exclude these experts: "
-                f"{listed(unknown, most=len(unknown))}"
-            )
+        check_inputs_known(f"pattern {str(self)!r}", shapes, inputs)
         misfits = [
             f"{name!r} ({shape[inputs[name]]})"
             for name, shape in shapes.items()
@@ -79,6 +73,19 @@ class Pattern:
 
     def _grouped(self, tensor: "Tensor", inputs: int) -> "Tensor":
         return tensor.movedim(inputs, -1).unflatten(-1, (-1, self.of))
+
+
+def check_inputs_known(
+    what: str, shapes: Mapping[str, tuple[int, ...]], inputs: Mapping[str, int]
+) -> None:
+    """Raise a ``ValueError`` unless it is known which dimension the inputs of each weight are."""
+    unknown = [repr(name) for name in shapes if name not in inputs]
+    if unknown:
+        raise ValueError(
+            f"{what} goes along a layer's inputs, but which dimension these are is not known "
+            "(their module has no is_transposed); exclude these experts: "
+            f"{listed(unknown, most=len(unknown))}"
+        )
 
 
 def find_pattern(pattern: str | None) -> Pattern | None:

@@ -40,6 +40,8 @@ class Scope:
         keeps_last: whether the network's last layer stays dense.
         price: what saliencies are divided by before they compete; None: by nothing.
         description: one line for help texts and tables.
+        by_row: whether the outputs of a layer lose the same share of its quota: each row of a
+            weight then lets go of its smallest saliencies, whatever those of other rows are.
         prices: the same in numbers of at least 0, by parameter name, such as what
             :func:`lossprune.latency_scope` measures; None: they are not known beforehand.
     """
@@ -49,12 +51,19 @@ class Scope:
     keeps_last: bool = False
     price: str | None = None
     description: str = ""
+    by_row: bool = False
     prices: Mapping[str, float] | None = field(default=None, repr=False)
 
 
 SCOPES: dict[str, Scope] = {
     "global": Scope("global", None, description="all weights compete"),
     "layer": Scope("layer", math.prod, description="every layer at the same sparsity"),
+    "row": Scope(
+        "row",
+        math.prod,
+        by_row=True,
+        description="every output of every layer at the same sparsity",
+    ),
     "uniform": Scope(
         "uniform",
         math.prod,

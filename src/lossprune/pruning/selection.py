@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import removed_from
-from lossprune.pruning.patterns import Pattern
+from lossprune.pruning.patterns import Pattern, check_inputs_known
+from lossprune.pruning.rows import Rows, select_by_row
 from lossprune.pruning.scopes import Scope, quotas
 from lossprune.pruning.smallest import select_smallest
 
@@ -26,7 +27,7 @@ class Selection:
         scope: whether weights compete globally, or in which layers how many go.
         pattern: N:M, or None.
         shapes: of the weights that are pruned, by parameter name.
-        inputs: which of a weight's dimensions its inputs are, by name; for patterns.
+        inputs: which of a weight's dimensions its inputs are, by name; for patterns and rows.
         dense: name of the layer that the scope keeps dense, if any.
         stacked: names of the weights that are a matrix for each expert: layers of their own, alike,
             where a scope goes by the shape of a layer.
@@ -114,6 +115,8 @@ class Selection:
 
     def check(self, sparsity: float) -> None:
         """Raise unless the pattern fits the layers, and this sparsity is one they can have."""
+        if self.scope.by_row:
+            check_inputs_known(f"scope {self.scope.name!r}", self.shapes, self.inputs)
         if self.pattern is not None:
             patterned = {n: shape for n, shape in self.shapes.items() if n != self.dense}
             self.pattern.check_shapes(patterned, self.inputs)
@@ -175,8 +178,12 @@ class Selection:
         quota = self._quotas(lost, amount)
         marked = {}
         for name, saliency in saliencies.items():
-            one = {name: saliency}
-            marked |= select_smallest(one, {name: free[name]}, quota[name] - lost[name])
+            count = quota[name] - lost[name]
+            if self.scope.by_row:
+                rows = Rows(self.inputs[name], name in self.stacked)
+                marked[name] = select_by_row(saliency, kept[name], free[name], count, rows)
+            else:
+                marked |= select_smallest({name: saliency}, {name: free[name]}, count)
         return marked
 
     def _quotas(self, lost: Mapping[str, int], amount: int) -> dict[str, int]:

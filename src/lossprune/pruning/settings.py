@@ -80,7 +80,7 @@ class Pruning:
     until: Until | None = None
     parameters: Choices | None = None
     exclude: Choices | None = None
-    scope: str | Scope = "global"
+    scope: str | Scope | None = None
     pattern: str | None = "unstructured"
     multiply_adds: float | None = None
     example: Any = None
@@ -140,7 +140,7 @@ class Pruning:
         found_path = path(0.0)
         network = PrunableNetwork(self.model, self.forward, self.parameters, self.exclude)
         weights = network.weights
-        scope = find_scope(self.scope)
+        scope = find_scope(criterion.scope if self.scope is None else self.scope)
         costs = self._counted(network, scope)
         to_cost = None if self.multiply_adds is None else costs
         last = last_layer(self.model) if scope.keeps_last else None
@@ -148,7 +148,7 @@ class Pruning:
             scope,
             pattern,
             {name: weight.shape for name, weight in weights.items()},
-            {} if pattern is None else input_dimensions(self.model),
+            {} if pattern is None and not scope.by_row else input_dimensions(self.model),
             last if last in weights else None,
             stacked_weights(self.model),
             costs=None if to_cost is None else to_cost.each,

@@ -46,6 +46,14 @@ def empirical_fisher(objective: Objective, mask: Mapping[str, Tensor]) -> Mappin
     return objective.measure(mask, estimator=EmpiricalFisher()).ggn_diagonal
 
 
+def input_norm(objective: Objective, mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return ‖x_j‖₂ over all examples and positions, of the input x_j that each weight multiplies.
+
+    Of a convolution j is an input channel at a kernel position; uses of one weight add up.
+    """
+    return objective.measure(mask, inputs=True).input_norms
+
+
 def hessian_gradient(objective: Objective, mask: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return H g, with the Hessian H of L and its gradient g in the weights that are left."""
     gradient = objective.measure(mask, gradient=True).gradient
@@ -157,6 +165,7 @@ def uniform(objective: Objective, mask: Mapping[str, Tensor]) -> Mapping[str, Te
 
 TERMS: dict[str, Term] = {
     "empirical-fisher": Term(empirical_fisher),
+    "input-norm": Term(input_norm),
     "hessian-gradient": Term(hessian_gradient),
     "synaptic-flow": Term(synaptic_flow),
     "uniform": Term(uniform, needs_data=False),

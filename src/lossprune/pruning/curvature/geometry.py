@@ -28,6 +28,10 @@ class Linear:
         """Inputs of every output position: (n, 1, i, p)."""
         return inputs.reshape(inputs.shape[0], 1, -1, inputs.shape[-1]).transpose(2, 3)
 
+    def squares(self, inputs: Tensor) -> Tensor:
+        """Sum of |x|² over examples and positions: (1, i)."""
+        return _squared(inputs).reshape(-1, inputs.shape[-1]).sum(0)[None]
+
     def columns(self, gradients: Tensor) -> Tensor:
         """Gradients (n, k, *output) by output and position: (n, k, 1, o, p)."""
         n, k, *_, o = gradients.shape
@@ -54,7 +58,20 @@ class Convolution:
 
     def patches(self, inputs: Tensor) -> Tensor:
         """Inputs of every output position: (n, g, i, p)."""
-        n = inputs.shape[0]
+        windows = self._windows(inputs)
+        positions = windows.shape[2 + len(self.kernel) :].numel()
+        return windows.reshape(len(inputs), self.groups, -1, positions)
+
+    def squares(self, inputs: Tensor) -> Tensor:
+        """Sum of |x|² over examples and the positions that each kernel position sees: (g, i)."""
+        if inputs.ndim < 2 + len(self.kernel):  # one example, without a dimension of its own
+            inputs = inputs[None]
+        windows = self._windows(_squared(inputs))
+        positions = range(2 + len(self.kernel), windows.ndim)
+        return windows.sum((0, *positions)).reshape(self.groups, -1)
+
+    def _windows(self, inputs: Tensor) -> Tensor:
+        """What each kernel position sees: (n, channel, *kernel, *positions), a view."""
         dimensions = len(self.kernel)
         if any(pad != (0, 0) for pad in self.padding):
             inputs = F.pad(inputs, [side for pad in reversed(self.padding) for side in pad])
@@ -65,9 +82,7 @@ class Convolution:
             windows = windows.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
         # (n, channel, *positions, *kernel) → (n, channel, *kernel, *positions)
         kernel_axes = range(2 + dimensions, 2 + 2 * dimensions)
-        windows = windows.permute(0, 1, *kernel_axes, *range(2, 2 + dimensions))
-        positions = windows.shape[2 + dimensions :].numel()
-        return windows.reshape(n, self.groups, -1, positions)
+        return windows.permute(0, 1, *kernel_axes, *range(2, 2 + dimensions))
 
     def columns(self, gradients: Tensor) -> Tensor:
         """Gradients (n, k, *output) by output and position: (n, k, g, o, p)."""
@@ -99,6 +114,11 @@ class TransposedConvolution:
         """Inputs by position: (n, g, i, p)."""
         return inputs.reshape(inputs.shape[0], self.reverse.groups, -1, math.prod(self.places))
 
+    def squares(self, inputs: Tensor) -> Tensor:
+        """Sum of |x|² over examples and places: (g, i)."""
+        squares = _squared(inputs).flatten(2).sum((0, 2))
+        return squares.reshape(self.reverse.groups, -1)
+
     def columns(self, gradients: Tensor) -> Tensor:
         """What each input position and kernel position leads to: (n, k, g, o · kernel, p)."""
         patches = self.reverse.patches(gradients.flatten(0, 1))
@@ -112,6 +132,12 @@ class TransposedConvolution:
         """View of the weight (i, o, *kernel), or of what belongs to it, as (g, o · kernel, i)."""
         groups = self.reverse.groups
         return weight.view(groups, weight.shape[0] // groups, -1).transpose(1, 2)
+
+
+def _squared(inputs: Tensor) -> Tensor:
+    """|x|², in float32 or wider: the squares of 16 bits overflow."""
+    wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    return wide.abs().square() if wide.is_complex() else wide.square()
 
 
 Geometry = Linear | Convolution | TransposedConvolution

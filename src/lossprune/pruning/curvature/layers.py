@@ -153,8 +153,8 @@ _CALLS: dict[Callable[..., Any], Callable[..., Seen | None]] = {
 }
 
 
-class LayerCalls(TorchFunctionMode):
-    """While entered, records every call of a linear or convolution function on a given weight.
+class WeightCalls(TorchFunctionMode):
+    """While entered, sees every call of a linear or convolution function on a given weight.
 
     Linear are ``F.linear`` and products x W with the weight on the right, such as ``torch.addmm``.
 
@@ -164,7 +164,6 @@ class LayerCalls(TorchFunctionMode):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.calls: list[LayerCall] = []
         self._names = {id(weight): name for name, weight in weights.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -178,6 +177,21 @@ class LayerCalls(TorchFunctionMode):
         name = None if seen is None else self._names.get(id(seen[1]))
         if seen is None or name is None:
             return func(*args, **kwargs)
+        return self._called(name, seen, func, args, kwargs)
+
+    def _called(self, name: str, seen: Seen, func: Any, args: Any, kwargs: Any) -> Any:
+        """Note the call, and return what the function gives."""
+        raise NotImplementedError
+
+
+class LayerCalls(WeightCalls):
+    """While entered, records these calls with their places in the graph."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(weights)
+        self.calls: list[LayerCall] = []
+
+    def _called(self, name: str, seen: Seen, func: Any, args: Any, kwargs: Any) -> Any:
         inputs, weight, geometry = seen
         if not torch.is_grad_enabled():
             raise PruningError(

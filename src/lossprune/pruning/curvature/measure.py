@@ -17,12 +17,12 @@ from lossprune.pruning.curvature.batch import Batch, Forward
 from lossprune.pruning.curvature.cross_entropy import CrossEntropy
 from lossprune.pruning.curvature.estimators import Estimator, Exact, Tolerance, find_estimator
 from lossprune.pruning.curvature.examples import peek, regroup, take
+from lossprune.pruning.curvature.inputs import check_seen
 from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, find_loss
 from lossprune.pruning.curvature.network import MaskedNetwork, PrunableNetwork
 from lossprune.pruning.curvature.probe import Budget, Costs, checked_memory, probe
 from lossprune.pruning.curvature.running import evaluating, outside_inference
 from lossprune.pruning.curvature.statistics import OUTPUTS, Statistics, Sums, check_finite
-from lossprune.pruning.errors import PruningError
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.wholeness import check_whole
 
@@ -156,20 +156,22 @@ class Objective:
         *,
         gradient: bool = False,
         estimator: Estimator | None = None,
+        inputs: bool = False,
     ) -> Statistics:
-        """Return the loss at θ ⊙ m, with the gradient and the GGN diagonal if asked for.
+        """Return the loss at θ ⊙ m, with gradient, GGN diagonal and norms of inputs if asked for.
 
         Raises:
-            PruningError: as :func:`lossprune.measure`.
+            PruningError: as :func:`lossprune.measure`; the inputs of a weight are not known.
         """
-        alone = not gradient and estimator is None
+        alone = not gradient and estimator is None and not inputs
         if alone and self._known is not None and self._known[0] is mask:
             return self._known[1]
-        sums = self._sums(mask, gradient=gradient, estimator=estimator)
+        sums = self._sums(mask, gradient=gradient, estimator=estimator, inputs=inputs)
         statistics = _means(sums)
         # Columns take memory, and so other chunks than the loss alone, unless one will do.
         if estimator is None or (sums.chunks == 1 and distributed.processes() == 1):
-            self._known = mask, replace(statistics, gradient={}, ggn_diagonal={}, skipped=0.0)
+            alone = {"gradient": {}, "ggn_diagonal": {}, "input_norms": {}, "skipped": 0.0}
+            self._known = mask, replace(statistics, **alone)
         return statistics
 
     def measure_each(self, mask: Mapping[str, Tensor] | None) -> tuple[Statistics, Tensor]:
@@ -178,16 +180,19 @@ class Objective:
         Raises:
             PruningError: as :func:`lossprune.measure`.
         """
-        sums = self._sums(mask, gradient=False, estimator=None)
+        sums = self._sums(mask)
         return _means(sums), sums.of_each
 
     def _sums(
-        self, mask: Mapping[str, Tensor] | None, *, gradient: bool, estimator: Estimator | None
+        self,
+        mask: Mapping[str, Tensor] | None,
+        *,
+        gradient: bool = False,
+        estimator: Estimator | None = None,
+        inputs: bool = False,
     ) -> Sums:
         """Over the examples that this process takes."""
         network = MaskedNetwork(self.network, mask)
-        if gradient or estimator is not None:
-            _check_real(network.weights)
         # Processes that measure together draw together: their loaders shuffle alike.
         randomness = PrivateRandomness(distributed.shared_random_state())
         several = distributed.processes() > 1
@@ -197,6 +202,7 @@ class Objective:
                 self.loss,
                 gradient=gradient,
                 estimator=estimator,
+                inputs=inputs,
                 generator=distributed.own_generator(self.generator()),
             )
             self._add_share(sums) if several else self._add(sums, self.batches)
@@ -229,6 +235,8 @@ class Objective:
             return
         costs = self._probed(sums.network, first, curvature=sums.estimator is not None)
         sums.unrecorded = costs.unrecorded
+        if sums.inputs is not None:
+            check_seen(costs.elsewhere)
         budget = Budget(self.memory, costs.graph_bytes, costs.column_bytes)
         columns, most = self._columns(costs, sums.estimator)
         if sums.estimator is not None and costs.unrecorded - costs.unreached:
@@ -286,13 +294,3 @@ def _means(sums: Sums) -> Statistics:
     statistics = sums.means()
     check_finite(statistics)
     return statistics
-
-
-def _check_real(tensors: Mapping[str, Tensor]) -> None:
-    """Raise unless all are real: the models of the loss are of real weights."""
-    for name, tensor in tensors.items():
-        if tensor.is_complex():
-            raise PruningError(
-                f"{name!r} is complex, of {tensor.dtype}, where the loss has no gradient or "
-                f"curvature to prune by: take MP or random, or exclude={name!r}"
-            )

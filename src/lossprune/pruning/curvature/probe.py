@@ -33,6 +33,8 @@ class Costs:
         unrecorded: names of those whose curvature takes one example at a time: also used outside
             of linear and convolution functions, or in rows that are not the examples; of what is
             unreached nothing is known.
+        elsewhere: names of those that reach the outputs by other functions than linear ones and
+            convolutions of the weight as a whole.
         curvature: whether the few also showed that curvature can be measured.
     """
 
@@ -42,6 +44,7 @@ class Costs:
     column_bytes: int
     unreached: frozenset[str]
     unrecorded: frozenset[str]
+    elsewhere: frozenset[str]
     curvature: bool
 
 
@@ -96,6 +99,7 @@ def probe(network: MaskedNetwork, batch: Batch, loss: FullLoss, *, curvature: bo
         math.ceil(column_bytes / len(outputs)),
         frozenset(network.unreached),
         frozenset(unrecorded | network.unreached),
+        frozenset(network.reached(outputs)),  # recorded calls compute with detached weights
         curvature,
     )
 

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.columns import Columns
 from lossprune.pruning.curvature.estimators import Estimator
 from lossprune.pruning.curvature.examples import NO_EXAMPLES
+from lossprune.pruning.curvature.inputs import InputSquares
 from lossprune.pruning.curvature.layers import LayerCall, LayerCalls, apart
 from lossprune.pruning.curvature.losses import AnyFunction, FullLoss
 from lossprune.pruning.curvature.network import NOTHING, MaskedNetwork
@@ -36,6 +38,8 @@ class Statistics:
             measured or not, as it falls: nothing is said of it.
         examples: how many examples the means are over.
         skipped: share of the output Hessian's trace that the estimator left out.
+        input_norms: ‖x‖₂ over all examples and positions of the input that each entry of a weight
+            is multiplied by, of the weight's shape, by parameter name; empty if not asked for.
         unused: names of the weights that the outputs of no example depend on in evaluation mode,
             by the graph (a layer behind a ReLU that is shut is not among them); none where the
             outputs depend on no weight at all.
@@ -47,6 +51,7 @@ class Statistics:
     examples: int
     skipped: float = 0.0
     unused: tuple[str, ...] = ()
+    input_norms: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         measured = {"gradient": self.gradient, "GGN diagonal": self.ggn_diagonal}
@@ -65,8 +70,11 @@ class Sums:
         *,
         gradient: bool,
         estimator: Estimator | None,
+        inputs: bool,
         generator: torch.Generator,
     ) -> None:
+        if gradient or estimator is not None:
+            _check_real(network.weights)
         self.network = network
         self.loss = loss
         self.estimator = estimator
@@ -80,6 +88,7 @@ class Sums:
         self._each: list[Tensor] = []
         self.gradient = network.zeros() if gradient else {}
         self.ggn_diagonal = network.zeros() if estimator else {}
+        self.inputs = InputSquares(network.weights, network.zeros()) if inputs else None
         # in how many processes the outputs depend on each weight
         self.reached = torch.zeros(len(network.weights), dtype=torch.float64, device=network.device)
 
@@ -91,6 +100,7 @@ class Sums:
         with (
             torch.set_grad_enabled(differentiates),
             LayerCalls(self._recorded()) as recorder,
+            self.inputs or nullcontext(),
         ):
             outputs, targets = self.network(batch)
         if looks:
@@ -167,13 +177,16 @@ class Sums:
     def note_reached(self) -> None:
         """Count which weights the examples of this process have depended on, after the last."""
         unreached = self.network.unreached
+        if self.inputs is not None:
+            self.inputs.check(self.network.weights.keys() - unreached)
         self.reached += self.reached.new_tensor([n not in unreached for n in self.network.weights])
 
     def join_(self) -> None:
         """Add everybody else's sums, where several processes measure together."""
-        distributed.sum_over_processes_(
-            [self.scalars, self.reached, *self.gradient.values(), *self.ggn_diagonal.values()]
-        )
+        sums = [*self.gradient.values(), *self.ggn_diagonal.values()]
+        if self.inputs is not None:
+            sums += self.inputs.totals.values()
+        distributed.sum_over_processes_([self.scalars, self.reached, *sums])
 
     def means(self) -> Statistics:
         """Return the sums, each divided by the number of examples."""
@@ -191,6 +204,7 @@ class Sums:
             int(examples),
             skipped / trace if trace else 0.0,
             self._unused(),
+            {} if self.inputs is None else self.inputs.norms(),
         )
 
     def _unused(self) -> tuple[str, ...]:
@@ -236,6 +250,7 @@ def check_finite(statistics: Statistics) -> None:
     if not math.isfinite(statistics.loss):
         raise PruningError(f"the loss is not finite ({statistics.loss})")
     measured = {"gradient": statistics.gradient, "curvature": statistics.ggn_diagonal}
+    measured["norm of the inputs"] = statistics.input_norms
     for what, tensors in measured.items():
         for name, tensor in tensors.items():
             check_entries(what, name, tensor)
@@ -250,3 +265,13 @@ def check_entries(what: str, name: str, tensor: Tensor) -> None:
         raise PruningError(
             f"the {what} of {name!r} is not finite in {bad} of {tensor.numel()} entries"
         )
+
+
+def _check_real(tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless all are real: the models of the loss are of real weights."""
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise PruningError(
+                f"{name!r} is complex, of {tensor.dtype}, where the loss has no gradient or "
+                f"curvature to prune by: take MP, Wanda or random, or exclude={name!r}"
+            )
