@@ -256,7 +256,10 @@ class TestLoops:
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("6 steps, zeros in each, equal everywhere") == 2
-        assert done.stdout.count("sharded (DTensor): prune before fully_shard; to train") == 20
+        assert done.stdout.count("sharded (DTensor): prune before fully_shard; Mask.apply_") == 16
+        assert done.stdout.count("sharded: zeros in each step, trained as whole") == 4
+        assert done.stdout.count("tensor parallel: removed") == 2
+        assert done.stdout.count("(16, 8) is divided by _S(0, 2), as by fully_shard over") == 2
         assert done.stdout.count("sharded after write_torch_pruning_: trained as whole, 0") == 2
         assert done.stdout.count("sharded after write_parametrizations_: trained as whole, 0") == 2
 
@@ -268,6 +271,8 @@ from lossprune import pruning
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -296,8 +301,6 @@ mesh = init_device_mesh("cpu", (2,))
 data = [(torch.linspace(-1, 1, 96).view(12, 8), torch.arange(12) % 4)]
 sharded = fully_shard(copy.deepcopy(network), mesh=mesh)
 for call in [
-    lambda: mask.enforce(sharded, torch.optim.SGD(sharded.parameters())),
-    lambda: mask.apply_(sharded),
     lambda: lossprune.Mask.dense(sharded),
     lambda: lossprune.prune(sharded, "MP", sparsity=0.5),
     lambda: lossprune.measure(sharded, data),
@@ -322,6 +325,58 @@ def trained(model):
     model(data[0][0])  # torch's pruning computes its weights there
     return model
 
+
+def full(model):
+    return {name: value.full_tensor() for name, value in model.state_dict().items()}
+
+
+def held(model, kind):
+    # Trained under the mask, and after how many steps its zeros were exact, and no others.
+    optimizer = kind(model.parameters(), lr=0.1)
+    mask.enforce(model, optimizer)
+    good = 0
+    switches = hasattr(optimizer, "eval")
+    for _ in range(4):
+        if switches:
+            optimizer.train()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(data[0][0]), data[0][1]).backward()
+        optimizer.step()
+        if switches:
+            optimizer.eval()
+        now = full(model) if model is not alone else model.state_dict()
+        good += all(not now[n][~k].any() and now[n][k].all() for n, k in mask.items())
+    return now, good
+
+
+from schedulefree import AdamWScheduleFree
+
+for kind in (torch.optim.AdamW, AdamWScheduleFree):
+    alone = copy.deepcopy(network)
+    sharded = fully_shard(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), mesh=mesh)
+    for name, value in sharded.state_dict().items():
+        whole = distribute_tensor(network.state_dict()[name], mesh, value.placements)
+        value.copy_(whole)
+    with torch.no_grad():
+        sharded(data[0][0])  # which leaves the weights gathered
+    mask.apply_(sharded)
+    assert not any(full(sharded)[n][~k].any() for n, k in mask.items())
+    expected, _ = held(alone, kind)
+    now, good = held(sharded, kind)
+    if good == 4 and all(torch.allclose(now[n], v, atol=1e-5) for n, v in expected.items()):
+        print("sharded: zeros in each step, trained as whole")
+
+mesh_of_both = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tensor"))
+plan = {"0": ColwiseParallel()}
+parallel = parallelize_module(copy.deepcopy(network), mesh_of_both["tensor"], plan)
+with torch.no_grad():
+    parallel[0].weight.fill_(1.0)
+if torch.equal(mask.apply_(parallel)[0].weight.full_tensor() != 0, mask["0.weight"]):
+    print("tensor parallel: removed")
+try:
+    mask.apply_(fully_shard(parallel, mesh=mesh_of_both["data"]))
+except lossprune.PruningError as error:
+    print(error)
 
 for write_ in (pruning.write_torch_pruning_, pruning.write_parametrizations_):
     whole = trained(write_(copy.deepcopy(network), mask))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import lossprune
 from lossprune.pruning import PruningError
@@ -51,6 +51,32 @@ def test_merged_adapters_fill_removed_weights_until_the_mask_is_applied_again():
     mask.apply_(merged)
     assert not merged[0].weight[~mask["0.weight"]].count_nonzero()
     assert not merged[2].weight[~mask["2.weight"]].count_nonzero()
+
+
+def test_a_mask_under_adapters_tells_of_the_merge():
+    model = network()
+    mask = lossprune.prune(model, "MP", sparsity=0.5).mask
+    tuned = adapted(mask.apply_(model))
+    with pytest.warns(UserWarning, match=r"1 masked layer has adapters, .* call mask.apply_"):
+        mask.enforce(tuned, torch.optim.AdamW(tuned.parameters()))
+    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    with pytest.raises(PruningError, match=r"none of the 2 masked ones, which are frozen: call"):
+        mask.enforce(tuned, torch.optim.AdamW(trained))
+
+
+def test_an_exponential_average_of_masked_weights_keeps_to_the_mask():
+    model = network()
+    mask = lossprune.prune(model, "MP", sparsity=0.5).mask
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    mask.enforce(model, optimizer)
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for _ in range(3):
+        model(torch.ones(2, 8)).square().sum().backward()
+        optimizer.step()
+        averaged.update_parameters(model)
+    weight = averaged.module[0].weight
+    assert not weight[~mask["0.weight"]].any()
+    assert not torch.equal(weight, model[0].weight)
 
 
 def test_an_average_that_began_before_pruning():

@@ -68,7 +68,9 @@ class TestLightning:
         rows = TensorDataset(digits.inputs(digits.train.images)[:400], digits.train.labels[:400])
         return DataLoader(rows, batch_size=50)  # in order, so that runs can be compared
 
-    def fit(self, example, loader, tmp_path, of, epochs, *, start=None, module=None, **more):
+    def fit(
+        self, example, loader, folder, of, epochs, *, start=None, module=None, before=(), **more
+    ):
         """Return the module, its trainer and callback, and what was seen after each step."""
         seen = []
 
@@ -83,8 +85,8 @@ class TestLightning:
             max_epochs=epochs,
             accelerator="cpu",
             devices=1,
-            callbacks=[holder, Watch()],
-            default_root_dir=tmp_path,
+            callbacks=[*before, holder, Watch()],
+            default_root_dir=folder,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -210,6 +212,19 @@ class TestLightning:
         again, *_ = self.fit(example, loader, tmp_path, holder, 1)  # from the start
         assert len(holder.records) == 1
         assert zeros(again, holder.mask)
+
+    def test_an_average_that_began_with_dense_weights(self, example, loader, tmp_path):
+        """Lightning copies the weights for it before training starts, and back at the end."""
+        for of in (self.mask(example), GradualPruning("MP", sparsity=0.8, steps=[3, 10])):
+            average = example.pl.callbacks.EMAWeightAveraging(decay=0.9)
+            module, trainer, holder, seen = self.fit(
+                example, loader, tmp_path, of, 2, before=[average]
+            )
+            assert seen[-1]
+            assert zeros(module, holder.mask)
+            trainer.save_checkpoint(tmp_path / "average.ckpt")
+            saved = torch.load(tmp_path / "average.ckpt", weights_only=True)["state_dict"]
+            assert not any(saved[name][~kept].any() for name, kept in holder.mask.items())
 
     def test_a_loader_that_cannot_be_drawn_from(self, example, loader, tmp_path):
         plan = GradualPruning("LM", sparsity=0.5, steps=[0])
@@ -348,6 +363,32 @@ class TestTransformers:
         assert holder.mask == lossprune.Mask.load(tmp_path / "checkpoint-2" / "mask.safetensors")
         assert zeros(model, holder.mask)
         assert [record.stage for record in holder.records] == [1, 2]
+
+    def test_adapters_on_masked_weights_and_their_merge(self, example, text, tmp_path):
+        peft = pytest.importorskip("peft")
+        mask = self.mask(example, text)
+
+        def train(of, steps, start=None, **more):
+            holder = example.MaskCallback(of)
+            base = self.model(example, text)  # dense: the callback applies the mask
+            config = peft.LoraConfig(target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, r=2)
+            trainer = example.Trainer(
+                peft.get_peft_model(base, config),
+                example.arguments(str(tmp_path), steps, lr_scheduler_type="constant", **more),
+                train_dataset=text[0][:256],
+                callbacks=[holder],
+            )
+            with pytest.warns(UserWarning, match="2 masked layers have adapters, and merging"):
+                trainer.train(resume_from_checkpoint=start)
+            return trainer.model, holder.mask
+
+        through, _ = train(mask, 4, save_steps=2)
+        resumed, found = train(None, 4, str(tmp_path / "checkpoint-2"), save_strategy="no")
+        assert found == mask
+        assert same_weights(resumed, through)
+        merged = resumed.merge_and_unload()
+        assert not zeros(merged, mask)
+        assert zeros(mask.apply_(merged), mask)
 
     def test_gpt2_s_own_weights_are_what_is_pruned(self, example, text):
         """Its layers are Conv1D, with (inputs, outputs); embeddings and norms stay."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lossprune.pruning.errors import PruningError
+from lossprune.pruning.shards import local
 
 # Wrappers that hand each step to the optimizer inside: Lightning's and Accelerate's.
 _HANDS_ON = {"LightningOptimizer", "AcceleratedOptimizer"}
@@ -41,9 +42,11 @@ class Enforcement:
         removed = [(parameter, where) for parameter, where in removed if where.any()]
         held = {id(p) for level in levels for group in level.param_groups for p in group["params"]}
         if removed and not any(id(parameter) in held for parameter, _ in removed):
+            frozen = not any(parameter.requires_grad for parameter, _ in removed)
+            instead = ", which are frozen: call mask.apply_(model) instead" if frozen else ""
             raise PruningError(
-                "optimizer must hold parameters of the model whose mask is enforced, "
-                f"this {type(levels[-1]).__name__} holds none of the {len(removed)} masked ones"
+                "optimizer must hold parameters of the model whose mask is enforced, this "
+                f"{type(levels[-1]).__name__} holds none of the {len(removed)} masked ones{instead}"
             )
         parts = [_ZeroedWeight(parameter, where) for parameter, where in removed]
 
@@ -107,8 +110,9 @@ def _zero_copies_(level: Optimizer, part: "_ZeroedWeight") -> None:
     state = level.state.get(part.parameter, {})
     copies = _COPIES & state.keys()
     for key in copies:
-        if isinstance(state[key], Tensor) and state[key].shape == part.removed.shape:
-            state[key].masked_fill_(part.removed.to(state[key].device), 0.0)
+        copy = local(state[key]) if isinstance(state[key], Tensor) else None
+        if copy is not None and copy.shape == part.removed.shape:
+            copy.masked_fill_(part.removed.to(copy.device), 0.0)
     if state and not copies and hasattr(level, "eval") and hasattr(level, "train"):
         raise PruningError(
             f"optimizer puts other weights in for evaluation, and this {type(level).__name__} does "
@@ -118,7 +122,7 @@ def _zero_copies_(level: Optimizer, part: "_ZeroedWeight") -> None:
 
 
 class _ZeroedWeight:
-    """One parameter held at zero where it is removed.
+    """One parameter held at zero where it is removed; of a sharded one this process's part.
 
     The bits of the weights, read as integers, are and-ed with all ones where a weight is kept and
     with zeros elsewhere: +0.0 whatever was there, NaN included, and every other bit as it was.
@@ -133,17 +137,17 @@ class _ZeroedWeight:
 
     def zero_(self) -> None:
         # ``model.to(device)`` and ``parameter.data = …`` put other memory under the same parameter.
-        if self.parameter.data_ptr() != self.address:
+        if local(self.parameter).data_ptr() != self.address:
             self._look_()
         if self.kept_bits is None:
-            self.parameter.detach().masked_fill_(self.removed, 0.0)
+            local(self.parameter).masked_fill_(self.removed, 0.0)
         else:
             self.bits.bitwise_and_(self.kept_bits)
 
     def _look_(self) -> None:
         """Look at the parameter's memory as integers, with a mask of them on its device."""
-        parameter = self.parameter.detach()
-        self.address = self.parameter.data_ptr()
+        parameter = local(self.parameter)
+        self.address = parameter.data_ptr()
         self.removed = self.removed.to(parameter.device)
         integers = _INTEGERS.get(parameter.element_size())
         self.kept_bits: Tensor | None = None

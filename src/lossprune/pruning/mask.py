@@ -12,9 +12,10 @@ from lossprune.pruning.choices import Choices
 from lossprune.pruning.enforcement import Enforcement
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask_file import mask_bytes, read_mask
-from lossprune.pruning.matching import compared, match
+from lossprune.pruning.matching import compared, match, warn_of_adapters
 from lossprune.pruning.names import counted
 from lossprune.pruning.prunable import prunable_weights
+from lossprune.pruning.shards import local, part_of, reshard_
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,14 @@ class Mask(Mapping[str, Tensor]):
     def apply_(self, model: nn.Module) -> nn.Module:
         """Set the removed weights of ``model`` to exactly 0, in place, and return ``model``.
 
+        Of a sharded network (``fully_shard``) every process calls this, with the whole mask.
+
         Raises:
             PruningError: the mask names parameters that the model lacks or has in other shapes; all
                 are listed.
         """
         for parameter, where in self.removed_of(model):
-            parameter.masked_fill_(where, 0.0)  # not a product: 0 · NaN is NaN
+            local(parameter).masked_fill_(where, 0.0)  # not a product: 0 · NaN is NaN
         return model
 
     def enforce(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Enforcement:
@@ -147,13 +150,18 @@ class Mask(Mapping[str, Tensor]):
         ``remove()`` on what is returned, or use it as a context manager, to let them go.
 
         ``optimizer`` may also be the wrapper that Lightning or Accelerate put around one, or an
-        optimizer around another; each level is followed.
+        optimizer around another; each level is followed.  Of a sharded network every process calls
+        this, with the whole mask, before or after its first step.
+
+        Masked layers under adapters (PEFT) are warned of: a merge fills removed weights again.
 
         Raises:
             PruningError: as :meth:`apply_`; or the optimizer holds none of the masked parameters,
                 or it gives no notice of its steps.
         """
-        return Enforcement(self.removed_of(model), optimizer)
+        enforcement = Enforcement(self.removed_of(model), optimizer)
+        warn_of_adapters(match(self, model, sharded=True).values(), stacklevel=2)
+        return enforcement
 
     def save(self, path: str | Path) -> None:
         """Write the mask as safetensors: one bit a weight; shapes and criterion in the metadata.
@@ -210,11 +218,14 @@ class Mask(Mapping[str, Tensor]):
     def removed_of(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
         """Return pairs of a parameter and where it is removed, a bool tensor on its device.
 
+        Of a sharded parameter that is where this process's part of it is removed.
+
         Raises:
             PruningError: as :meth:`apply_`.
         """
+        reshard_(model)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         return [
-            (parameters[found], ~self._kept[name].to(parameters[found].device))
-            for name, found in match(self, model).items()
+            (parameters[found], ~part_of(self._kept[name], parameters[found]))
+            for name, found in match(self, model, sharded=True).items()
         ]

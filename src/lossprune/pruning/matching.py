@@ -1,31 +1,50 @@
 """Masks meet networks by the names of their parameters, and whatever does not fit is told."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn, strided
 from torch.nn.parameter import is_lazy
 
 from lossprune.pruning.errors import PruningError
-from lossprune.pruning.names import did_you_mean, listed, look_up
+from lossprune.pruning.names import ADAPTED_LAYER, counted, did_you_mean, listed, look_up
 from lossprune.pruning.wholeness import check_whole
 
 
-def match(kept: Mapping[str, Tensor], model: nn.Module) -> dict[str, str]:
+def match(kept: Mapping[str, Tensor], model: nn.Module, *, sharded: bool = False) -> dict[str, str]:
     """Return what each parameter that the mask names is called in ``model``.
 
     That is the same name, but for what ``torch.compile``, data parallel and the like put before it.
 
     Raises:
         PruningError: the mask does not fit, every mismatch is listed; or what it names is not whole
-            (see :func:`check_whole`).
+            (see :func:`check_whole`), where ``sharded`` takes parts of weights too.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = {name for name in look_up(kept, parameters).values() if name is not None}
-    check_whole(model, {name: tensor for name, tensor in parameters.items() if name in found})
+    tensors = {name: tensor for name, tensor in parameters.items() if name in found}
+    check_whole(model, tensors, sharded=sharded)
     names, faults = compared(kept, model)
     if faults:
         raise PruningError(f"the mask does not fit {type(model).__name__}: {'; '.join(faults)}")
     return names
+
+
+def warn_of_adapters(names: Iterable[str], stacklevel: int) -> None:
+    """Warn where parameters of these names are under adapters (PEFT), which a merge adds to them.
+
+    Args:
+        names: in the network.
+        stacklevel: as in :func:`warnings.warn`, of the caller.
+    """
+    adapted = [name for name in names if ADAPTED_LAYER in name.split(".")]
+    if adapted:
+        warnings.warn(
+            f"{counted(len(adapted), 'masked layer has', 'masked layers have')} adapters, and "
+            "merging them (merge_and_unload) fills removed weights again: call "
+            "mask.apply_(network) after that",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def made_of(name: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ _ANYWHERE = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _IN_FRONT = "module"
 # PEFT puts a network into two modules, and a layer that it adapts into one: names that others use,
 # so that they are looked through only where a name is not found otherwise.
-_ADAPTED, _ADAPTED_LAYER = ["base_model", "model"], "base_layer"
+_ADAPTED, ADAPTED_LAYER = ["base_model", "model"], "base_layer"
 
 
 def without_wrappers(name: str) -> str:
@@ -55,7 +55,7 @@ def _look_up(
 
 
 def _without_adapters(name: str) -> str:
-    parts = [part for part in without_wrappers(name).split(".") if part != _ADAPTED_LAYER]
+    parts = [part for part in without_wrappers(name).split(".") if part != ADAPTED_LAYER]
     return ".".join(parts[2:] if parts[:2] == _ADAPTED else parts)
 
 

@@ -11,13 +11,11 @@ from torch.nn.parameter import is_lazy
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import listed
 
+_SHARDED = "sharded (DTensor)"
 # What a tensor may be instead, and what to do about it.
 _ADVICE = {
     "not initialised yet": "run the network once on a batch first",
-    "sharded (DTensor)": (
-        "prune before fully_shard; to train the shards under a mask, call "
-        "lossprune.pruning.write_parametrizations_ or write_torch_pruning_ before fully_shard"
-    ),
+    _SHARDED: ("prune before fully_shard; Mask.apply_ and Mask.enforce take the sharded network"),
     "offloaded": (
         "load the network whole, or call accelerate.hooks.remove_hook_from_submodules, first"
     ),
@@ -30,6 +28,7 @@ def check_whole(
     tensors: Mapping[str, Tensor] | None = None,
     *,
     offloaded: bool = False,
+    sharded: bool = False,
 ) -> None:
     """Raise unless these tensors of ``model`` have their values in memory, all of them.
 
@@ -37,6 +36,7 @@ def check_whole(
         model: a network, which is not changed; or the state dict of one.
         tensors: those of it that are needed, by name; all its parameters and buffers if not given.
         offloaded: whether offloaded ones will do, as they do where the network is only run.
+        sharded: whether parts of them will do.
 
     Raises:
         PruningError: some are not initialised yet (lazy layers), sharded (``fully_shard``),
@@ -52,10 +52,11 @@ def check_whole(
         offloads = any(hasattr(module, "_hf_hook") for module in model.modules())
     else:
         owner, everything, offloads = "the state dict", model.items(), False
+    does = {"offloaded": offloaded, _SHARDED: sharded}
     found: dict[str, list[str]] = {}
     for name, tensor in everything if tensors is None else tensors.items():
         state = _state(tensor, offloads)
-        if state is not None and not (offloaded and state == "offloaded"):
+        if state is not None and not does.get(state, False):
             found.setdefault(state, []).append(name)
     for state, names in found.items():
         raise PruningError(f"{owner} has {listed(map(repr, names), 3)} {state}: {_ADVICE[state]}")
@@ -66,7 +67,7 @@ def _state(tensor: Tensor, offloads: bool) -> str | None:
     if is_lazy(tensor):
         return "not initialised yet"
     if hasattr(tensor, "placements"):
-        return "sharded (DTensor)"
+        return _SHARDED
     if tensor.is_meta:
         return "offloaded" if offloads else "on the meta device, without values"
     return None

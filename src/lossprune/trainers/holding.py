@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from lossprune.pruning.enforcement import Enforcement
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
+from lossprune.pruning.matching import match, warn_of_adapters
 from lossprune.pruning.stage_record import StageRecord
 from lossprune.trainers.gradual import GradualPruning
 
@@ -55,6 +56,8 @@ class HeldMask:
     def begin(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         """Enforce the mask, if there is one yet, on every optimizer that holds some of it.
 
+        Where all that it masks is frozen, as under adapters, nothing moves it: it is applied.
+
         Raises:
             PruningError: there is none and none will be found, or as :meth:`Mask.enforce`.
         """
@@ -66,8 +69,12 @@ class HeldMask:
                     "that one was saved with"
                 )
             return
-        masked = {id(parameter) for parameter, _ in self.mask.removed_of(model)}
-        holding = [o for o in optimizers if masked & {id(p) for p in _parameters_of(o)}]
+        masked = {id(parameter): parameter for parameter, _ in self.mask.removed_of(model)}
+        if not any(parameter.requires_grad for parameter in masked.values()):
+            self.mask.apply_(model)
+            warn_of_adapters(match(self.mask, model, sharded=True).values(), stacklevel=2)
+            return
+        holding = [o for o in optimizers if masked.keys() & {id(p) for p in _parameters_of(o)}]
         # One that holds none is asked as well where nobody does, and says what is wrong.
         for optimizer in holding or optimizers[:1]:
             self._enforcements.append(self.mask.enforce(model, optimizer))

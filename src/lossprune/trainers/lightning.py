@@ -3,6 +3,8 @@
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from torch.optim.swa_utils import AveragedModel
+
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.stage_record import StageRecord
 from lossprune.trainers.gradual import GradualPruning
@@ -60,6 +62,7 @@ class MaskCallback(Callback):
                 )
         self._restored = False
         self._held.begin(pl_module, trainer.optimizers)
+        self._zero_averages_(trainer)
         self._prune(trainer, pl_module)
 
     def on_train_batch_end(
@@ -100,4 +103,14 @@ class MaskCallback(Callback):
 
     def _prune(self, trainer: "Trainer", module: "LightningModule") -> None:
         loader = trainer.train_dataloader
+        before = self._held.completed
         self._held.after_step(trainer.global_step, module, trainer.optimizers, loader)
+        if self._held.completed > before:
+            self._zero_averages_(trainer)
+
+    def _zero_averages_(self, trainer: "Trainer") -> None:
+        """Apply the mask to averages that began before it; from then on they keep to it."""
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            for value in vars(callback).values():
+                if isinstance(value, AveragedModel) and self.mask is not None:
+                    self.mask.apply_(value)

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.mask import Mask
 from lossprune.pruning.names import counted
+from lossprune.pruning.shards import local
 from lossprune.pruning.stage_record import StageRecord
 from lossprune.trainers.gradual import GradualPruning
 from lossprune.trainers.holding import HeldMask
@@ -126,8 +127,12 @@ def _folder(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def _check_zeros(mask: Mask, model: nn.Module, path: Path) -> None:
-    """Raise unless the weights that a mask removes are 0 in the weights of its checkpoint."""
-    left = sum(int(weight[where].count_nonzero()) for weight, where in mask.removed_of(model))
+    """Raise unless the weights that a mask removes are 0 in the weights of its checkpoint.
+
+    Frozen ones may come from elsewhere: a checkpoint of adapters has the adapters alone.
+    """
+    trained = [pair for pair in mask.removed_of(model) if pair[0].requires_grad]
+    left = sum(int(local(weight)[where].count_nonzero()) for weight, where in trained)
     if left:
         raise PruningError(
             f"{path} is not the mask of the weights that the training goes on with: "
