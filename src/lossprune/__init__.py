@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lossprune.pruning import Statistics as Statistics
     from lossprune.pruning import measure as measure
     from lossprune.pruning import prune as prune
+    from lossprune.pruning import prune_by_block as prune_by_block
     from lossprune.pruning import prune_by_stage as prune_by_stage
     from lossprune.pruning import recalibrate as recalibrate
     from lossprune.pruning import sensitivity as sensitivity
@@ -58,8 +59,8 @@ _NAMES = {
     "deployment.latency": "DeployedTime latency_scope",
     "deployment.sparse_file": "load_sparse save_sparse",
     "pruning": "CRITERIA Compensation CompensationRecord Criterion Mask PruningError "
-    "PruningResult Sensitivity StageRecord Statistics measure prune prune_by_stage recalibrate "
-    "sensitivity sparsities",
+    "PruningResult Sensitivity StageRecord Statistics measure prune prune_by_block "
+    "prune_by_stage recalibrate sensitivity sparsities",
     "training.convolution.model": "SparseModel sparse",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}

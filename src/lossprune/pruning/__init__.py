@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lossprune.pruning.block_call import prune_by_block as prune_by_block
     from lossprune.pruning.call import prune as prune
     from lossprune.pruning.call import prune_by_stage as prune_by_stage
     from lossprune.pruning.compensation import Compensation as Compensation
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from lossprune.pruning.validation import CurvePoint as CurvePoint
 
 _NAMES = {
+    "block_call": "prune_by_block",
     "call": "prune prune_by_stage",
     "compensation": "Compensation CompensationRecord",
     "costs": "Cost",

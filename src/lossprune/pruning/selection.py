@@ -186,6 +186,10 @@ class Selection:
                 marked |= select_smallest({name: saliency}, {name: free[name]}, count)
         return marked
 
+    def amounts(self, amount: int) -> dict[str, int]:
+        """Return how many weights each layer loses of so many, where the scope has quotas."""
+        return self._quotas(dict.fromkeys(self.shapes, 0), amount)
+
     def _quotas(self, lost: Mapping[str, int], amount: int) -> dict[str, int]:
         """How many weights each layer has lost when so much more is gone."""
         shares = {name: self._share(name, tuple(shape)) for name, shape in self.shapes.items()}

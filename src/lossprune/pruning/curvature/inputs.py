@@ -1,12 +1,13 @@
 """What the entries of a weight are multiplied by: the squares of a layer's inputs."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lossprune.pruning.curvature.geometry import Geometry
+from lossprune.pruning.curvature.geometry import Geometry, Linear
 from lossprune.pruning.curvature.layers import Seen, WeightCalls
 from lossprune.pruning.errors import PruningError
 
@@ -59,6 +60,50 @@ class InputSquares(WeightCalls):
     def check(self, used: Collection[str]) -> None:
         """Raise unless each of the weights that outputs depend on has been seen with its inputs."""
         check_seen(set(used) - self._seen)
+
+
+class InputMoments(WeightCalls):
+    """While entered, adds up the products of the inputs of linear functions with each other.
+
+    Attributes:
+        totals: by parameter name: X Xᵀ, (inputs, inputs), over examples, positions and uses; in
+            float32, or wider as the weight is.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(weights)
+        self.totals: dict[str, Tensor] = {}
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.multi_head_attention_forward and not args[0] is args[1] is args[2]:
+            packed = (kwargs or {}).get("in_proj_weight", args[5] if len(args) > 5 else None)
+            name = self._names.get(id(packed))
+            if name is not None:
+                _refuse(name, "is given queries, keys and values that are not the same")
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _called(self, name: str, seen: Seen, func: Any, args: Any, kwargs: Any) -> Any:
+        inputs, weight, geometry = seen
+        if not isinstance(geometry, Linear) or weight.ndim != 2 or weight.is_complex():
+            _refuse(name, "is not that of a linear function of real numbers")
+        # Queries, keys and values, say, are of the same tensor.
+        if self._last is None or self._last[0] is not inputs:
+            wide = inputs.detach().to(torch.promote_types(inputs.dtype, torch.float32))
+            x = wide.reshape(-1, wide.shape[-1])
+            self._last = inputs, x.T @ x
+        product = self._last[1]
+        self.totals[name] = (
+            self.totals[name].add_(product) if name in self.totals else product.clone()
+        )
+        return func(*args, **kwargs)
+
+
+def _refuse(name: str, why: str) -> NoReturn:
+    raise PruningError(
+        f"{name!r} {why}, so that it is not known how to move what is left of it: take another "
+        f"criterion without compensate, or exclude={name!r}"
+    )
 
 
 def check_seen(unknown: Collection[str]) -> None:
