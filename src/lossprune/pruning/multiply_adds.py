@@ -18,10 +18,10 @@ from lossprune.pruning.costs import WeightCosts
 from lossprune.pruning.curvature import distributed
 from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.examples import take
-from lossprune.pruning.curvature.geometry import Linear, TransposedConvolution
+from lossprune.pruning.curvature.geometry import Linear, Lookup, TransposedConvolution
 from lossprune.pruning.curvature.layers import LayerCall
 from lossprune.pruning.curvature.network import MaskedNetwork, PrunableNetwork
-from lossprune.pruning.curvature.probe import ProbingCalls, used_elsewhere
+from lossprune.pruning.curvature.probe import ProbingCalls, looked_up, used_elsewhere
 from lossprune.pruning.curvature.running import described, evaluating, outside_inference
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import listed
@@ -70,6 +70,7 @@ def count_multiply_adds(
         for call in uses.calls:
             counts[call.name] += _places(call, masked.weights[call.name])
         elsewhere = used_elsewhere(masked.weights, outputs) if outputs.requires_grad else set()
+        elsewhere |= looked_up(uses.calls)
         _check_counted(counts, elsewhere)
     prices = {name: float(count) for name, count in counts.items()}
     return WeightCosts(MULTIPLY_ADDS, counts, prices)
@@ -97,6 +98,8 @@ class _Uses(ProbingCalls):
 def _places(call: LayerCall, weight: Tensor) -> int:
     """How often one weight is used in a call: multiply-adds of the call / weights."""
     outputs = call.output_shape.numel()
+    if isinstance(call.geometry, Lookup):
+        return 0
     if isinstance(call.geometry, Linear):
         across = -2 if call.geometry.transposed and weight.ndim > 1 else -1
         return outputs * weight.shape[across] // weight.numel()

@@ -167,3 +167,37 @@ def test_an_example_that_cannot_be_alone_is_told():
 
     with pytest.raises(lossprune.PruningError, match=r"'fc\.weight'.*alone could not be run"):
         lossprune.measure(Fixed().double(), [batch(3, examples=4)])
+
+
+class Tokens(nn.Module):
+    """Rows of a table in several uses, the head among them where it is tied."""
+
+    def __init__(self, tied, padding):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(5, 4))
+        self.mix = nn.Linear(4, 4)
+        if not tied:
+            self.out = nn.Linear(4, 5, bias=False)
+        self.tied, self.padding = tied, padding
+
+    def forward(self, x):
+        h = F.embedding(x, self.table, self.padding)
+        h = torch.tanh(self.mix(h) + h.mean(1, keepdim=True)) * F.embedding(x.flip(1), self.table)
+        return F.linear(h, self.table) if self.tied else self.out(h)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "memory"), [("exact", 1), ("exact", None), ("tolerance:0", None)]
+)
+@pytest.mark.parametrize(("tied", "padding"), [(True, None), (True, 1), (False, -1)])
+def test_rows_that_are_looked_up(tied, padding, estimator, memory, matches):
+    """Several times by an example, in several uses, beside those of a head."""
+    torch.manual_seed(0)
+    model = Tokens(tied, padding).double()
+    x = torch.randint(5, (6, 3), generator=torch.Generator().manual_seed(0))
+    statistics = lossprune.measure(
+        model, [(x, x.roll(1, 1))], loss="token_cross_entropy", estimator=estimator,
+        parameters=["table", "mix"], memory=memory,
+    )  # fmt: skip
+    each = [((x[n : n + 1],), {}, x.roll(1, 1)[n]) for n in range(6)]
+    matches(statistics, model, each, lambda z, t: F.cross_entropy(z, t, reduction="sum"), 18)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lossprune.pruning.curvature.drawing import drawn_classes
 from lossprune.pruning.curvature.forms import (
     check_class_shapes,
     check_classes,
@@ -108,17 +109,19 @@ class CrossEntropy:
     def value(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return ℓ of each example, summed over its positions: (n,)."""
         soft = targets.is_floating_point()
+        wanted = targets.to(outputs.dtype) if soft else self._aligned(targets)
+        logits = outputs
+        if self.class_dim == -1:  # each position a row, as torch would copy them otherwise
+            logits, wanted = outputs.flatten(0, -2), wanted.flatten(0, -2 if soft else -1)
         values = F.cross_entropy(
-            outputs.movedim(self.class_dim, 1),
-            targets.to(outputs.dtype).movedim(self.class_dim, 1)
-            if soft
-            else self._aligned(targets),
+            logits,
+            wanted,
             weight=self._weights(outputs),
             ignore_index=-100 if soft else self.ignore_index,
             reduction="none",
             label_smoothing=self.label_smoothing,
         )
-        return values if values.ndim == 1 else values.flatten(1).sum(1)
+        return values if outputs.ndim == 2 else values.view(len(outputs), -1).sum(1)
 
     def amount(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return how much each example counts, Σ w_t over what is not ignored: (n,).
@@ -160,7 +163,7 @@ class CrossEntropy:
             weights = gradient.new_ones(gradient.shape[-1])
         hit = -(1 - self.label_smoothing) * weights[index] * counted
         if scale is not None:
-            gradient = gradient * scale[..., None]
+            gradient *= scale[..., None]
         gradient = gradient.scatter_add_(-1, index, hit)
         if self.label_smoothing:
             gradient -= self.label_smoothing / gradient.shape[-1] * weights * counted
@@ -205,20 +208,21 @@ class CrossEntropy:
         Mean 0 and covariance ∂²ℓ/∂z², as labels at different positions are drawn independently.
         """
         rows = outputs.movedim(self.class_dim, -1)
+        places, classes = rows.shape[:-1], rows.shape[-1]
         # Drawn on the CPU, so that every device gets the same labels.
-        uniform = torch.rand(
-            rows[..., 0].numel(), count, dtype=torch.float64, generator=generator
-        ).to(outputs.device)
-        distribution = rows.reshape(-1, rows.shape[-1]).double().softmax(1).cumsum(1)
-        drawn = torch.searchsorted(distribution, uniform * distribution[:, -1:], right=True)
-        drawn = drawn.clamp(max=rows.shape[-1] - 1).view(*rows.shape[:-1], count)
+        uniform = torch.rand(places.numel(), count, dtype=torch.float64, generator=generator)
+        p = rows.softmax(-1)
+        drawn = drawn_classes(p.reshape(-1, classes), uniform.to(p.device)).view(*places, count)
         scale = self._scale(outputs, self._aligned(targets))
-        columns = []
-        for y in drawn.unbind(-1):
-            column = rows.softmax(-1)
+        columns = p[:, None]
+        if count > 1:
+            columns = columns.repeat_interleave(count, 1)
+        for k, y in enumerate(drawn.unbind(-1)):
+            column = columns[:, k]
             column.scatter_add_(-1, y[..., None], torch.full_like(column[..., :1], -1.0))
-            columns.append(column if scale is None else column * scale.sqrt()[..., None])
-        return torch.stack(columns, 1).movedim(-1, self.class_dim if self.class_dim == -1 else 2)
+            if scale is not None:
+                column *= scale.sqrt()[..., None]
+        return columns.movedim(-1, self.class_dim if self.class_dim == -1 else 2)
 
     def _aligned(self, targets: Tensor) -> Tensor:
         """What the output at each position is to predict: a class, or probabilities."""

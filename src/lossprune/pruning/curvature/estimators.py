@@ -171,7 +171,7 @@ class MonteCarlo:
     ) -> Columns:
         """Return gradients of the loss at drawn labels."""
         drawn = loss.draw(outputs, targets, self.labels, generator)
-        return Columns(drawn / self.labels**0.5)
+        return Columns(drawn if self.labels == 1 else drawn / self.labels**0.5)
 
 
 @dataclass(frozen=True)

@@ -140,11 +140,45 @@ def _squared(inputs: Tensor) -> Tensor:
     return wide.abs().square() if wide.is_complex() else wide.square()
 
 
-Geometry = Linear | Convolution | TransposedConvolution
+@dataclass(frozen=True)
+class Lookup:
+    """Rows of a weight (rows, features) by their numbers: a product of one-hot inputs with it.
+
+    Attributes:
+        padding: the row that gets no gradient, if any.
+    """
+
+    padding: int | None = None
+
+    def columns(self, gradients: Tensor) -> Tensor:
+        """Gradients (n, k, *output) by position: (n, k, p, i)."""
+        n, k, *_, i = gradients.shape
+        return gradients.reshape(n, k, -1, i)
+
+    def patches(self, inputs: Tensor) -> Tensor:
+        """Which row each position looks up: (n, p)."""
+        return inputs.reshape(inputs.shape[0], -1)
+
+    def squares(self, inputs: Tensor) -> Tensor:
+        """Raise: nothing is multiplied by an input."""
+        raise NotImplementedError
+
+    def positions(self, output: torch.Size) -> int:
+        """Count the positions of an output of that shape."""
+        return output[1:-1].numel()
+
+    def grouped(self, weight: Tensor) -> Tensor:
+        """View of the weight, or of what belongs to it, as (1, rows, i)."""
+        return weight[None]
+
+
+Geometry = Linear | Convolution | TransposedConvolution | Lookup
 
 
 def layout(geometry: Geometry) -> tuple[Any, ...]:
     """Return what two uses of one weight must have in common to be seen as positions of one."""
+    if isinstance(geometry, Lookup):  # as in a head that shares it
+        return Linear, False
     if isinstance(geometry, Linear):
         return Linear, geometry.transposed
     convolution = geometry if isinstance(geometry, Convolution) else geometry.reverse

@@ -16,6 +16,7 @@ from lossprune.pruning.curvature.geometry import (
     Convolution,
     Geometry,
     Linear,
+    Lookup,
     TransposedConvolution,
     layout,
 )
@@ -116,6 +117,20 @@ def _per_dimension(value: Any, dimensions: int) -> tuple[int, ...]:
     return tuple(value) * (dimensions if len(value) == 1 else 1)
 
 
+def _lookup_call(
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Seen | None:
+    if max_norm is not None or scale_grad_by_freq or sparse:
+        return None
+    return input, weight, Lookup(None if padding_idx is None else padding_idx % len(weight))
+
+
 def _product_call(
     input: Tensor,  # noqa: A002
     other: Tensor,
@@ -162,6 +177,8 @@ class WeightCalls(TorchFunctionMode):
     layers that run twice and functional uses are all seen, and the network is not touched.
     """
 
+    functions: Mapping[Callable[..., Any], Callable[..., Seen | None]] = _CALLS
+
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._names = {id(weight): name for name, weight in weights.items()}
@@ -173,7 +190,8 @@ class WeightCalls(TorchFunctionMode):
             return written(
                 lambda *parts: self.__torch_function__(F.linear, (), parts), *args, **kwargs
             )
-        seen = _CALLS[func](*args, **kwargs) if func in _CALLS else None
+        read = self.functions.get(func)
+        seen = None if read is None else read(*args, **kwargs)
         name = None if seen is None else self._names.get(id(seen[1]))
         if seen is None or name is None:
             return func(*args, **kwargs)
@@ -185,7 +203,9 @@ class WeightCalls(TorchFunctionMode):
 
 
 class LayerCalls(WeightCalls):
-    """While entered, records these calls with their places in the graph."""
+    """While entered, records these calls, and those of ``F.embedding``, with places in the graph."""
+
+    functions = {**_CALLS, F.embedding: _lookup_call}
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__(weights)

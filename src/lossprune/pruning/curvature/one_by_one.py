@@ -1,7 +1,7 @@
 """The curvature of weights in any use whatever: one example at a time, by their own gradients.
 
 What layers saw and gave is not enough where a weight is in another function than a product or a
-convolution (recurrence, attention as a whole, transposed convolutions, an embedding), or where the
+convolution (an einsum, a bilinear layer, experts in one parameter), or where the
 rows of a product are not the examples one after the other (tokens first, the tokens that a gate
 sends to an expert).  The definition is: h = Σ_n Σ_k (∂(z_n · S_nk)/∂θ)², a backward pass for every
 example and column, with θ's gradient.

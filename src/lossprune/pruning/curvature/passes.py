@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from lossprune.pruning.curvature.columns import Columns
+from lossprune.pruning.curvature.geometry import Lookup
 from lossprune.pruning.curvature.layers import LayerCall
+from lossprune.pruning.curvature.lookups import Rows, add_rows_, without_rows
 from lossprune.pruning.curvature.probe import Budget
 from lossprune.pruning.curvature.squares import add_factored_, add_squares_, prefers_direct
 
@@ -34,15 +36,26 @@ class _WeightUse:
         rows, *rest = call.output_shape
         # An example's rows (its tokens, say, where a network folds them into the first dimension).
         self.rows = rows // examples
-        shape = (columns, *rest) if self.rows == 1 else (columns, self.rows, *rest)
-        self.gradients = call.inputs.new_empty(examples, *shape, dtype=dtype)
+        self._shape = (examples, *((self.rows, *rest) if self.rows > 1 else rest))
+        self._columns, self._dtype = columns, dtype
+        self.gradients: Tensor
 
     def add(self, k: int, gradient: Tensor) -> None:
-        here = self.gradients[:, k]
-        here.copy_(gradient if self.rows == 1 else gradient.reshape(here.shape))
+        gradient = gradient.reshape(self._shape)
+        if self._columns == 1:  # as it is, without a copy
+            self.gradients = gradient.to(self._dtype)[:, None]
+            return
+        if k == 0:
+            shape = (len(gradient), self._columns, *self._shape[1:])
+            self.gradients = gradient.new_empty(shape, dtype=self._dtype)
+        self.gradients[:, k] = gradient
+
+    @property
+    def looks_up(self) -> bool:
+        return isinstance(self.call.geometry, Lookup)
 
     def patches(self, examples: slice) -> Tensor:
-        geometry, dtype = self.call.geometry, self.gradients.dtype
+        geometry, dtype = self.call.geometry, self._dtype
         if self.rows == 1:
             return geometry.patches(self.call.inputs[examples].to(dtype))
         start, stop, _ = examples.indices(len(self.gradients))
@@ -124,7 +137,8 @@ def _backward(
     for call in calls:
         dtype = totals[call.name].dtype
         alone = times[call.name] == 1 and call.output_shape[0] == len(outputs)
-        if alone and call.geometry.positions(call.output_shape) == 1:
+        looks_up = isinstance(call.geometry, Lookup)
+        if alone and not looks_up and call.geometry.positions(call.output_shape) == 1:
             uses.append(_Squares(call, dtype))
         else:
             uses.append(_WeightUse(call, len(outputs), len(columns), dtype))
@@ -140,19 +154,30 @@ def _backward(
 
 
 def _add_weight_(total: Tensor, uses: Sequence[_WeightUse], kept: Tensor | None) -> None:
-    # Several uses of one weight are further positions of it: their gradients add up, then square.
-    def patches(examples: slice) -> Tensor:
-        return _along_positions([use.patches(examples) for use in uses])
-
-    def gradients(examples: slice) -> Tensor:
-        return _along_positions([use.columns(examples) for use in uses])
-
-    examples = uses[0].gradients.shape[0]
-    geometry = uses[0].call.geometry
-    total = geometry.grouped(total)
-    tiles = None
     if kept is not None and not kept.any():
         return
+    examples = uses[0].gradients.shape[0]
+    lookups = [use for use in uses if use.looks_up]
+    products = [use for use in uses if not use.looks_up]
+    rows = [_rows(lookups, example) for example in range(examples)] if lookups else []
+    if not products:
+        add_rows_(total, rows, None, None)
+        return
+
+    # Several uses of one weight are further positions of it: their gradients add up, then square.
+    def patches(examples: slice) -> Tensor:
+        return _along_positions([use.patches(examples) for use in products])
+
+    def gradients(examples: slice) -> Tensor:
+        return _along_positions([use.columns(examples) for use in products])
+
+    geometry = products[0].call.geometry
+    if rows:
+        add_rows_(total, rows, patches, gradients)
+        add_squares_(geometry.grouped(total), patches, without_rows(gradients, rows), examples)
+        return
+    total = geometry.grouped(total)
+    tiles = None
     first = gradients(slice(0, 1))
     # Only the direct way, a product for every example, costs so much that leaving out pays.
     direct = prefers_direct(total.shape, first.shape[1], first.shape[4])
@@ -164,6 +189,21 @@ def _add_weight_(total: Tensor, uses: Sequence[_WeightUse], kept: Tensor | None)
     x, y = patches(slice(0, examples)), gradients(slice(0, examples))
     for part in tiles:
         _add_tile_(total[0], x[:, 0], y[:, :, 0], part)
+
+
+def _rows(uses: Sequence[_WeightUse], example: int) -> Rows:
+    """What an example looks up in all uses."""
+    ids, gradients = [], []
+    for use in uses:
+        geometry = use.call.geometry
+        own = geometry.patches(use.call.inputs.reshape(len(use.gradients), -1))[example]
+        y = geometry.columns(use.gradients[example, None])[0]
+        if isinstance(geometry, Lookup) and geometry.padding is not None:
+            counted = own != geometry.padding
+            own, y = own[counted], y[:, counted]
+        ids.append(own)
+        gradients.append(y)
+    return Rows.of(torch.cat(ids), torch.cat(gradients, dim=1))
 
 
 def _add_tile_(total: Tensor, x: Tensor, y: Tensor, part: _Tile) -> None:

@@ -1,7 +1,7 @@
 """A few examples run first: whether curvature can be measured, and how much fits in memory."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from lossprune.pruning.curvature.batch import Batch
+from lossprune.pruning.curvature.geometry import Lookup
 from lossprune.pruning.curvature.layers import LayerCall, LayerCalls, apart
 from lossprune.pruning.curvature.losses import FullLoss
 from lossprune.pruning.curvature.network import NOTHING, MaskedNetwork
@@ -99,9 +100,15 @@ def probe(network: MaskedNetwork, batch: Batch, loss: FullLoss, *, curvature: bo
         math.ceil(column_bytes / len(outputs)),
         frozenset(network.unreached),
         frozenset(unrecorded | network.unreached),
-        frozenset(network.reached(outputs)),  # recorded calls compute with detached weights
+        # Recorded calls compute with detached weights.
+        frozenset(network.reached(outputs) | looked_up(recorder.calls)),
         curvature,
     )
+
+
+def looked_up(calls: Iterable[LayerCall]) -> set[str]:
+    """Return the names of the weights whose rows are looked up, and so in no product."""
+    return {call.name for call in calls if isinstance(call.geometry, Lookup)}
 
 
 def check_outputs(outputs: Tensor, targets: Any, batch: Batch, loss: FullLoss) -> None:
@@ -136,7 +143,10 @@ class ProbingCalls(LayerCalls):
         return super().__torch_function__(func, types, args, kwargs)
 
     def _replacements(self, inputs: Tensor, weight: Tensor) -> dict[int, Tensor]:
-        return {**super()._replacements(inputs, weight), id(weight): weight.detach()}
+        detached = weight.detach()
+        if not inputs.is_floating_point():  # rows that are looked up: nothing else has a gradient
+            detached.requires_grad_()
+        return {**super()._replacements(inputs, weight), id(weight): detached}
 
 
 def used_elsewhere(weights: Mapping[str, Tensor], outputs: Tensor) -> set[str]:

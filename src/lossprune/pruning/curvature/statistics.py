@@ -25,6 +25,9 @@ from lossprune.pruning.errors import PruningError
 
 # Elements of outputs, and of what is computed from them in double precision, at a time.
 OUTPUTS = 1 << 22
+# Outputs of an example, a language model's, from which on double precision would take as long as
+# the network.
+_MANY = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -217,14 +220,18 @@ class Sums:
         return tuple(name for name, times in zip(names, reached, strict=True) if not times)
 
     def _values(self, logits: Tensor, targets: Any) -> Tensor:
-        """The loss of each example, in double precision."""
+        """The loss of each example, in double precision; of very many outputs, its sums alone."""
         if isinstance(self.loss, AnyFunction):  # which may have numbers of its own in it
             return self.loss.value(logits, targets).double()
-        size = max(1, OUTPUTS // max(1, logits[0].numel()))
+        each = max(1, logits[0].numel())
+        dtype = torch.float64 if each < _MANY else torch.promote_types(logits.dtype, torch.float32)
+        size = max(1, OUTPUTS // each)
         if len(logits) <= size:
-            return self.loss.value(logits.double(), targets)
+            return self.loss.value(logits.to(dtype), targets).double()
         pairs = zip(logits.split(size), targets.split(size), strict=True)
-        return torch.cat([self.loss.value(some.double(), wanted) for some, wanted in pairs])
+        return torch.cat(
+            [self.loss.value(some.to(dtype), wanted).double() for some, wanted in pairs]
+        )
 
     def _add_gradient(self, outputs: Tensor, targets: Any) -> None:
         """Let autograd add to the sums in place, layer by layer."""
