@@ -168,6 +168,9 @@ _CALLS: dict[Callable[..., Any], Callable[..., Seen | None]] = {
 }
 
 
+_CALLS_AND_LOOKUPS = {**_CALLS, F.embedding: _lookup_call}
+
+
 class WeightCalls(TorchFunctionMode):
     """While entered, sees every call of a linear or convolution function on a given weight.
 
@@ -203,9 +206,9 @@ class WeightCalls(TorchFunctionMode):
 
 
 class LayerCalls(WeightCalls):
-    """While entered, records these calls, and those of ``F.embedding``, with places in the graph."""
+    """While entered, records these calls and ``F.embedding``'s, with their places in the graph."""
 
-    functions = {**_CALLS, F.embedding: _lookup_call}
+    functions = _CALLS_AND_LOOKUPS
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__(weights)

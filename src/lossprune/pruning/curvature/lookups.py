@@ -1,7 +1,7 @@
 """Squares of weights whose rows are looked up: an embedding, also where it is the head as well.
 
-An example's gradient in such a weight is Σ_p y_p x_pᵀ of its products, as of any linear layer's, and more
-in the rows that the example looks up: the gradients at what was looked up, summed row by row.
+An example's gradient in such a weight is Σ_p y_p x_pᵀ of its products, as of any linear layer's,
+and more in the rows that it looks up: the gradients at what was looked up, summed row by row.
 These rows, few of many, are squared apart from the others.
 
 Index letters as in ``squares.py``; r looked up row, of those that an example has.
