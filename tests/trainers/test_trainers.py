@@ -344,6 +344,16 @@ class TestTransformers:
         assert after.mask == holder.mask
         assert same_weights(resumed, through)
 
+        # Killed after the weights were written and before the mask was: zeros go first.
+        (tmp_path / "checkpoint-5" / "mask.safetensors").unlink()
+        with pytest.warns(UserWarning, match="the checkpoint of step 5 has no mask beside it"):
+            resumed, after, _ = self.train(
+                example, text, tmp_path, plan, 8, start=start, save_strategy="no"
+            )
+        assert [record.stage for record in after.records] == [1, 2, 3]
+        assert after.mask == holder.mask
+        assert same_weights(resumed, through)
+
     def test_the_best_checkpoint_s_mask_is_that_of_its_weights(self, example, text, tmp_path):
         plan = GradualPruning("MP", sparsity=0.9, steps=(1, 3))
         model, holder, _ = self.train(
