@@ -98,7 +98,8 @@ def prune(
             QM, 0 for the others.  ``"auto"``: chosen at every stage, by the loss on a fifth of its
             examples that are kept out of the measurement.
         average: β in [0, 1): the share that is kept of what earlier stages measured, when a stage
-            adds its own gradient and curvature; if not given, 0.9 where ``reg`` or ``stages`` is
+            adds its own gradient and curvature, for each 5 % of the weights left that the stage
+            before removed, and at least once; if not given, 0.9 where ``reg`` or ``stages`` is
             ``"auto"`` or no sparsity is given, and the criterion has a gradient, else 0.
         tolerance: of ``stages="auto"``: how many nats the model may be off, by the realised change
             of the loss, where a stage leaves 1/e of what it found, and in proportion to the
