@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lossprune import pruning as pruning
     from lossprune.channels.compaction import Compaction as Compaction
     from lossprune.channels.compaction import compact as compact
+    from lossprune.checkpoints.pruning import PrunedCheckpoint as PrunedCheckpoint
+    from lossprune.checkpoints.pruning import prune_checkpoint as prune_checkpoint
     from lossprune.deployment.c_library.writing import write_c as write_c
     from lossprune.deployment.deployed import Deployed as Deployed
     from lossprune.deployment.fastest import deploy as deploy
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from lossprune.pruning import StageRecord as StageRecord
     from lossprune.pruning import Statistics as Statistics
     from lossprune.pruning import measure as measure
+    from lossprune.pruning import outlier_scope as outlier_scope
     from lossprune.pruning import prune as prune
     from lossprune.pruning import prune_by_block as prune_by_block
     from lossprune.pruning import prune_by_stage as prune_by_stage
@@ -50,6 +53,7 @@ __version__: str
 
 _NAMES = {
     "channels.compaction": "Compaction compact",
+    "checkpoints.pruning": "PrunedCheckpoint prune_checkpoint",
     "deployment.c_library.writing": "write_c",
     "deployment.deployed": "Deployed",
     "deployment.fastest": "deploy",
@@ -59,7 +63,7 @@ _NAMES = {
     "deployment.latency": "DeployedTime latency_scope",
     "deployment.sparse_file": "load_sparse save_sparse",
     "pruning": "CRITERIA Compensation CompensationRecord Criterion Mask PruningError "
-    "PruningResult Sensitivity StageRecord Statistics measure prune prune_by_block "
+    "PruningResult Sensitivity StageRecord Statistics measure outlier_scope prune prune_by_block "
     "prune_by_stage recalibrate sensitivity sparsities",
     "training.convolution.model": "SparseModel sparse",
 }

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lossprune.pruning.layer_scan import sensitivity as sensitivity
     from lossprune.pruning.mask import LayerCounts as LayerCounts
     from lossprune.pruning.mask import Mask as Mask
+    from lossprune.pruning.outliers import outlier_scope as outlier_scope
     from lossprune.pruning.pace import Forecast as Forecast
     from lossprune.pruning.pace import LongPruningWarning as LongPruningWarning
     from lossprune.pruning.prunable import prunable_weights as prunable_weights
@@ -74,6 +75,7 @@ _NAMES = {
     "layer_scan": "sensitivity",
     "mask": "LayerCounts Mask",
     "pace": "Forecast LongPruningWarning",
+    "outliers": "outlier_scope",
     "prunable": "prunable_weights",
     "recalibration": "recalibrate",
     "result": "PruningResult",

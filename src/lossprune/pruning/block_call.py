@@ -115,7 +115,7 @@ def prune_by_block(
     if asked.measures:
         if data is None:
             raise ValueError(f"criterion {asked.name!r} needs data: an iterable of batches")
-        calls = calls_of(network, found, take(data, examples, forward))
+        calls = calls_of(model, network.step, network.device, found, take(data, examples, forward))
     place = network.device if device is None else torch.device(device)
 
     def values_of(name: str) -> Values:

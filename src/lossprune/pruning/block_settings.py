@@ -149,7 +149,7 @@ def block_pruning(
     if scope is None:
         scope = "row" if found is not None and found.scope == "row" else "layer"
     selection = Selection(find_scope(scope), form, shapes, inputs, stacked=stacked)
-    if selection.scope.share is None or selection.scope.keeps_last:
+    if not selection.scope.has_quotas or selection.scope.keeps_last:
         raise ValueError(
             f"scope {selection.scope.name!r} looks at weights of all blocks together, which are "
             "seen one after the other: take layer, row or another with a quota for each layer"

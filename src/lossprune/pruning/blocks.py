@@ -1,6 +1,6 @@
 """The blocks of a network, one after the other: what each is given, and what it makes of it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_map
 
 from lossprune.pruning.curvature.batch import Batch
 from lossprune.pruning.curvature.layers import WeightCalls
-from lossprune.pruning.curvature.network import PrunableNetwork
 from lossprune.pruning.curvature.running import described, evaluating, run
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import listed
@@ -82,9 +81,15 @@ def find_blocks(model: nn.Module, blocks: str | Sequence[nn.Module] | None) -> d
 
 @torch.no_grad()
 def calls_of(
-    network: PrunableNetwork, blocks: Mapping[str, nn.Module], batches: Iterable[Batch]
+    model: nn.Module,
+    step: Callable[[Any], Any],
+    device: torch.device,
+    blocks: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
 ) -> list[dict[str, Call]]:
-    """Return, for each batch, how the network calls each block, by the block's name.
+    """Return, for each batch, how ``model`` calls each block, by the block's name.
+
+    ``step`` calls it on a batch that is on ``device``.
 
     The network runs once a batch, with no block but the first: the others give what they are given,
     in the form of the first one's answer.  So what a block gets beside its states, masks and
@@ -94,14 +99,14 @@ def calls_of(
         PruningError: the network cannot be run; a block is not called once, or not on a tensor.
     """
     found = []
-    with evaluating(network.model), _without_caches(network.model), torch.no_grad():
+    with evaluating(model), _without_caches(model), torch.no_grad():
         for batch in batches:
             seen: dict[str, Call] = {}
-            given = batch.to(network.device).map(torch.clone).value
+            given = batch.to(device).map(torch.clone).value
             with _watched(blocks, seen), WeightCalls({}):
                 run(
                     f"the network could not be run on a batch of {described(batch.value)}",
-                    lambda given=given: network.step(given),
+                    lambda given=given: step(given),
                     lambda text: _ADVICE,
                 )
             missing = [name for name in blocks if name not in seen]

@@ -72,6 +72,26 @@ def prunable_weights(
     >>> list(prunable_weights(model, lambda name, parameter, module: parameter.numel() < 6))
     ['2.weight', '3.weight']
     """
+    uses = _chosen(model, parameters, exclude)
+    for use in uses:
+        _check_ordinary(use)
+    found = {use.name: use.weight for use in uses}
+    check_whole(model, found)
+    check_numbers(found)
+    return found
+
+
+def chosen_weights(
+    model: nn.Module, parameters: Choices | None = None, exclude: Choices | None = None
+) -> dict[str, Tensor]:
+    """Return the weights that :func:`prunable_weights` would, with values or without."""
+    return {use.name: use.weight for use in _chosen(model, parameters, exclude)}
+
+
+def _chosen(
+    model: nn.Module, parameters: Choices | None, exclude: Choices | None
+) -> list[LayerWeight]:
+    """The uses of the weights that are asked for."""
     uses = list(_uses(model, others=parameters is not None))
     names = {use.name for use in uses if use.usual}
     if parameters is not None:
@@ -86,14 +106,7 @@ def prunable_weights(
         names = names - chosen("exclude", exclude, model, uses)
         if not names:
             raise ValueError(f"exclude={exclude!r} leaves none of the {count} parameters to prune")
-    weights = {}
-    for use in uses:
-        if use.name in names:
-            _check_ordinary(use)
-            weights[use.name] = use.weight
-    check_whole(model, weights)
-    _check_numbers(weights)
-    return weights
+    return [use for use in uses if use.name in names]
 
 
 def usual_names(model: nn.Module) -> frozenset[str]:
@@ -237,7 +250,7 @@ def _check_ordinary(use: LayerWeight) -> None:
         )
 
 
-def _check_numbers(weights: Mapping[str, Tensor]) -> None:
+def check_numbers(weights: Mapping[str, Tensor]) -> None:
     """Raise unless they are dense tensors of numbers that can be compared and set to zero."""
     for name, weight in weights.items():
         what = None

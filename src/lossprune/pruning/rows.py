@@ -82,14 +82,17 @@ def select_by_row(
     """
     import torch
 
-    scores = rows.of(saliency).masked_fill(~rows.of(free), torch.inf)
-    order = scores.argsort(dim=1, stable=True)
-    numbers = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    turn = torch.empty_like(order).scatter_(1, order, numbers)
-    # When a weight goes, if every row loses one at each turn.  A double holds any such number.
-    lost = (~rows.of(kept)).sum(1, keepdim=True)
-    turns = rows.back((turn + lost).double(), saliency)
-    last = turns[free].sort().values[count - 1] if count else torch.tensor(-1.0)
-    before = free & (turns < last)
-    more = select_smallest({"": saliency}, {"": free & (turns == last)}, count - int(before.sum()))
-    return before | more[""]
+    if count == 0:
+        return torch.zeros_like(kept)
+    open_ = rows.of(free)
+    order = rows.of(saliency).masked_fill(~open_, torch.inf).argsort(dim=1, stable=True)
+    # When a weight goes, if every row loses one at each turn.
+    numbers = torch.arange(order.shape[1], dtype=torch.int32, device=order.device)
+    turn = torch.empty_like(order, dtype=torch.int32).scatter_(1, order, numbers.expand_as(order))
+    turn += (~rows.of(kept)).sum(1, keepdim=True, dtype=torch.int32)
+    gone = turn[open_].bincount().cumsum(0)
+    last = int(torch.searchsorted(gone, count))
+    missing = count - (int(gone[last - 1]) if last else 0)
+    before = rows.back(open_ & (turn < last), saliency)
+    tied = rows.back(open_ & (turn == last), saliency)
+    return before | select_smallest({"": saliency}, {"": tied}, missing)[""]

@@ -44,6 +44,8 @@ class Scope:
             weight then lets go of its smallest saliencies, whatever those of other rows are.
         prices: the same in numbers of at least 0, by parameter name, such as what
             :func:`lossprune.latency_scope` measures; None: they are not known beforehand.
+        shares: a_i by parameter name, in the place of ``share``, such as what
+            :func:`lossprune.outlier_scope` measures; None: the shape alone says it.
     """
 
     name: str
@@ -53,6 +55,12 @@ class Scope:
     description: str = ""
     by_row: bool = False
     prices: Mapping[str, float] | None = field(default=None, repr=False)
+    shares: Mapping[str, float] | None = field(default=None, repr=False)
+
+    @property
+    def has_quotas(self) -> bool:
+        """Whether each layer has a quota of its own, or all weights compete."""
+        return self.share is not None or self.shares is not None
 
 
 SCOPES: dict[str, Scope] = {

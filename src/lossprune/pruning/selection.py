@@ -105,7 +105,7 @@ class Selection:
         if self.costs is None:
             return self.lost(kept) <= self.amount(sparsity)
         # By less than the last weight costs it may be more; of quotas each layer's last is one.
-        last = max if self.scope.share is None else sum
+        last = sum if self.scope.has_quotas else max
         return self.lost(kept) < self.amount(sparsity) + max(1, last(self.costs.values()))
 
     def _cost(self, counts: Mapping[str, int]) -> int:
@@ -115,6 +115,7 @@ class Selection:
 
     def check(self, sparsity: float) -> None:
         """Raise unless the pattern fits the layers, and this sparsity is one they can have."""
+        self._check_shares()
         if self.scope.by_row:
             check_inputs_known(f"scope {self.scope.name!r}", self.shapes, self.inputs)
         if self.pattern is not None:
@@ -137,6 +138,15 @@ class Selection:
                 f"{asked} removes {amount} {self.unit}, but scope "
                 f"{self.scope.name!r} keeps {self.dense!r} dense and so can remove {most} at most"
             )
+
+    def _check_shares(self) -> None:
+        for name in self.shapes if self.scope.shares is not None else ():
+            share = (self.scope.shares or {}).get(name)
+            if share is None or not 0 < share < math.inf:
+                raise ValueError(
+                    f"scope.shares must have a number above 0 for each pruned weight, got "
+                    f"{share!r} for {name!r}: exclude that weight, or give it a share"
+                )
 
     def check_start(self, start: Mapping[str, Tensor]) -> None:
         """Raise a ``ValueError`` unless stages can go on from this mask."""
@@ -172,7 +182,7 @@ class Selection:
                 else self.pattern.candidates(saliency, kept[name], self.inputs[name])
                 for name, saliency in saliencies.items()
             }
-        if self.scope.share is None:
+        if not self.scope.has_quotas:
             return select_smallest(saliencies, free, amount, self.costs)
         lost = _lost(kept)
         quota = self._quotas(lost, amount)
@@ -205,6 +215,8 @@ class Selection:
         return after(bisect_left(counts, target, key=lambda count: self._cost(after(count))))
 
     def _share(self, name: str, shape: tuple[int, ...]) -> float:
+        if self.scope.shares is not None:
+            return self.scope.shares[name]
         assert self.scope.share is not None
         if name in self.stacked:
             return shape[0] * self.scope.share(shape[1:])

@@ -1,0 +1,1 @@
+"""Networks in folders of ``save_pretrained``: read, pruned and written a block at a time."""
