@@ -153,7 +153,7 @@ def test_flags_reach_the_library(command, layers, tmp_path):
 
 
 def test_a_network_that_guesses_and_matrices_left_out_are_told(command, layers):
-    flags = "--dataset digits --examples 100 --sparsities 0.5 --estimator monte-carlo"
+    flags = "--dataset digits --examples 100 --sparsities 0.5 --estimator monte-carlo:2"
     answer = command("sensitivity", "layers:build", *flags.split())
     assert answer.status == 0, answer.err
     assert "is it trained, and are its weights loaded? (--weights FILE)\n" in answer.out

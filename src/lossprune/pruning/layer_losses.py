@@ -94,7 +94,7 @@ def measure_layers(
 ) -> LayerLosses:
     """Measure what the criterion and the prediction need, once; the loss is that of ``held``."""
     criterion = find_criterion(pruning.criterion)
-    objective = objective_of(pruning, pruning.network, 1, heard=pace)
+    objective = objective_of(pruning, pruning.network, 1, pace)
     pace.begin(distributed.own_examples(objective.batches, sharded=pruning.sharded))
     weights = pruning.network.weights
     mask = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
@@ -107,7 +107,7 @@ def measure_layers(
     )
     if held is not None:
         with naming("validation"):
-            objective = objective_of(held, held.network, 1, heard=pace)
+            objective = objective_of(held, held.network, 1, pace)
         pace.begin(distributed.own_examples(objective.batches, sharded=pruning.sharded))
     # Measured as every point is, so that where nothing changes the change is 0 to the bit.
     dense = objective.measure(mask)

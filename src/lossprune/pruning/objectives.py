@@ -9,14 +9,21 @@ from lossprune.pruning.curvature.examples import take
 from lossprune.pruning.curvature.losses import find_loss
 from lossprune.pruning.curvature.measure import Objective
 from lossprune.pruning.curvature.network import PrunableNetwork
-from lossprune.pruning.curvature.probe import checked_memory
+from lossprune.pruning.curvature.probe import Costs, checked_memory
 from lossprune.pruning.settings import Pruning
 
 
 def objective_of(
-    pruning: Pruning, network: PrunableNetwork, stage: int, *, heard: Callable[[int, int], None]
+    pruning: Pruning,
+    network: PrunableNetwork,
+    stage: int,
+    heard: Callable[[float, int], None],
+    earlier: Costs | None = None,
 ) -> Objective:
-    """Return the loss of ``network`` over the examples of a stage: none where there is no data."""
+    """Return the loss of ``network`` over the examples of a stage: none where there is no data.
+
+    ``heard`` and ``earlier`` are as in :class:`Objective`.
+    """
     batches = []
     if pruning.data is not None:
         with distributed.together(network.device):
@@ -27,10 +34,12 @@ def objective_of(
         network,
         batches,
         find_loss(pruning.loss),
-        memory=checked_memory(pruning.memory, network.device),
+        memory=checked_memory(pruning.memory, network.weights),
         generator=lambda: _generator(pruning.seed, stage),
         sharded=pruning.sharded,
         heard=heard,
+        earlier=earlier,
+        frugal=True,
     )
 
 

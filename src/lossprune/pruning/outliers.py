@@ -85,7 +85,7 @@ def outlier_scope(
         network,
         list(take(data, examples, forward)),
         find_loss(loss),
-        memory=checked_memory(memory, network.device),
+        memory=checked_memory(memory, network.weights),
         generator=lambda: torch.default_generator,
         sharded=False,
     )

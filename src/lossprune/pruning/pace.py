@@ -68,7 +68,7 @@ will take about 27 h; about 33 min with examples=1000, 2 h 48 min with estimator
 
 
 class Pace:
-    """Hears of every chunk of examples that is measured.
+    """Hears of every chunk of examples that is measured, and of parts of one.
 
     Args:
         stages: how many there will be.
@@ -80,10 +80,10 @@ class Pace:
         self, stages: int, progress: Progress, on_long: Callable[[Forecast], None]
     ) -> None:
         self._stages, self._progress, self._on_long = stages, progress, on_long
-        self._examples = self._done = 0
+        self._examples, self._done = 0, 0.0
         self._since = 0.0
         # over all measurements of exact curvature so far
-        self._seconds, self._measured = 0.0, 0
+        self._seconds, self._measured = 0.0, 0.0
         self._warm = self._foretold = False
 
     def begin(self, examples: int) -> None:
@@ -94,19 +94,22 @@ class Pace:
         """The stage is at its end."""
         self._progress.close("example")
 
-    def __call__(self, examples: int, passes: int) -> None:
-        """So many examples more are measured; at the beginning 0, and passes of exact curvature."""
+    def __call__(self, examples: float, passes: int) -> None:
+        """So many examples more are measured; at the beginning 0, and passes of exact curvature.
+
+        Of an example that takes long, some of its passes are a part.
+        """
         now = time.perf_counter()
         if not examples:
-            self._done = 0
+            self._done = 0.0
         elif passes and not self._foretold:
             self._foretell(examples, now - self._since, passes)
-        self._done += examples
+        before, self._done = round(self._done), self._done + examples
         self._since = now
-        if self._examples:
-            self._progress.advance("example", self._done, self._examples)
+        if self._examples and (not examples or round(self._done) > before):
+            self._progress.advance("example", round(self._done), self._examples)
 
-    def _foretell(self, examples: int, seconds: float, passes: int) -> None:
+    def _foretell(self, examples: float, seconds: float, passes: int) -> None:
         # What the first ones take is mostly that they are the first, unless it is long.
         if self._warm or seconds >= _TELLING:
             self._seconds += seconds

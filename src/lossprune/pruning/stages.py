@@ -90,6 +90,7 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
         self._recall = recall or (lambda stage, measure: measure())
         self._unused: tuple[str, ...] | None = None  # known after the first stage, given data
         self._guess: tuple[float, float | None] | None = None  # as well
+        self._costs = None  # of a stage's examples, as the stage before has found them
         total = pruning.path.total
         expected = self._criterion.stages if total is None else total - completed
         self._pace = Pace(expected, progress or Silent(), on_long)
@@ -213,15 +214,14 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
             self._pruning, self._moving, mask, objective, scoring, last=self._is_last(stage)
         )
         rung = self._done[-1].rung if self._done else None
-        chosen = None
-        if apart is not None:
-            chosen = trial.choose_reg(aim, objective.over(apart), rung)
+        chosen = None if apart is None else trial.choose_reg(aim, objective.over(apart), rung)
         attempt, taken_back = self._attempted(trial, aim)
         if stage == 1 and self._pruning.start is None and statistics is not None:
             self._guess = statistics.loss, objective.chance
         attempt, points = self._judge.judged(trial, self._target.cut(trial, attempt))
         self._moving.accept(attempt.move)
         self._pace.end()
+        self._costs = objective.costs
         selection = self._pruning.selection
         return attempt.reached, StageRecord(
             stage=stage,
@@ -284,9 +284,9 @@ class Stages(Iterator[tuple[Mask, StageRecord]]):
 
     def _objective(self, stage: int) -> Objective:
         """The loss over the examples of a stage, of which the pace is told."""
-        objective = objective_of(self._pruning, self._moving.network, stage, heard=self._pace)
-        sharded = self._pruning.sharded
-        self._pace.begin(distributed.own_examples(objective.batches, sharded=sharded))
+        network = self._moving.network
+        objective = objective_of(self._pruning, network, stage, self._pace, self._costs)
+        self._pace.begin(distributed.own_examples(objective.batches, sharded=objective.sharded))
         return objective
 
     def _measure(self, objective: Objective, mask: Mask, stage: int) -> Statistics:

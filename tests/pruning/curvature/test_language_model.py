@@ -123,3 +123,24 @@ def test_classification_from_a_dict(batch, matches):
     data = {**batch, "labels": torch.arange(N) % 3}
     statistics = lossprune.measure(model, [data])
     matches(statistics, model, each(data), F.cross_entropy, N, tolerance=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_sixteen_bits_are_summed_in_float32(dtype):
+    """Of so many chunks, sums of as few bits would stand still long before the last."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
+    model.to(dtype)
+    x, y = torch.randn(1, 2, 3).to(dtype), torch.tensor([[0, 2]])
+    few, many = (
+        lossprune.measure(
+            model, [(x.expand(n, -1, -1), y.expand(n, -1))], loss="token_cross_entropy", memory=1
+        )
+        for n in (2, 300)
+    )
+    assert many.loss == pytest.approx(few.loss, rel=1e-6)
+    for found in ("gradient", "ggn_diagonal"):
+        for name, total in getattr(many, found).items():
+            assert total.dtype == torch.float32
+            # 300 sums of one number, each to 2⁻²⁴; of 8 bits the sum would stop at 256 of them.
+            torch.testing.assert_close(total, getattr(few, found)[name], rtol=3e-5, atol=1e-9)

@@ -191,3 +191,20 @@ def test_mask_of_another_network_is_refused(name):
     mask = lossprune.Mask({name: torch.ones(7, 3, dtype=torch.bool)})
     with pytest.raises(PruningError, match="'weight'"):
         lossprune.measure(nn.Linear(3, 2), [batch(3)], mask=mask)
+
+
+@pytest.mark.parametrize(("classes", "tokens", "labels"), [(3, 1, 2), (4, 3, 9), (4, 3, 12)])
+def test_labels_that_take_as_many_passes_as_the_exact_curvature(classes, tokens, labels):
+    """A pruning refuses them; a measurement, which may be there to compare the two, does not."""
+    model, x = nn.Linear(2, classes), torch.randn(5, tokens, 2)
+    data, passes = [(x, torch.zeros(5, tokens).long())], tokens * (classes - 1)
+    settings = {"loss": "token_cross_entropy", "estimator": f"monte-carlo:{labels}"}
+    with pytest.raises(
+        PruningError,
+        match=rf"'monte-carlo:{labels}' takes {labels} backward passes for one example, where the "
+        rf"exact curvature takes {passes}: give estimator='exact'$",
+    ):
+        lossprune.prune(model, "QM", sparsity=0.5, data=data, **settings)
+    fewer = settings | {"estimator": f"monte-carlo:{passes - 1}"}
+    assert lossprune.prune(model, "QM", sparsity=0.5, data=data, **fewer).mask.sparsity == 0.5
+    lossprune.measure(model, data, **settings)

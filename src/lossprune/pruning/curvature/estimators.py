@@ -212,6 +212,18 @@ def _check_passes(
         )
 
 
+def check_worthwhile(estimator: Estimator, outputs: Tensor, targets: Any, loss: FullLoss) -> None:
+    """Raise where labels are drawn though all columns take no more backward passes."""
+    if not isinstance(estimator, MonteCarlo):
+        return
+    passes = loss.rank(outputs, targets)
+    if 0 < passes <= estimator.labels:
+        raise PruningError(
+            f"estimator='monte-carlo:{estimator.labels}' takes {estimator.labels} backward passes "
+            f"for one example, where the exact curvature takes {passes}: give estimator='exact'"
+        )
+
+
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "exact": Exact,
     "tolerance": Tolerance,

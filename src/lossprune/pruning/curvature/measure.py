@@ -1,7 +1,6 @@
 """Measuring a network on data: mean loss, its gradient and the diagonal of its GGN matrix."""
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -22,14 +21,12 @@ from lossprune.pruning.curvature.losses import FullLoss, Loss, LossFunction, fin
 from lossprune.pruning.curvature.network import MaskedNetwork, PrunableNetwork
 from lossprune.pruning.curvature.probe import Budget, Costs, checked_memory, probe
 from lossprune.pruning.curvature.running import evaluating, outside_inference
-from lossprune.pruning.curvature.statistics import OUTPUTS, Statistics, Sums, check_finite
+from lossprune.pruning.curvature.statistics import Statistics, Sums, check_finite
 from lossprune.pruning.randomness import PrivateRandomness
 from lossprune.pruning.wholeness import check_whole
 
 # Examples whose columns an estimator that packs chooses, and sorts, together.
 _WINDOW = 8192
-# Examples in a chunk where some weights take them one at a time, so that how far it is is heard of.
-_HEARD = 32
 
 
 @outside_inference()
@@ -80,8 +77,9 @@ def measure(
         ggn_diagonal: whether to measure the GGN diagonal.
         estimator: of the GGN diagonal: a name in ``ESTIMATORS`` or an :class:`Estimator`.
         memory: bytes that activations, gradients and products may take at once, beside the
-            network, its statistics and the batches; 256 MiB on a CPU and 4 GiB on a GPU if not
-            given.  At least one example and one column are always taken.
+            network, its statistics and the batches; if not given 256 MiB on a CPU and 4 GiB on a
+            GPU, or twice the weights where these are large.  At least one example and one column
+            are always taken.
         generator: CPU generator of what the estimator draws; torch's global one if not given.
         forward: ``forward(model, batch)`` gives (outputs, targets) of batches of any other form.
             Those of tensors with one entry per example, in tuples, lists and dicts, are cut and
@@ -109,7 +107,7 @@ def measure(
         network,
         take(batches, examples, forward, sharded=sharded),
         find_loss(loss),
-        memory=checked_memory(memory, network.device),
+        memory=checked_memory(memory, network.weights),
         generator=lambda: generator or torch.default_generator,
         sharded=sharded,
     )
@@ -134,6 +132,10 @@ class Objective:
         memory: bytes that a measurement may take at once.
         generator: gives a CPU generator of what is drawn, for each measurement.
         sharded: whether the batches are this process's share of the data of several.
+        earlier: what the examples of another objective of this network cost, if any: where its
+            batches are alike, it is taken for these.
+        frugal: whether labels are refused that take more passes than the exact curvature.
+        costs: what a few of the examples showed, once measured.
         heard: ``heard(examples, passes)`` is called as examples are measured: how many more, 0 at
             first; and backward passes for each, where these give exact curvature.
     """
@@ -145,9 +147,11 @@ class Objective:
     memory: int
     generator: Callable[[], torch.Generator]
     sharded: bool
-    heard: Callable[[int, int], None] = lambda examples, passes: None
+    heard: Callable[[float, int], None] = lambda examples, passes: None
+    earlier: Costs | None = None
+    frugal: bool = False
 
-    _costs: Costs | None = field(default=None, init=False)
+    costs: Costs | None = field(default=None, init=False)
     _known: tuple[Mapping[str, Tensor] | None, Statistics] | None = field(default=None, init=False)
 
     def measure(
@@ -223,9 +227,9 @@ class Objective:
     @property
     def chance(self) -> float | None:
         """The cross-entropy of guessing, ln C of C classes, once measured; None of other losses."""
-        if self._costs is None or not isinstance(self.loss, CrossEntropy):
+        if self.costs is None or not isinstance(self.loss, CrossEntropy):
             return None
-        return math.log(self._costs.outputs.shape[self.loss.class_dim])
+        return math.log(self.costs.outputs.shape[self.loss.class_dim])
 
     def _add(self, sums: Sums, batches: Iterable[Batch]) -> None:
         """Add examples, in chunks that keep to the budget."""
@@ -237,10 +241,8 @@ class Objective:
         sums.unrecorded = costs.unrecorded
         if sums.inputs is not None:
             check_seen(costs.elsewhere)
-        budget = Budget(self.memory, costs.graph_bytes, costs.column_bytes)
-        columns, most = self._columns(costs, sums.estimator)
-        if sums.estimator is not None and costs.unrecorded - costs.unreached:
-            most = min(most, _HEARD)
+        budget = Budget(self.memory, costs.graph_bytes, costs.column_bytes, costs.passing_bytes)
+        columns, most = costs.columns(sums.estimator, self.loss, frugal=self.frugal)
         passes = columns if isinstance(sums.estimator, (Exact, Tolerance)) else 0
         sums.heard = lambda examples: self.heard(examples, passes)
         sums.heard(0)
@@ -269,22 +271,12 @@ class Objective:
 
     def _probed(self, network: MaskedNetwork, first: Batch, *, curvature: bool) -> Costs:
         """What the first examples cost: from a measurement before, or found out now."""
-        if self._costs is None or (curvature and not self._costs.curvature):
-            self._costs = probe(network, first, self.loss, curvature=curvature)
-        network.unreached &= self._costs.unreached
-        return self._costs
-
-    def _columns(self, costs: Costs, estimator: Estimator | None) -> tuple[int, int]:
-        """The columns of an example, and how many examples may go together at most."""
-        if estimator is None:
-            return 0, sys.maxsize
-        outputs = costs.outputs
-        columns = estimator.columns(outputs, costs.targets, self.loss, torch.Generator())
-        # One example alone does not show whether examples interact, so none go together.
-        most = 1 if len(outputs) == 1 else sys.maxsize
-        if outputs.ndim > 2 and estimator.packs:  # its columns are written out in full
-            most = min(most, max(1, OUTPUTS // (outputs[0].numel() ** 2)))
-        return len(columns.keys()), most
+        if self.costs is None and self.earlier is not None and self.earlier.kind == first.kind:
+            self.costs = self.earlier
+        if self.costs is None or (curvature and not self.costs.curvature):
+            self.costs = probe(network, first, self.loss, curvature=curvature)
+        network.unreached &= self.costs.unreached
+        return self.costs
 
 
 def _means(sums: Sums) -> Statistics:

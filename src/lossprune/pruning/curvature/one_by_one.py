@@ -7,7 +7,7 @@ sends to an expert).  The definition is: h = Σ_n Σ_k (∂(z_n · S_nk)/∂θ)�
 example and column, with θ's gradient.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ def add_one_by_one_(
     outputs: Tensor,
     columns: Columns,
     names: Collection[str],
+    tell: Callable[[float], None],
 ) -> None:
     """Add Σ_n Σ_k (∂(z_n · S_nk)/∂θ)² to the totals of these weights.
 
@@ -35,6 +36,7 @@ def add_one_by_one_(
         outputs: z, (n, ...), of all of them, with its graph, which is kept.
         columns: S.
         names: of the weights.
+        tell: is called after each example but the last, with 1.
     """
     weights = [network.weights[name] for name in names]
     for example, z, row in _each(network, batch, outputs):
@@ -48,6 +50,8 @@ def add_one_by_one_(
                 if gradient is not None:
                     gradient = gradient.to(totals[name].dtype)
                     totals[name].addcmul_(gradient, gradient)
+        if example + 1 < len(outputs):
+            tell(1)
 
 
 def check_alone(

@@ -1,7 +1,7 @@
 """The backward passes of a chunk of examples, and what becomes of them layer by layer."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +98,7 @@ def add_squared_gradients_(
     columns: Columns,
     budget: Budget,
     kept: Mapping[str, Tensor] | None = None,
+    tell: Callable[[float], None] = lambda examples: None,
 ) -> None:
     """Add Σ_n Σ_k (∂(z_n · S_nk)/∂θ)² to the total of every weight.
 
@@ -108,6 +109,7 @@ def add_squared_gradients_(
         columns: S.
         budget: bounds how many columns go at once.
         kept: by parameter name, True where the diagonal is wanted; None: everywhere.
+        tell: is called after some of the columns, but the last, with their share of the examples.
     """
     keys = columns.keys()  # none where a loss is linear in the outputs: it has no curvature
     size = budget.columns(len(outputs))
@@ -122,6 +124,8 @@ def add_squared_gradients_(
         for name, parts in uses.items():
             _add_weight_(totals[name], parts, kept[name] if kept else None)
             parts.clear()  # their memory is needed no more
+        if start + size < len(keys):
+            tell(len(outputs) * size / len(keys))
 
 
 def _backward(

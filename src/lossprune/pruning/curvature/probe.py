@@ -1,6 +1,7 @@
 """A few examples run first: whether curvature can be measured, and how much fits in memory."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from lossprune.pruning.curvature.batch import Batch
+from lossprune.pruning.curvature.estimators import Estimator, check_worthwhile
 from lossprune.pruning.curvature.geometry import Lookup
 from lossprune.pruning.curvature.layers import LayerCall, LayerCalls, apart
 from lossprune.pruning.curvature.losses import FullLoss
@@ -18,6 +20,8 @@ from lossprune.pruning.curvature.network import NOTHING, MaskedNetwork
 from lossprune.pruning.curvature.one_by_one import check_alone
 from lossprune.pruning.errors import PruningError
 
+# Elements of outputs, and of what is computed from them in double precision, at a time.
+OUTPUTS = 1 << 22
 _FEW = 4  # examples that a probe looks at
 
 
@@ -37,16 +41,40 @@ class Costs:
         elsewhere: names of those that reach the outputs by other functions than linear ones and
             convolutions of the weight as a whole.
         curvature: whether the few also showed that curvature can be measured.
+        passing_bytes: the gradients under way in a backward pass, of one example.
+        kind: of the batch that they are from.
     """
 
     outputs: Tensor
     targets: Any
     graph_bytes: int
     column_bytes: int
+    passing_bytes: int
+    kind: Any
     unreached: frozenset[str]
     unrecorded: frozenset[str]
     elsewhere: frozenset[str]
     curvature: bool
+
+    def columns(
+        self, estimator: Estimator | None, loss: FullLoss, *, frugal: bool
+    ) -> tuple[int, int]:
+        """Return the columns of an example, and how many examples may go together at most.
+
+        Raises:
+            PruningError: as the estimator; or, if ``frugal``, it draws labels that take no fewer
+                passes than the exact curvature.
+        """
+        if estimator is None:
+            return 0, sys.maxsize
+        if frugal:
+            check_worthwhile(estimator, self.outputs, self.targets, loss)
+        columns = estimator.columns(self.outputs, self.targets, loss, torch.Generator())
+        # One example alone does not show whether examples interact, so none go together.
+        most = 1 if len(self.outputs) == 1 else sys.maxsize
+        if self.outputs.ndim > 2 and estimator.packs:  # its columns are written out in full
+            most = min(most, max(1, OUTPUTS // (self.outputs[0].numel() ** 2)))
+        return len(columns.keys()), most
 
 
 def probe(network: MaskedNetwork, batch: Batch, loss: FullLoss, *, curvature: bool) -> Costs:
@@ -89,15 +117,19 @@ def probe(network: MaskedNetwork, batch: Batch, loss: FullLoss, *, curvature: bo
             check_alone(network, batch, outputs, rows or unrecorded)
     for call in recorder.calls:
         note(call.inputs)
-    column_bytes = sum(math.prod(call.output_shape) for call in recorder.calls)
+    sizes = [math.prod(call.output_shape) for call in recorder.calls]
+    column_bytes, passing_bytes = sum(sizes), _UNDER_WAY * max(sizes, default=0)
     if outputs.ndim > 2:  # a column of them is no small thing beside the layers'
         column_bytes += outputs.numel()
-    column_bytes *= outputs.element_size()
+    kept = sum(saved.values()) + outputs.nbytes
+    examples = len(outputs)
     return Costs(
         outputs.detach(),
         targets,
-        math.ceil(sum(saved.values()) / len(outputs)),
-        math.ceil(column_bytes / len(outputs)),
+        math.ceil(kept / examples),
+        math.ceil(column_bytes * outputs.element_size() / examples),
+        math.ceil(passing_bytes * outputs.element_size() / examples),
+        batch.kind if batch.size is not None else object(),  # others are alike to none
         frozenset(network.unreached),
         frozenset(unrecorded | network.unreached),
         # Recorded calls compute with detached weights.
@@ -193,9 +225,9 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-# The default of `memory`: beyond these a measurement does not get faster.
+# The default of `memory`: beyond these a measurement of convolutions does not get faster.
 MEMORY = {"cpu": 256 << 20, "cuda": 4 << 30}
-# What a column needs beside its kept gradients: those under way through the network.
+# Gradients under way at once in a backward pass, of the size of the largest layer's output.
 _UNDER_WAY = 2
 # What products and convolutions work in: this much, or half of a smaller budget.
 _WORK = 32 << 20
@@ -209,20 +241,22 @@ class Budget:
         memory: the budget.
         graph: what the forward pass of one example keeps.
         column: the gradients at all the layers' outputs, of one example and column.
+        passing: those under way in a backward pass, of one example.
 
-    >>> Budget(memory=1000, graph=20, column=10).examples(columns=8)
+    >>> Budget(memory=1000, graph=20, column=10, passing=20).examples(columns=8)
     4
-    >>> Budget(memory=1000, graph=20, column=10).columns(examples=10)
+    >>> Budget(memory=1000, graph=20, column=10, passing=20).columns(examples=10)
     1
     """
 
     memory: int
     graph: int
     column: int
+    passing: int = 0
 
     def examples(self, columns: int) -> int:
         """Return how many examples fit with that many columns each; at least one."""
-        example = self.graph + (columns + _UNDER_WAY) * self.column
+        example = self.graph + columns * self.column + self.passing
         return max(1, self._free // max(1, example))
 
     @property
@@ -231,18 +265,23 @@ class Budget:
 
     def columns(self, examples: int) -> int:
         """Return how many columns at once fit with that many examples; at least one."""
-        free = self._free // examples - self.graph
-        return max(1, free // max(1, self.column) - _UNDER_WAY)
+        free = self._free // examples - self.graph - self.passing
+        return max(1, free // max(1, self.column))
 
 
-def checked_memory(memory: int | None, device: torch.device) -> int:
-    """Return the bytes that may be in use at once; None: what suits the device.
+def checked_memory(memory: int | None, weights: Mapping[str, Tensor]) -> int:
+    """Return the bytes that may be in use at once; None: what suits the weights and their device.
+
+    That is at least what the weights and their gradient take: products of few rows with large
+    weights take as long to add up as to compute.
 
     Raises:
         ValueError: it is no whole number of at least 1.
     """
     if memory is None:
-        memory = MEMORY.get(device.type, MEMORY["cuda"])
+        device = next(iter(weights.values())).device.type
+        size = sum(weight.nbytes for weight in weights.values())
+        memory = max(MEMORY.get(device, MEMORY["cuda"]), 2 * size)
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
         raise ValueError(f"memory must be a whole number of bytes, at least 1, got {memory!r}")
     return memory

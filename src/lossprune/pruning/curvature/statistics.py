@@ -20,11 +20,9 @@ from lossprune.pruning.curvature.losses import AnyFunction, FullLoss
 from lossprune.pruning.curvature.network import NOTHING, MaskedNetwork
 from lossprune.pruning.curvature.one_by_one import add_one_by_one_
 from lossprune.pruning.curvature.passes import add_squared_gradients_
-from lossprune.pruning.curvature.probe import Budget, check_outputs
+from lossprune.pruning.curvature.probe import OUTPUTS, Budget, check_outputs
 from lossprune.pruning.errors import PruningError
 
-# Elements of outputs, and of what is computed from them in double precision, at a time.
-OUTPUTS = 1 << 22
 # Outputs of an example, a language model's, from which on double precision would take as long as
 # the network.
 _MANY = 1 << 18
@@ -83,7 +81,9 @@ class Sums:
         self.estimator = estimator
         self.generator = generator
         self.chunks = 0
-        self.heard: Callable[[int], None] = lambda examples: None  # called after each chunk
+        # called after each chunk, and after parts of one that takes long
+        self.heard: Callable[[float], None] = lambda examples: None
+        self._told = 0.0  # of the chunk's examples
         self.unrecorded: Collection[str] = ()  # as the first examples show them
         # loss, examples, trace of the output Hessian, share of it that was skipped, what the
         # examples count
@@ -126,7 +126,12 @@ class Sums:
                 if columns is None:
                     columns = self.estimator.columns(logits, targets, self.loss, self.generator)
                 self._add_curvature(batch, outputs, recorder.calls, columns, budget)
-        self.heard(len(logits))
+        self.heard(len(logits) - self._told)
+        self._told = 0.0
+
+    def _tell(self, examples: float) -> None:
+        self._told += examples
+        self.heard(examples)
 
     def _recorded(self) -> dict[str, Tensor]:
         """The weights whose curvature can be found from what their layers see and give."""
@@ -146,11 +151,13 @@ class Sums:
         if self.unrecorded:
             alone |= self.network.reached(outputs) & set(self.unrecorded)
         calls = [call for call in calls if call.name not in alone]
+        totals, network = self.ggn_diagonal, self.network
+        # Where some weights take one example at a time, that is what takes long.
+        tell = (lambda examples: None) if alone else self._tell
         if calls:
-            kept = self.network.kept
-            add_squared_gradients_(self.ggn_diagonal, outputs, calls, columns, budget, kept)
+            add_squared_gradients_(totals, outputs, calls, columns, budget, network.kept, tell)
         if alone:
-            add_one_by_one_(self.ggn_diagonal, self.network, batch, outputs, columns, alone)
+            add_one_by_one_(totals, network, batch, outputs, columns, alone, self._tell)
 
     def add_packed(self, batch: Batch, budget: Budget) -> None:
         """Choose the columns of many examples first, then take those with as many together."""
