@@ -105,7 +105,7 @@ network = nn.Sequential(
 network = build()
 lossprune.pruning.write_torch_pruning_(network, mask)
 """,
-    ("docs/guide.md", "transformer.wte.weight"): """
+    ("docs/guide.md", "GPT2LMHeadModel, say"): """
 from transformers import GPT2Config, GPT2LMHeadModel
 model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2))
 tokens = torch.randint(50, (4, 8))
