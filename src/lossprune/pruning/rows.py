@@ -84,8 +84,8 @@ def select_by_row(
 
     if count == 0:
         return torch.zeros_like(kept)
-    open_ = rows.of(free)
-    order = rows.of(saliency).masked_fill(~open_, torch.inf).argsort(dim=1, stable=True)
+    scores, open_ = rows.of(saliency), rows.of(free)
+    order = scores.masked_fill(~open_, torch.inf).argsort(dim=1, stable=True)
     # When a weight goes, if every row loses one at each turn.
     numbers = torch.arange(order.shape[1], dtype=torch.int32, device=order.device)
     turn = torch.empty_like(order, dtype=torch.int32).scatter_(1, order, numbers.expand_as(order))
@@ -93,6 +93,7 @@ def select_by_row(
     gone = turn[open_].bincount().cumsum(0)
     last = int(torch.searchsorted(gone, count))
     missing = count - (int(gone[last - 1]) if last else 0)
-    before = rows.back(open_ & (turn < last), saliency)
-    tied = rows.back(open_ & (turn == last), saliency)
-    return before | select_smallest({"": saliency}, {"": tied}, missing)[""]
+    marked, tied = open_ & (turn < last), open_ & (turn == last)
+    every = torch.ones(int(gone[last]) - count + missing, dtype=torch.bool, device=order.device)
+    marked[tied] = select_smallest({"": scores[tied]}, {"": every}, missing)[""]
+    return rows.back(marked, saliency)
