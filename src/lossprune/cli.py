@@ -75,7 +75,7 @@ COMMANDS = {
         prune.PruneConfig,
         prune.do,
         argument="MODULE:BUILD",
-        needs="MODULE:BUILD, such as mine.networks:build",
+        needs="MODULE:BUILD, such as mine.networks:build, or a FOLDER of save_pretrained",
     ),
     "sensitivity": Command(
         sensitivity.SensitivityConfig,

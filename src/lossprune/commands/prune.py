@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lossprune.commands import EXIT_OK
+from lossprune.commands import EXIT_OK, prune_folder
 from lossprune.commands.output import check_out, told_files
 from lossprune.commands.prune_flags import PruneConfig
+from lossprune.commands.prune_folder import is_checkpoint
 from lossprune.commands.pruned_folder import (
     COLUMNS,
     FILES,
@@ -28,6 +29,7 @@ from lossprune.flags import (
     read_bytes,
 )
 from lossprune.progress import Progress, shown_progress
+from lossprune.pruning.criteria import SPARSE_GPT
 from lossprune.pruning.names import counted
 from lossprune.text_table import print_lines, print_table
 
@@ -48,6 +50,13 @@ def do(config: PruneConfig, build: str) -> int:
         ValueError, FileNotFoundError: whatever is wrong with the flags, the user's functions, the
             network, its data or the folder, in one sentence.
     """
+    if is_checkpoint(build):
+        return prune_folder.do(config, Path(build))
+    if config.criterion == SPARSE_GPT:
+        raise ValueError(
+            f"--criterion {SPARSE_GPT} goes block by block: give a folder that save_pretrained "
+            "wrote, or call lossprune.prune_by_block"
+        )
     from lossprune.channels.compaction import count_live
     from lossprune.commands.evaluation import told_tests
     from lossprune.commands.user_data import UsersData

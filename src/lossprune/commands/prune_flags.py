@@ -25,7 +25,7 @@ from lossprune.flags import (
     read_bytes,
 )
 from lossprune.pruning.costs import share_gone
-from lossprune.pruning.criteria import CRITERIA
+from lossprune.pruning.criteria import CRITERIA, SPARSE_GPT
 from lossprune.pruning.curvature.estimators import ESTIMATORS
 from lossprune.pruning.schedules import MOST_STAGES, SCHEDULES
 from lossprune.pruning.scopes import SCOPES
@@ -33,7 +33,7 @@ from lossprune.pruning.scopes import SCOPES
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """Prune a network of your own: MODULE:BUILD makes it.
+    """Prune a network of your own: MODULE:BUILD makes it, or save_pretrained wrote the FOLDER.
 
     Raises:
         ValueError: a value that its flag does not accept.
@@ -48,7 +48,9 @@ class PruneConfig:
     )  # fmt: skip
     data_path: Path = flag(DATA_PATH, "data_path", DATA_PATH_HELP)
     sparsity: float | None = flag(None, "sparsity", "fraction of the weights to remove, in [0, 1)")
-    criterion: str = flag("QM", "criterion", f"one of {', '.join(CRITERIA)}")
+    criterion: str = flag(
+        "QM", "criterion", f"one of {', '.join(CRITERIA)}; of a FOLDER {SPARSE_GPT}, Wanda or MP"
+    )
     stages: int | Literal["auto"] | None = flag(
         None,
         "stages",
@@ -143,7 +145,7 @@ class PruneConfig:
     debug: bool = flag(False, "debug", "show the traceback of an error")
 
     def __post_init__(self) -> None:
-        check_one_of("criterion", self.criterion, CRITERIA)
+        check_one_of("criterion", self.criterion, (*CRITERIA, SPARSE_GPT))
         check_one_of("schedule", self.schedule, SCHEDULES)
         if self.scope is not None:
             check_one_of("scope", self.scope, SCOPES)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lossprune.pruning.criteria import CRITERIA, Criterion
+from lossprune.pruning.criteria import CRITERIA, SPARSE_GPT, Criterion
 from lossprune.pruning.curvature.inputs import InputMoments, InputSquares
 from lossprune.pruning.errors import PruningError
 from lossprune.pruning.names import find_in
@@ -18,7 +18,6 @@ from lossprune.pruning.scopes import Scope, find_scope
 from lossprune.pruning.scoring import Scoring
 from lossprune.pruning.selection import Selection
 
-SPARSE_GPT = "SparseGPT"
 _INPUT_NORM = "input-norm"
 
 

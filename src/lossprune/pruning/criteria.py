@@ -68,6 +68,9 @@ class Criterion:
     before_training: bool = False
 
 
+# What chooses and moves weights block by block, and is no saliency.
+SPARSE_GPT = "SparseGPT"
+
 # A model of the loss holds near the weights that it was measured at, and one stage goes far from
 # them.  So many are the middle one of 1, 14 and 140, which the published experiments compare.
 _STAGES = 14
