@@ -170,8 +170,9 @@ def test_the_page_draws_them_too(path, tmp_path):
     most = budgets.groupby("criterion")["achieved_sparsity"].idxmax()
     ends = [text for r, *_, text in drawn["to a budget"][title] if r == 4]
     for row in budgets.loc[most].to_dict("records"):  # the best of their criteria are drawn
-        end = records_in(path)[row["folder"]].stages[-1]
-        (point,) = [p for p in end["points"] if p["removed"] == end["removed"]]
+        stages = records_in(path)[row["folder"]].stages
+        judged = {p["removed"]: p for stage in stages for p in stage["points"]}
+        point = judged[stages[-1]["removed"]]
         words = [f"validation loss {point['loss']:.4g}", f"error, % {100 * point['error']:.4g}"]
         assert all(any(word in text for text in ends) for word in words)
     drawn_regs = drawn["80 % removed"]["λ of the stages"]
