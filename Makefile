@@ -6,12 +6,16 @@ BIN := .venv/bin
 # Modules are compiled when they are first imported; most of what is installed never is.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: demo test check sanitize install install-test clean
+.PHONY: demo test check pytest sanitize install install-test clean
 
 demo: install
 	$(BIN)/lossprune demo
 
-test: install-test check
+# Both at once, as a check takes one core.
+test: install-test
+	@$(MAKE) --no-print-directory -j2 check pytest
+
+pytest: install-test
 	$(BIN)/pytest -n 3 --dist worksteal -q -rs --durations 15
 
 check: install-test

@@ -477,7 +477,7 @@ def test_several_inputs_and_outputs():
     assert compaction.left_dense["a"] == f"{NEEDS}the method 'sum')"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(networks(), st.integers(0, 2**32), st.data())
 def test_random_networks_with_random_masks(model, seed, data):
     generator = torch.Generator().manual_seed(seed)

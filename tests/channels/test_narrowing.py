@@ -52,7 +52,7 @@ def checked(model: nn.Module, mask: dict, inputs: torch.Tensor):
     return narrowing
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(networks(), st.integers(0, 2**32), st.data())
 def test_random_networks_with_random_masks(model, seed, data):
     generator = torch.Generator().manual_seed(seed)

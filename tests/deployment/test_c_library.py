@@ -154,7 +154,9 @@ def test_clang_builds_it(libraries):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="no ziglang here")
-@pytest.mark.parametrize("machine", ["aarch64", "arm"])
+@pytest.mark.parametrize(
+    "machine", ["aarch64", pytest.param("arm", marks=pytest.mark.full("32 bits, beside 64"))]
+)
 def test_it_compiles_for_arm_and_runs_where_that_can_be(libraries, machine):
     network, folder = libraries
     target = "arm-linux-musleabihf" if machine == "arm" else f"{machine}-linux-musl"

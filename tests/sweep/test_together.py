@@ -77,6 +77,7 @@ def ways(grid) -> set[tuple[int, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.full("a group of baselines, beside groups that are killed")
 def test_baselines_are_a_group_and_then_what_was_pruned_side_by_side(quiet, make_grid, tmp_path):
     lines = [line for line in quiet.said.splitlines() if line.startswith("training together: ")]
     assert lines == [

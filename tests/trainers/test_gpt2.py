@@ -9,6 +9,7 @@ import torch
 import lossprune
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers' own
+MORE = pytest.mark.full("50 % of a GPT-2, and it by LM")
 UNIFORM = 4.28  # the loss of a guess among 72 characters: ln 72
 
 
@@ -52,7 +53,7 @@ def dense(example, texts):
     return train(example.tiny_gpt2(72, width=32, layers=1), texts[0], steps=150, lr=5e-3)
 
 
-@pytest.mark.parametrize("sparsity", [0.5, 0.8])
+@pytest.mark.parametrize("sparsity", [pytest.param(0.5, marks=MORE), 0.8])
 @pytest.mark.parametrize("criterion", ["MP", "LM", "QM"])
 def test_pruned_and_fine_tuned_on_held_out_text(dense, texts, criterion, sparsity):
     training, held_out = texts
@@ -82,7 +83,7 @@ def test_pruned_and_fine_tuned_on_held_out_text(dense, texts, criterion, sparsit
     assert sum(int((weights[name] == 0).sum()) for name in mask) == mask.removed
 
 
-@pytest.mark.parametrize("criterion", ["LM", "QM"])
+@pytest.mark.parametrize("criterion", [pytest.param("LM", marks=MORE), "QM"])
 def test_modelling_the_loss_beats_magnitude_at_80_percent(dense, texts, criterion):
     training, held_out = texts
     batches = [{"input_ids": rows, "labels": rows} for rows in training[:64].split(16)]
