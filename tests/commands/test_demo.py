@@ -33,6 +33,7 @@ def test_the_demo_shows_that_locality_helps(command):
 
 
 @pytest.mark.slow
+@pytest.mark.full("the commands that the demo names")
 def test_the_next_commands_work(command, mnist_path, tmp_path):
     """As printed, but for the data's place and with fewer epochs on MNIST."""
     digits, data, mnist = next_commands()

@@ -229,6 +229,7 @@ Path(out).write_text(f"{pets.train.images.sum()} {pets.test.labels.tolist()}")
 """
 
 
+@pytest.mark.full("many processes of a folder, beside those of ImageNet")
 def test_of_many_processes_one_decodes(folder, cache, tmp_path):
     for number in range(20, 60):  # Big enough that all three would be at it at once.
         write(folder, f"train/cat/{number}.png", encoded(picture(number, (300, 300, 3))))

@@ -148,6 +148,7 @@ def test_threads_have_contexts_of_their_own(libraries):
 @pytest.mark.skipif(
     CLANG[0] != "clang" and importlib.util.find_spec("ziglang") is None, reason="no clang here"
 )
+@pytest.mark.full("clang, beside gcc")
 def test_clang_builds_it(libraries):
     network, folder = libraries
     check_outputs([built(folder / "2" / "net", CLANG, "-O1")], network, (2, 5))

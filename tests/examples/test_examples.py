@@ -41,7 +41,13 @@ def test_every_example_is_run(root):
 
 # What these do is also tested where it costs no process and no compiler of its own: pruning and
 # enforcing in several processes in tests/pruning.
-LONG = {"compiled.py", "distributed.py", "lightning_trainer.py", "transformers_trainer.py"}
+LONG = {
+    "compiled.py",
+    "distributed.py",
+    "mixed_precision.py",
+    "lightning_trainer.py",
+    "transformers_trainer.py",
+}
 
 
 @pytest.mark.slow

@@ -79,7 +79,8 @@ def way(request) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.full("two processes"))])
+@pytest.mark.full("random moments, beside any two writes")
+@pytest.mark.parametrize("count", [1, 2])
 def test_killed_at_random_moments_it_ends_as_if_never_stopped(tmp_path, way, count):
     """Six of them for one process; each takes two of them seconds more."""
     if count > 1 and way[-1] == "sparse":

@@ -61,6 +61,7 @@ def test_what_was_built_needs_no_compiler_and_calls_none(cache, source, monkeypa
 
 
 @needs_compiler
+@pytest.mark.full("kernels that networks deployed in other tests have")
 def test_the_kernels_of_deployed_networks_build(cache):
     """Where they did not, networks would be deployed densely, and only a note would say so."""
     library.cache_clear()

@@ -67,6 +67,7 @@ def test_nothing_to_report_is_said_in_one_sentence(command, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full("many records")
 def test_many_records_are_read_by_several_processes_as_by_one(maker, monkeypatch):
     for seed in range(510):
         maker.run(seed=seed, loss=1 + seed / 7, epochs=0, stages=1, mask=False)

@@ -265,6 +265,7 @@ def test_a_place_for_the_file_that_cannot_be_is_told(command, maker, tmp_path):
         assert answer.err.count("\n") == 1
 
 
+@pytest.mark.full("a report without pyarrow")
 def test_without_pyarrow_only_the_file_is_missed(maker, tmp_path):
     maker.run()
     absent = tmp_path / "absent" / "pyarrow"

@@ -28,6 +28,7 @@ def mtimes(grid) -> dict[str, int]:
     }
 
 
+@pytest.mark.full("a killed worker, beside a killed driver with all its workers")
 def test_a_killed_worker_takes_nothing_with_it(grid, check_same):
     process = grid.start()
     (folder, *_) = grid.wait_for_pruning()
@@ -85,6 +86,7 @@ def test_ctrl_c_while_workers_load_torch_is_one_line(grid):
     assert said.splitlines()[1:] == ["interrupted: the same command goes on from there"]
 
 
+@pytest.mark.full("a full disk of a sweep, beside that of a run")
 def test_a_full_disk_stops_the_sweep_and_the_same_command_goes_on(grid, check_same):
     """A file system of a megabyte or two, where this system lets us mount one."""
     filled = grid.path

@@ -42,6 +42,7 @@ def test_a_second_sweep_touches_nothing(undisturbed):
     assert after == before
 
 
+@pytest.mark.full("a line for each run, beside the live table")
 def test_away_from_a_terminal_there_is_a_line_for_each_run(new_grid):
     said = new_grid.finish("--only", "pi=1")
     # On both streams; where it takes long, others say how far it is.

@@ -55,6 +55,7 @@ print((after - before) / 6, bytes_per_member(network, digits, 650))
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="needs Linux's /proc")
+@pytest.mark.full("the memory of stacks")
 def test_memory_is_bounded_from_above_and_not_far():
     """Of a whole process, from two members to eight, with an order for each."""
     command = [sys.executable, "-c", MEMORY]
