@@ -16,7 +16,7 @@ test: install-test
 	@$(MAKE) --no-print-directory -j2 check pytest
 
 pytest: install-test
-	$(BIN)/pytest -n 4 --dist worksteal -q -rs --durations 15
+	$(BIN)/pytest -n 3 --dist worksteal -q -rs --durations 15
 
 check: install-test
 	$(BIN)/ruff check .

@@ -296,6 +296,7 @@ def _no_group_left():
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @pytest.mark.usefixtures("_no_group_left")
 def test_every_block_runs_in_order(root, mnist_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

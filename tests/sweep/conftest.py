@@ -92,7 +92,7 @@ class Grid:
         return record["status"] == "running" and record["config"]["pi"] > stages
 
     @staticmethod
-    def wait_until(found: Callable[[], Sequence], seconds: float = 120) -> list:
+    def wait_until(found: Callable[[], Sequence], seconds: float = 300) -> list:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             value = list(found())
