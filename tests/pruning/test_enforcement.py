@@ -248,7 +248,6 @@ class TestLoops:
             step()
             assert zeros(model, mask)
 
-    @pytest.mark.full("two processes of a loop")
     def test_two_processes_hold_the_same_weights(self, tmp_path):
         script = tmp_path / "two.py"
         script.write_text(TWO_PROCESSES)
